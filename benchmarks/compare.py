@@ -1,0 +1,219 @@
+"""Does swarm reach what one rank reaches, and at what price? The same passes over the data each.
+
+    python -m benchmarks.compare --config=configs/digits_resnet.py --out=demo
+
+trains once per algorithm, one after another, then prints a table and draws OUT/curves.png from
+the files the runs left in OUT/ALGORITHM. Any --config.KEY=VALUE goes to every run.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DPI = 150
+WIDTH = 120  # columns of the table
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one workdir."""
+
+    algorithm: str
+    lines: list[dict[str, Any]]
+    summary: dict[str, Any]
+    config: dict[str, Any]
+
+    def curve(self, key: str) -> tuple[list[float], list[float]]:
+        """Passes over the data and values of one key, from rank 0's own model."""
+        points = [
+            (line["epoch"], line[key])
+            for line in self.lines
+            if line.get(key) is not None and line.get("epoch") is not None
+        ]
+        return [x for x, _ in points], [y for _, y in points]
+
+
+def read(workdir: Path) -> Run:
+    """Reads metrics.jsonl, summary.json and config.json; FileNotFoundError if one is missing."""
+    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in text.splitlines()]
+    return Run(summary["algorithm"], lines, summary, config)
+
+
+def command(algorithm: str, ranks: int, config: str, out: Path, rest: Sequence[str]) -> list[str]:
+    """The command line of one run: `single` on one rank, everything else on `ranks`."""
+    run = [
+        "train.py",
+        f"--config={config}",
+        f"--workdir={out / algorithm}",
+        f"--config.algorithm={algorithm}",
+        *rest,
+    ]
+    if algorithm == "single":
+        return [sys.executable, *run]
+    # Beside this Python first: the environment need not be activated.
+    beside = str(Path(sys.executable).parent)
+    swarmrun = shutil.which("swarmrun", path=beside) or "swarmrun"
+    return [swarmrun, "-n", str(ranks), *run]
+
+
+def table(runs: Sequence[Run]) -> Table:
+    """A line a run; accuracy is the mean model's, "per rank" the worst and the best model's."""
+    result = Table(title=_title(runs), box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("algorithm", style="bold", no_wrap=True)
+    for heading in (
+        "ranks",
+        "accuracy",
+        "per rank",
+        "loss",
+        "exchanges",
+        "MB sent",
+        "exposed",
+        "train s",
+        "examples/s",
+    ):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for run in runs:
+        result.add_row(run.algorithm, *_cells(run.summary))
+    return result
+
+
+def draw(runs: Sequence[Run], path: Path, size: tuple[int, int] = (1650, 660)) -> None:
+    """Writes a PNG of `size` pixels: training loss and test accuracy against passes made."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    inches = (size[0] / DPI, size[1] / DPI)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=inches, layout="constrained")
+    figure.suptitle(_title(runs))
+    for run, colour in zip(runs, COLOURS, strict=False):
+        label = _label(run)
+        final = _number(run.summary["final"].get("accuracy"), ".2%")
+        left.plot(*run.curve("loss"), color=colour, label=label, linewidth=1.4)
+        right.plot(*run.curve("test_accuracy"), color=colour, label=f"{label}: {final}", marker=".")
+        _mark_final(right, run, colour)
+    left.set(title="training loss (rank 0)", ylabel="loss", yscale="log")
+    right.set(title="test accuracy (rank 0; star and number: mean model)", ylabel="accuracy")
+    for axes in (left, right):
+        axes.set_xlabel("passes over the data, all ranks together")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=DPI)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, prints, draws; returns 0, or the exit code of the first run that failed."""
+    args, rest = _parse(argv)
+    workdirs = []
+    for algorithm in args.algorithms:
+        line = command(algorithm, args.ranks, args.config, args.out, rest)
+        print("$", *line, flush=True)
+        try:
+            code = subprocess.run(line, check=False).returncode
+        except FileNotFoundError:
+            print(f"{line[0]} is not installed; run make setup", file=sys.stderr)
+            return 127
+        if code:
+            print(f"{algorithm} failed with exit code {code}", file=sys.stderr)
+            return code if code > 0 else 128 - code  # a signal, as a shell reports it
+        workdirs.append(args.out / algorithm)
+    runs = [read(workdir) for workdir in workdirs]
+    # Never cut a number short: a narrow terminal may wrap, a pipe has no width at all.
+    Console(width=max(Console().width, WIDTH)).print(table(runs))
+    draw(runs, args.out / "curves.png")
+    print(f"curves: {args.out / 'curves.png'}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description="Trains once per algorithm and compares.",
+        epilog="--config.KEY=VALUE goes to every run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py")
+    parser.add_argument("--algorithms", type=_names, default="single,swarm", help="%(default)s")
+    parser.add_argument("--ranks", type=int, default=4, help="all but single; %(default)s")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    args, rest = parser.parse_known_args(argv)
+    for unknown in rest:
+        if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
+            parser.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
+    return args, rest
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    config = runs[0].config
+    passes = _number(runs[0].summary["epochs"], ".3g")
+    return f"{config['model']['name']} on {config['data']['name']}, {passes} passes"
+
+
+def _label(run: Run) -> str:
+    ranks = run.summary["ranks"]
+    return f"{run.algorithm}, {ranks} rank{'s' * (ranks > 1)}"
+
+
+def _cells(summary: dict[str, Any]) -> list[str]:
+    separate = summary["per_rank_accuracy"]
+    low, high = (_number(separate.get(end), ".1%") for end in ("min", "max"))
+    return [
+        str(summary["ranks"]),
+        _number(summary["final"].get("accuracy"), ".2%"),
+        f"{low}..{high}",
+        _number(summary["final"].get("loss"), ".4f"),
+        str(summary["exchanges"]),
+        f"{summary['bytes_sent'] / 1e6:.1f}",
+        _number(summary["exposed_fraction"], ".1%"),
+        _number(summary["train_seconds"], ".1f"),
+        _number(summary["examples_per_second"], ".0f"),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    """A formatted number; "-" for null, which stands for NaN in the files."""
+    return "-" if value is None else format(value, form)
+
+
+def _mark_final(axes: Any, run: Run, colour: str) -> None:
+    accuracy = run.summary["final"].get("accuracy")
+    if accuracy is None:
+        return
+    axes.plot(
+        run.summary["epochs"],
+        accuracy,
+        marker="*",
+        markersize=14,
+        alpha=0.7,
+        color=colour,
+        markeredgecolor="black",
+        linestyle="none",
+        clip_on=False,
+        zorder=3,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""SwarmSGD with ResNet-20 on Fashion-MNIST (TFDS), the recipe of He et al. 2015 for CIFAR-10.
+
+Shows:     the paper's CIFAR-10 experiment on data of the same size (60,000 images, 10 classes).
+Paper:     Nadiradze et al. 2021 (arXiv 1910.12308): ResNets recover the sequential top-1.
+Run:       swarmrun -n 4 train.py --config=configs/fashion_mnist_resnet20.py --workdir=runs/fashion
+           (with --config.data.data_dir=DIR where TFDS keeps its files elsewhere)
+Hardware:  one GPU or 8 CPU cores.
+Minutes:   not run.
+Metric:    test accuracy of the mean model; ours: not run.
+"""
+
+from swarm_tf.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SwarmConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(name="resnet20"),
+        data=DataConfig(name="fashion_mnist", augment=True),
+        train=TrainConfig(epochs=60, batch_size=128),
+        optimizer=OptimizerConfig(
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            schedule="step",
+            warmup_epochs=1.0,
+            step_boundaries=(0.5, 0.75),
+        ),
+        swarm=SwarmConfig(local_steps=4, mode="nonblocking", codec="lattice", bits=8),
+    )

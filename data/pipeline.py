@@ -1,0 +1,133 @@
+"""From arrays in memory to the tf.data pipelines of one rank."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from data.partition import Indices
+from data.sources import Split
+
+_PAD = 4  # pixels a crop may move; He et al. 2016, 4.2
+_AHEAD = 2  # batches made while a step runs: one would do, two ride out a slow one
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Per-channel constants [channels] that bring the pixels to mean 0 and deviation 1."""
+
+    mean: npt.NDArray[np.float32]
+    deviation: npt.NDArray[np.float32]
+
+
+def scale_of(images: npt.NDArray[np.uint8]) -> Scale:
+    """Mean and standard deviation of each channel over all images [n, height, width, channels].
+
+    Computed rather than tabled, so any set will do, and from a histogram: exact, hence the same
+    on every rank that holds the same images.
+    """
+    levels = np.arange(256)
+    moments = []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean = np.average(levels, weights=counts)
+        moments.append((mean, np.average((levels - mean) ** 2, weights=counts)))
+    mean, variance = np.array(moments).T
+    # A channel without contrast stays 0 rather than becoming NaN.
+    return Scale(mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-6)).astype(np.float32))
+
+
+def batches(epochs: Iterator[Indices], batch_size: int) -> Iterator[Indices]:
+    """Cuts the endless stream of epochs into pieces of batch_size; no index is dropped.
+
+    A batch that straddles the end of an epoch takes its rest from the next one.
+    """
+    held: Indices = np.empty(0, np.int64)
+    for epoch in epochs:
+        held = np.concatenate([held, epoch])
+        whole = len(held) - len(held) % batch_size
+        yield from held[:whole].reshape(-1, batch_size)
+        held = held[whole:]
+
+
+def train(
+    split: Split,
+    scale: Scale,
+    epochs: Callable[[], Iterator[Indices]],
+    batch_size: int,
+    *,
+    augment: tuple[int, int] | None = None,
+) -> tf.data.Dataset:
+    """The training batches of one rank, without end; every iteration starts at the beginning.
+
+    Args:
+      epochs: a call gives the rank's indices of epoch 0, 1, 2, ... afresh.
+      augment: seed of the random crops and flips; None leaves the images as they are.
+
+    Returns:
+      Batches of static shape: float32 images [batch_size, height, width, channels] and int32
+      labels [batch_size].
+    """
+    fetch = _fetch(split, scale)
+
+    # Python hands over one array of indices a batch; pixels never pass through it.
+    indices = tf.data.Dataset.from_generator(
+        lambda: batches(epochs(), batch_size),
+        output_signature=tf.TensorSpec([batch_size], tf.int64),
+    )
+    if augment is None:
+        return indices.map(fetch).prefetch(_AHEAD)
+
+    def augmented(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Random numbers follow from (seed, step) alone, whatever thread computes them.
+        key = tf.random.fold_in(tf.constant(augment, tf.int64), step)
+        images, labels = fetch(chosen)
+        return crop_and_flip(images, key), labels
+
+    return indices.enumerate().map(augmented).prefetch(_AHEAD)
+
+
+def test(split: Split, scale: Scale, batch_size: int) -> tf.data.Dataset:
+    """All examples in order; as `train`, but the last batch may be smaller."""
+    indices = tf.data.Dataset.range(len(split.labels)).batch(batch_size)
+    return indices.map(_fetch(split, scale)).prefetch(_AHEAD)
+
+
+def crop_and_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """A crop of the images padded by 4 pixels, and a flip left to right with probability 1/2.
+
+    Each image draws its own. The padding is 0, the mean of normalised pixels (He et al. 2016,
+    4.2, pad after subtracting the mean).
+
+    Args:
+      images: [batch, height, width, channels].
+      seed: int [2].
+
+    Returns:
+      As images.
+    """
+    count, (height, width) = tf.shape(images)[0], images.shape[1:3]
+    draws = tf.random.stateless_uniform([3, count, 1], seed, 0, 2**31 - 1, tf.int32)
+    rows = tf.range(height) + draws[0] % (2 * _PAD + 1)
+    columns = tf.range(width)
+    # To flip is to read the columns backwards: it costs nothing beside the crop.
+    columns = tf.where(draws[2] % 2 == 1, width - 1 - columns, columns)
+    columns += draws[1] % (2 * _PAD + 1)
+    padded = tf.pad(images, [[0, 0], [_PAD, _PAD], [_PAD, _PAD], [0, 0]])
+    cropped = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(cropped, columns, axis=2, batch_dims=1)
+
+
+def _fetch(split: Split, scale: Scale) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """A function from indices [k] to normalised images [k, ...] and labels [k]."""
+    # tf.data runs on the CPU; without this a machine with a GPU would copy the set there first.
+    with tf.device("CPU:0"):
+        images, labels = tf.constant(split.images), tf.constant(split.labels)
+
+    def fetch(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = tf.cast(tf.gather(images, indices), tf.float32)
+        return (pixels - scale.mean) / scale.deviation, tf.gather(labels, indices)
+
+    return fetch

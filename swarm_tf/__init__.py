@@ -1,0 +1,55 @@
+"""swarm-tf: train Keras models over many machines without waiting (SwarmSGD, arXiv 1910.12308).
+
+```python
+import keras, swarm_tf
+ds = load(...).shard(swarm_tf.size(), swarm_tf.rank())
+model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
+model.fit(ds, epochs=10, callbacks=[swarm_tf.SwarmCallback(local_steps=4, bits=8)])
+```
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from swarm_tf.errors import UsageError
+
+if TYPE_CHECKING:
+    from swarm_tf.callback import SwarmCallback
+    from swarm_tf.trainer import Trainer
+    from swarm_tf.world import rank, size
+
+__all__ = ["SwarmCallback", "Trainer", "UsageError", "rank", "size"]
+
+_HOMES = {
+    "SwarmCallback": "swarm_tf.callback",
+    "Trainer": "swarm_tf.trainer",
+    "rank": "swarm_tf.world",
+    "size": "swarm_tf.world",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: `swarmrun` and bad flags need not wait for TensorFlow.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'swarm_tf' has no attribute {name!r}")
+    if name in ("SwarmCallback", "Trainer"):
+        _check_tensorflow()
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def _check_tensorflow() -> None:
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "swarm_tf needs TensorFlow: pip install 'swarm-tf[cpu]' or 'swarm-tf[gpu]'"
+        ) from None
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(
+            f"swarm_tf trains Keras on TensorFlow, but KERAS_BACKEND={keras.backend.backend()}; "
+            "set KERAS_BACKEND=tensorflow"
+        )

@@ -1,0 +1,150 @@
+"""The command line of a run: --config=FILE --workdir=DIR [--config.SECTION.KEY=VALUE ...].
+
+Built on absl flags and ml_collections, with every mistake turned into one line that says what
+is allowed. Each call has its own FlagValues, so nothing global changes.
+"""
+
+import difflib
+import importlib.util
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from ml_collections.config_flags import config_path
+
+from swarm_tf.config import RunConfig, describe_type, flatten, to_dict
+from swarm_tf.errors import UsageError
+
+USAGE = "--config=configs/NAME.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]"
+
+
+def parse(argv: Sequence[str]) -> tuple[RunConfig, str]:
+    """Reads a command line; the result still has to pass `config.validate`.
+
+    Args:
+      argv: as `sys.argv`, the program's name first.
+
+    Returns:
+      The configuration, overrides applied, and the path given as --workdir.
+
+    Raises:
+      UsageError: one line, for whatever cannot be read.
+      SystemExit: with code 0 after --help has been printed.
+    """
+    known, overrides = _parse_known(argv)
+    path, workdir = known["config"].value, known["workdir"].value
+    if known["help"].value:
+        _print_help(argv[0], path)
+        raise SystemExit(0)
+    if not path:
+        raise UsageError(f"--config is missing; use {argv[0]} {USAGE}")
+    if not workdir:
+        raise UsageError("--workdir is missing; name the directory for what the run writes")
+    return _override(load(path), overrides), workdir
+
+
+def load(path: str) -> RunConfig:
+    """What `get_config()` of a Python file returns; "FILE:ARGUMENT" passes it an argument.
+
+    Raises:
+      UsageError: if the file is missing, fails, or returns anything else than a RunConfig.
+    """
+    name, *argument = path.split(":", 1)
+    if not Path(name).is_file():
+        raise UsageError(f"--config={path} is not a file{_did_you_mean_file(name)}")
+    spec = importlib.util.spec_from_file_location("run_config", name)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={path} must be a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*argument)
+    except Exception as error:
+        raise UsageError(f"--config={path} fails{_where(error, name)}: {_line(error)}") from error
+    if not isinstance(config, RunConfig):
+        kind = type(config).__name__
+        raise UsageError(f"--config={path}: get_config() must return a RunConfig, not {kind}")
+    return config
+
+
+def _parse_known(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags that are not keys of the configuration, and the rest of the line."""
+    known = flags.FlagValues()
+    known.set_gnu_getopt(True)
+    flags.DEFINE_string("config", None, "configuration file", flag_values=known)
+    flags.DEFINE_string("workdir", None, "directory for what the run writes", flag_values=known)
+    flags.DEFINE_boolean("help", False, "print the keys", short_name="h", flag_values=known)
+    try:
+        return known, known(list(argv), known_only=True)
+    except (flags.Error, ValueError) as error:
+        raise UsageError(f"{_line(error, named=False)}; use {argv[0]} {USAGE}") from error
+
+
+def _print_help(program: str, path: str | None) -> None:
+    print(f"usage: {program} {USAGE}")
+    if path:
+        for key, value in flatten(to_dict(load(path))).items():
+            print(f"  --config.{key}={value}")
+
+
+def _override(config: RunConfig, argv: list[str]) -> RunConfig:
+    keys = list(flatten(to_dict(config)))
+    for argument in argv[1:]:
+        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            _require_key(match[1], keys)
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    try:
+        holder = config_flags.DEFINE_config_dataclass(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        rest = values(argv)[1:]
+    except (flags.Error, ValueError) as error:
+        line = _line(error, named=False)
+        if wrong := re.match(r"flag --config\.([\w.]+)=(.*?): ", line):
+            kind = describe_type(config_path.get_type(wrong[1], config))
+            raise UsageError(f"{wrong[1]}={wrong[2]} must be {kind}") from error
+        raise UsageError(f"{line}; use {argv[0]} {USAGE}") from error
+    if rest:
+        raise UsageError(f"unexpected argument {rest[0]}; use {argv[0]} {USAGE}")
+    overridden: RunConfig = holder.value
+    return overridden
+
+
+def _require_key(key: str, keys: list[str]) -> None:
+    if key in keys:
+        return
+    # A forgotten section ("bits") or a wrong one ("train.bits") is as likely as a misspelt name.
+    name = key.rpartition(".")[2]
+    near = [k for k in keys if k.rpartition(".")[2] == name]
+    if not near and not any(k.startswith(f"{key}.") for k in keys):
+        near = difflib.get_close_matches(key, keys, n=1)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    section = (near[0] if near else key).partition(".")[0]
+    allowed = [k for k in keys if k.startswith(f"{section}.")] or keys
+    raise UsageError(f"--config.{key} is no key; {hint}allowed are {', '.join(allowed)}")
+
+
+def _did_you_mean_file(name: str) -> str:
+    there = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
+    near = difflib.get_close_matches(name, there, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(there)}" if there else ""
+
+
+def _where(error: Exception, name: str) -> str:
+    """The deepest line of the config file that an error passed through."""
+    if isinstance(error, SyntaxError):
+        return ""  # says so itself
+    calls = traceback.extract_tb(error.__traceback__)
+    own = [call for call in calls if Path(call.filename).name == Path(name).name]
+    return f" in line {own[-1].lineno}" if own else ""
+
+
+def _line(error: Exception, *, named: bool = True) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if named else text

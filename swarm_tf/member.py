@@ -1,0 +1,181 @@
+"""A model's membership in the swarm: what the training thread does at its boundaries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from swarm_tf import world
+from swarm_tf.codec import Codec
+from swarm_tf.exchange import Exchange
+from swarm_tf.metrics import Counters
+from swarm_tf.swarm import Node
+from swarm_tf.transport.base import Transport
+from swarm_tf.transport.service import Service
+from swarm_tf.weights import FlatWeights
+
+
+class Member:
+    """Joins `weights` to the swarm: `start`, `boundary` after every few steps, `finish`.
+
+    Args:
+      weights: of the model, between optimizer steps whenever a method is called.
+      transport: to the other ranks.
+      codec, mode, seed, timeout_seconds: see `Node`.
+      max_staleness: local steps for which an unanswered exchange lets training go on.
+      fingerprint: 64 bits that ranks of one swarm have in common.
+    """
+
+    def __init__(
+        self,
+        weights: FlatWeights,
+        transport: Transport,
+        codec: Codec,
+        mode: str = "nonblocking",
+        *,
+        max_staleness: int = 16,
+        seed: int = 0,
+        timeout_seconds: float = 60.0,
+        fingerprint: int = 0,
+    ) -> None:
+        self.weights, self.transport, self.mode = weights, transport, mode
+        self.max_staleness, self.timeout = max_staleness, timeout_seconds
+        self.node = Node(
+            transport.rank,
+            transport.size,
+            weights.lengths,
+            codec,
+            mode,
+            seed=seed,
+            timeout_seconds=timeout_seconds,
+            retry_seconds=transport.retry_seconds,
+        )
+        self._service = Service(self.node, transport, fingerprint)
+        self._jitter = np.random.default_rng([seed, transport.rank, 1])
+
+    @property
+    def counters(self) -> Counters:
+        """What this rank has exchanged so far."""
+        return self.node.counters
+
+    def start(self, from_rank_0: bool = True) -> None:
+        """Take rank 0's weights, unless every rank keeps its own, and begin to serve."""
+        if from_rank_0:
+            chunks = [np.array(chunk) for chunk in self.weights.gather()]
+            self.transport.broadcast(chunks)
+            self.weights.assign(chunks)
+        self.node.published.publish(self.weights.gather())
+        world.begin(self)
+        self._service.start()
+
+    def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[Exchange]:
+        """After local step `step`: apply what came, publish the model, start an exchange.
+
+        Returns:
+          the own exchanges that ended since the last boundary.
+        """
+        began = time.perf_counter()
+        self._service.check()
+        if self.mode == "blocking":
+            self._meet(step, choose_partner)
+        else:
+            self._pass_by(step, choose_partner)
+        ended = self.node.take_finished()
+        for exchange in ended:
+            if not exchange.failure:
+                self.node.count(staleness_sum=step - exchange.step, staleness_count=1)
+        self.node.count(exposed_seconds=time.perf_counter() - began)
+        return ended
+
+    def _pass_by(self, step: int, choose_partner: Callable[[], int]) -> None:
+        asked_at = self.node.asked_at
+        if asked_at is not None:
+            if step - asked_at < self.max_staleness:
+                return
+            self._wait()
+        self._apply()
+        self._ask(choose_partner(), step)
+
+    def _meet(self, step: int, choose_partner: Callable[[], int]) -> None:
+        deadline = time.monotonic() + self.timeout
+        self._apply()
+        while True:
+            self._ask(choose_partner(), step)
+            if not self._wait() or self.node.averaged or time.monotonic() > deadline:
+                break
+            time.sleep(self._jitter.uniform(0, 0.001))  # all were busy: do not collide again
+        self.node.leave()
+        self._apply()
+
+    def _ask(self, partner: int, step: int) -> None:
+        self.node.ask(partner, step)
+        self._service.wake()
+
+    def _wait(self) -> bool:
+        # The node's own deadline comes first, and its warning names the partner.
+        over = self.node.wait(self.timeout + 1)
+        self._service.check()
+        return over
+
+    def _apply(self) -> None:
+        corrections = self.node.published.take()
+        self.node.published.publish(self.weights.add(corrections))
+
+    def finish(self, step: int) -> list[Exchange]:
+        """Serve until all ranks have finished their steps; then the last corrections apply.
+
+        Raises:
+          TimeoutError: a rank that is still needed gives no sign of life; names it.
+        """
+        self._until(lambda: self.node.owed(), "its answer")
+        self.node.finish(step)
+        self._service.wake()
+        self._until(lambda: self._missing(), "it to finish its steps")
+        self.transport.gather(b"", "the end of training", self.timeout)
+        self._service.stop()
+        self.transport.flush(self.timeout)
+        self._apply()
+        world.end(self)
+        return self.node.take_finished()
+
+    def _missing(self) -> list[int]:
+        return sorted(set(range(self.transport.size)) - self.node.done)
+
+    def _until(self, awaited: Callable[[], list[int]], what: str) -> None:
+        """Wait until `awaited()` is empty, as long as those ranks are heard of."""
+        began = time.monotonic()
+        while ranks := awaited():
+            self._service.check()
+            now = time.monotonic()
+            for rank in ranks:
+                heard, step = self.node.heard.get(rank, (now, 0))
+                if now - max(heard, began) > self.timeout:
+                    raise TimeoutError(
+                        f"rank {self.transport.rank} waited {self.timeout:g} s for {what}: rank "
+                        f"{rank}, last heard of after {step} steps"
+                    )
+            time.sleep(0.002)
+
+    def mean(self) -> list[npt.NDArray[np.float32]]:
+        """The mean over all ranks' models, in chunks; every rank must call it, after `finish`."""
+        chunks = [np.array(chunk) for chunk in self.weights.gather()]
+        self.transport.mean(chunks)
+        return chunks
+
+    def distance(self, mean: list[npt.NDArray[np.float32]]) -> float:
+        """Consensus distance: root mean square over ranks of |x_i - mean|, over |mean|."""
+        own = self.weights.gather()
+        square = sum(
+            float(np.sum(np.square(np.asarray(x) - m), dtype=np.float64))
+            for x, m in zip(own, mean, strict=True)
+        )
+        norm = sum(float(np.sum(np.square(m), dtype=np.float64)) for m in mean)
+        every = self.transport.gather(repr(square).encode(), "consensus distance", self.timeout)
+        return float(np.sqrt(np.mean([float(s) for s in every]) / max(norm, 1e-300)))
+
+    def assign(self, chunks: list[npt.NDArray[np.float32]]) -> None:
+        """Overwrite the weights, after `finish`."""
+        self.weights.assign(chunks)

@@ -1,0 +1,444 @@
+"""One node of the swarm: the protocol of SwarmSGD's pairwise averaging, without any I/O.
+
+SwarmSGD: Nadiradze, Sabour, Davies, Li, Alistarh, NeurIPS 2021, arXiv 1910.12308.
+
+    initiator i                                              responder j, at any time
+    REQUEST id, chunk, seed, scales, checksums, q_i    ->    read q_i against y_j, verify;
+                                                             correction_j = s (q_i - q_j)/2
+    read q_j, verify; correction_i is the opposite     <-    REPLY q_j, checksums, blocks accepted
+
+A `Node` turns messages into messages: `handle` and `poll` return what to send. The thread that
+moves them (`transport.service`) may belong to any transport, and a test may deliver them in any
+order. Whatever the order, the corrections of an exchange are exact opposites and each is applied
+once, so the mean of all models does not move.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from swarm_tf.admission import Admission, State
+from swarm_tf.codec import Codec, Encoded, Lattice
+from swarm_tf.codec.base import Bools, Floats
+from swarm_tf.codec.floats import FLOAT32, Float
+from swarm_tf.exchange import Exchange, Kind, Message, Reason
+from swarm_tf.metrics import Counters
+from swarm_tf.published import Published
+
+Outbox = list[tuple[int, Message]]
+"""(destination rank, message) pairs."""
+
+_WINDOW = 3  # chunks of one exchange under way: one is encoded, one travels, one is decoded
+_PING_SECONDS = 1.0
+_NO_SCALES = np.zeros(0, np.float32)
+_log = logging.getLogger("swarm_tf")
+
+
+class Node:
+    """The exchange state of one rank.
+
+    Args:
+      rank, size: of this node, and of the swarm.
+      lengths: weights in each chunk of the model.
+      codec: how chunks travel; the first exchange of a fresh lattice is exact.
+      mode: one of `config.MODES`.
+      seed: of the dither.
+      timeout_seconds: after this time without an answer an exchange counts as failed and the
+        node may start another. A late answer is still applied: the partner applied its half.
+      retry_seconds: repeat unanswered requests; None on a transport that loses nothing.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        lengths: Sequence[int],
+        codec: Codec,
+        mode: str = "nonblocking",
+        *,
+        seed: int = 0,
+        timeout_seconds: float = 60.0,
+        retry_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.rank, self.size, self.mode = rank, size, mode
+        self.published = Published(lengths)
+        self.counters = Counters()
+        self.step = 0
+        self.done: set[int] = set()
+        now = clock()
+        self.heard = {other: (now, 0) for other in range(size) if other != rank}
+        self._lengths = list(lengths)
+        self._codec, self._exact = codec, Float(FLOAT32)
+        self._timeout, self._retry = timeout_seconds, retry_seconds
+        self._clock = clock
+        self._seeds = np.random.default_rng([seed, rank])
+        # Shared with the training thread, under `_changed`.
+        self._changed = threading.Condition()
+        self._admission = Admission(rank, mode == "blocking")
+        self._wanted: tuple[int, int] | None = None
+        self._current: Exchange | None = None
+        self._finished: list[Exchange] = []
+        self._closed = self._interrupted = False
+        # The communication thread's own.
+        self._count = 0
+        self._exchanges: dict[int, Exchange] = {}
+        self._waiting: list[Message] = []
+        self._answers: dict[int, tuple[int, dict[int, Message]]] = {}
+        self._paired_since = 0.0
+        self._told: float | None = None
+
+    # What the training thread calls.
+
+    def ask(self, partner: int, step: int) -> None:
+        """Start an exchange with `partner`; in blocking mode this node stands at its boundary."""
+        with self._changed:
+            self.step = step
+            self._wanted = (partner, step)
+
+    @property
+    def asked_at(self) -> int | None:
+        """The local step whose exchange is not over yet; None when a new one may start."""
+        with self._changed:
+            if self._wanted:
+                return self._wanted[1]
+            return self._current.step if self._current else None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the exchange asked for is over; False if it is not after `timeout` seconds.
+
+        In blocking mode it is over when this node has averaged with some node and nobody waits
+        for it, or when the partner was busy (then `averaged` is False: ask another one).
+        """
+        with self._changed:
+            return self._changed.wait_for(lambda: self._interrupted or self._is_over(), timeout)
+
+    def interrupt(self) -> None:
+        """Nothing will come any more: end the waiting."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        if self._wanted or self._current:
+            return False
+        return self._admission.state is not State.PAIRED and not self._waiting
+
+    @property
+    def averaged(self) -> bool:
+        """(blocking) Whether this node's averaging at this boundary is settled."""
+        with self._changed:
+            return self._admission.averaged
+
+    def leave(self) -> None:
+        """(blocking) Leave the boundary: the model changes now, requests wait for the next one."""
+        with self._changed:
+            self._wanted = None
+            self._admission.leave()
+
+    def finish(self, step: int) -> None:
+        """This node's own steps are over; it tells all others, and serves until `close`."""
+        with self._changed:
+            self.step = step
+            self._admission.reach()
+            now = self._clock()
+            self.heard = {other: (now, at) for other, (_, at) in self.heard.items()}
+            self.done.add(self.rank)
+            self._told = -math.inf
+
+    def close(self) -> None:
+        """Refuse everything from now on."""
+        with self._changed:
+            self._closed = True
+
+    def owed(self) -> list[int]:
+        """Partners that have not answered yet, late ones included."""
+        with self._changed:
+            asked = [self._wanted[0]] if self._wanted else []
+        return asked + [e.partner for e in list(self._exchanges.values())]
+
+    def count(self, **changes: float) -> None:
+        """Add to the counters, from either thread."""
+        with self._changed:
+            self.counters += Counters(**changes)  # type: ignore[arg-type]
+
+    def take_finished(self) -> list[Exchange]:
+        """Own exchanges that ended since the last call."""
+        with self._changed:
+            finished, self._finished = self._finished, []
+            return finished
+
+    # What the communication thread calls.
+
+    def poll(self) -> Outbox:
+        """What is due without a message: exchanges asked for, waiting requests, deadlines."""
+        out: Outbox = []
+        with self._changed:
+            wanted = self._wanted
+            if wanted:
+                self._admission.reach()
+        while self._waiting and self._admission.state is State.FREE:
+            out += self._on_request(self._waiting.pop(0))
+        if wanted and self._admission.state is State.FREE:
+            out += self._start(*wanted)
+        if self._waiting or wanted:
+            with self._changed:
+                self._changed.notify_all()
+        return out + self._deadlines() + self._tell()
+
+    def handle(self, message: Message) -> Outbox:
+        """React to one message."""
+        self.heard[message.sender] = (self._clock(), message.step)
+        if message.kind is Kind.REQUEST:
+            return self._on_request(message)
+        if message.kind is Kind.REPLY:
+            return self._on_reply(message)
+        if message.kind is Kind.REFUSE:
+            return self._on_refusal(message)
+        if message.kind is Kind.PING:
+            answer = Kind.DONE if self.rank in self.done else Kind.PONG
+            return [(message.sender, self._message(answer))]
+        if message.kind is Kind.DONE:
+            self.done.add(message.sender)
+        return []
+
+    def _tell(self) -> Outbox:
+        """Having finished: tell everybody once, then ask those who have not whether they live."""
+        now = self._clock()
+        if self._told is None or now - self._told < _PING_SECONDS:
+            return []
+        kind = Kind.DONE if self._told == -math.inf else Kind.PING
+        self._told = now
+        missing = (r for r in range(self.size) if kind is Kind.DONE or r not in self.done)
+        return [(r, self._message(kind)) for r in missing if r != self.rank]
+
+    def _message(self, kind: Kind, exchange: int = 0, chunk: int = 0, **fields: object) -> Message:
+        return Message(kind, self.rank, exchange, chunk, step=self.step, **fields)  # type: ignore[arg-type]
+
+    # As initiator.
+
+    def _start(self, partner: int, step: int) -> Outbox:
+        now = self._clock()
+        self._count += 1
+        seed = int(self._seeds.integers(2**62))
+        exchange = Exchange(self._count, partner, step, seed, now, heard=now, asked=now)
+        with self._changed:
+            self._wanted = None
+            if self._admission.averaged and self.mode == "blocking":
+                return []  # somebody came meanwhile: this boundary is settled
+            self._current = exchange
+            self._admission.ask()
+        owes = any(e.partner == partner for e in self._exchanges.values())
+        self._exchanges[exchange.id] = exchange
+        if owes:
+            exchange.failure = f"rank {partner} has not answered an earlier exchange yet"
+        elif not all(self.published.finite(c) for c in range(len(self._lengths))):
+            exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
+        if exchange.failure:
+            self._end(exchange)
+            return []
+        return self._advance(exchange, 1)
+
+    def _advance(self, exchange: Exchange, window: int) -> Outbox:
+        """Send the next chunks, as far as the window allows."""
+        out: Outbox = []
+        while exchange.next_chunk < len(self._lengths) and len(exchange.under_way) < window:
+            chunk = exchange.next_chunk
+            exchange.next_chunk += 1
+            own = self._encode_own(exchange, chunk)
+            exchange.under_way[chunk] = own
+            exchange.payload_bytes += 0 if self.mode == "pull" else own.payload_bytes
+            out.append(self._request(exchange, chunk))
+        return out
+
+    def _encode_own(self, exchange: Exchange, chunk: int) -> Encoded:
+        magnitude = self.published.magnitude(chunk)
+        scales = self.published.scales[chunk]
+        codec, steps = self._codec, _NO_SCALES
+        if isinstance(codec, Lattice):
+            if scales.known:
+                steps = scales.steps(codec.bits, magnitude)
+            else:
+                codec = self._exact
+        seed = (exchange.seed + chunk) % 2**62
+        return codec.encode(self.published.terms(chunk), seed, steps, magnitude)
+
+    def _request(self, exchange: Exchange, chunk: int) -> tuple[int, Message]:
+        own = exchange.under_way[chunk]
+        encoded = own.question() if self.mode == "pull" else own
+        return exchange.partner, self._message(Kind.REQUEST, exchange.id, chunk, encoded=encoded)
+
+    def _on_reply(self, message: Message) -> Outbox:
+        exchange = self._exchanges.get(message.exchange)
+        other, chunk = message.encoded, message.chunk
+        if exchange is None or other is None or message.accepted is None:
+            return []
+        own = exchange.under_way.get(chunk)
+        if own is None:
+            return []  # a second copy
+        exchange.heard = self._clock()
+        codec = self._codec_of(own)
+        assert codec is not None
+        readable, spread = codec.verify(own, other)
+        damaged = (message.accepted & own.usable & ~readable).any()
+        if damaged and self._retry is not None:
+            return []  # the partner averaged these blocks; the reply will be asked for again
+        accepted = readable & message.accepted
+        self._apply(chunk, own, other, accepted, spread)
+        exchange.blocks += len(accepted)
+        exchange.blocks_skipped += int((~accepted).sum())
+        exchange.answered += 1
+        self._settle(exchange, chunk)
+        with self._changed:
+            if self._current is exchange:
+                self._admission.pair(exchange.partner)
+        return [] if exchange.failure else self._advance(exchange, _WINDOW)
+
+    def _on_refusal(self, message: Message) -> Outbox:
+        exchange = self._exchanges.get(message.exchange)
+        if exchange is not None and message.chunk in exchange.under_way:
+            exchange.heard = self._clock()
+            exchange.failure = message.reason.sentence(message.sender)
+            exchange.harmless = not message.reason.is_failure
+            # Other chunks may have been averaged: the exchange ends when each is answered.
+            self._settle(exchange, message.chunk)
+        return []
+
+    def _settle(self, exchange: Exchange, chunk: int) -> None:
+        """One chunk is answered; maybe it was the last."""
+        del exchange.under_way[chunk]
+        all_sent = exchange.failure or exchange.next_chunk == len(self._lengths)
+        if all_sent and not exchange.under_way:
+            self._end(exchange)
+
+    def _end(self, exchange: Exchange) -> None:
+        exchange.seconds = self._clock() - exchange.started
+        del self._exchanges[exchange.id]
+        failed = bool(exchange.failure) and not exchange.harmless
+        with self._changed:
+            self.count(
+                exchanges=not exchange.failure,
+                exchanges_failed=failed - exchange.overdue,  # counted when it was overdue
+                payload_bytes=exchange.payload_bytes,
+                blocks_total=exchange.blocks,
+                blocks_skipped=exchange.blocks_skipped,
+            )
+            if not exchange.harmless:
+                self._finished.append(exchange)
+            self._release(exchange)
+        if failed:
+            _log.warning("rank %d: no exchange: %s", self.rank, exchange.failure)
+
+    def _release(self, exchange: Exchange) -> None:
+        """The training thread need not wait for this exchange any more."""
+        if self._current is exchange:
+            self._current = None
+            # After a failure, too, this boundary is settled; only a busy partner is replaced.
+            self._admission.part(averaged=not exchange.harmless)
+        self._changed.notify_all()
+
+    def _deadlines(self) -> Outbox:
+        out: Outbox = []
+        now = self._clock()
+        for exchange in self._exchanges.values():
+            if self._retry is not None and now - exchange.asked > self._retry:
+                exchange.asked = now
+                out += [self._request(exchange, chunk) for chunk in exchange.under_way]
+            if not exchange.overdue and now - exchange.heard > self._timeout:
+                exchange.overdue = True
+                waited = f"waited {self._timeout:g} s for rank {exchange.partner}"
+                _log.warning("rank %d %s; training goes on", self.rank, waited)
+                with self._changed:
+                    self.count(exchanges_failed=1)
+                    self._release(exchange)
+        if self._admission.state is State.PAIRED and self._current is None:
+            if now - self._paired_since > self._timeout:
+                _log.warning("rank %d: rank %s fell silent", self.rank, self._admission.partner)
+                with self._changed:
+                    self._admission.part(averaged=True)
+                    self._changed.notify_all()
+        return out
+
+    # As responder.
+
+    def _on_request(self, message: Message) -> Outbox:
+        sender, chunk = message.sender, message.chunk
+        last, answers = self._answers.get(sender, (0, {}))
+        if message.exchange < last:
+            return []  # a late copy of an exchange that is over
+        if message.exchange == last and chunk in answers:
+            return [(sender, answers[chunk])] if self._retry is not None else []
+        with self._changed:
+            mine = self._current
+            crossed = mine is not None and mine.partner == sender and mine.answered == 0
+            verdict = self._admission.admit(sender, crossed and chunk == 0)
+            if self._closed:
+                verdict = Reason.CLOSED
+        if verdict is False:
+            if not any(
+                (w.sender, w.exchange, w.chunk) == (sender, message.exchange, chunk)
+                for w in self._waiting
+            ):
+                self._waiting.append(message)
+            return []
+        answer = self._serve(message) if verdict is True else verdict
+        if isinstance(answer, Reason):
+            answer = self._message(Kind.REFUSE, message.exchange, chunk, reason=answer)
+        answers = answers if message.exchange == last else {}
+        answers[chunk] = answer if self._retry is not None else self._message(Kind.REFUSE)
+        self._answers[sender] = (message.exchange, answers)
+        if answer.kind is Kind.REPLY:
+            self._served(sender, whole=len(answers) == len(self._lengths))
+        return [(sender, answer)]
+
+    def _serve(self, message: Message) -> Message | Reason:
+        other, chunk = message.encoded, message.chunk
+        if other is None or chunk >= len(self._lengths) or other.length != self._lengths[chunk]:
+            return Reason.OTHER_MODEL
+        codec = self._codec_of(other)
+        if codec is None:
+            return Reason.OTHER_CODEC
+        if not self.published.finite(chunk):
+            return Reason.NOT_FINITE
+        magnitude = self.published.magnitude(chunk)
+        own = codec.encode(self.published.terms(chunk), other.seed, other.scales, magnitude)
+        accepted = own.usable
+        if self.mode != "pull":
+            accepted, spread = codec.verify(own, other)
+            self._apply(chunk, own, other, accepted, spread)
+        return self._message(Kind.REPLY, message.exchange, chunk, encoded=own, accepted=accepted)
+
+    def _served(self, sender: int, whole: bool) -> None:
+        self._paired_since = self._clock()
+        with self._changed:
+            self.count(exchanges_served=whole)
+            self._admission.pair(sender)
+            if whole:
+                self._admission.part(averaged=True)
+            self._changed.notify_all()
+
+    # Both.
+
+    def _codec_of(self, encoded: Encoded) -> Codec | None:
+        return {c.wire_id: c for c in (self._exact, self._codec)}.get(encoded.wire_id)
+
+    def _apply(
+        self, chunk: int, own: Encoded, other: Encoded, accepted: Bools, spread: Floats
+    ) -> None:
+        codec = self._codec_of(own)
+        assert codec is not None
+        if isinstance(self._codec, Lattice):
+            scales = self.published.scales[chunk]
+            if isinstance(codec, Lattice):
+                scales.update(codec.bits, own.scales, accepted, spread)
+            else:
+                scales.exact(spread)
+        if accepted.any():
+            self.published.correct(chunk, lambda onto: codec.correct(own, other, accepted, onto))

@@ -1,0 +1,158 @@
+"""Who may meet whom: connected undirected graphs over the ranks, and how fast they mix."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import networkx as nx
+import numpy as np
+
+from swarm_tf.errors import UsageError
+
+TOPOLOGIES = ("complete", "ring", "torus", "hypercube", "exponential", "random_regular")
+
+# A random regular graph of degree >= 3 is connected with probability 1 - O(1/size^2), so a
+# handful of draws is enough; degree 2 (a union of cycles) may really use them up.
+_DRAWS = 100
+
+
+def build(name: str, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
+    """The graph of a named family on the nodes 0..size-1; one node and no edge for size 1.
+
+    Args:
+      name: one of `TOPOLOGIES`. `torus` is rows x columns with rows the largest divisor of
+        size not above its root; `exponential` joins i with i + 2^k and i - 2^k modulo size.
+      size: number of ranks, at least 1.
+      degree: neighbours of every rank, for `random_regular` only.
+      seed: of `random_regular`; the same on all ranks gives the same graph on all ranks.
+
+    Raises:
+      UsageError: for an unknown name, or a size the family does not have.
+    """
+    if name not in TOPOLOGIES:
+        raise UsageError(f"swarm.topology={name} is unknown; use one of {', '.join(TOPOLOGIES)}")
+    if size < 1:
+        raise UsageError(f"swarm.topology={name} needs at least 1 rank, got {size}")
+    if size == 1:
+        return nx.empty_graph(1)
+    if name == "random_regular":
+        return _random_regular(size, degree, seed)
+    return _FAMILIES[name](size)
+
+
+def validate(graph: nx.Graph, size: int) -> None:
+    """Holds a graph, named or the user's own, to what the exchange needs.
+
+    Raises:
+      UsageError: unless the graph is undirected, has exactly the nodes 0..size-1, no edge
+        from a node to itself, and is connected.
+    """
+    if graph.is_directed():
+        raise UsageError(
+            "swarm.topology is a directed graph, but an exchange changes both sides; "
+            "use graph.to_undirected()"
+        )
+    if set(graph) != set(range(size)):
+        raise UsageError(
+            f"swarm.topology has {len(graph)} nodes {_abridged(graph)}, but must have exactly "
+            f"the ranks 0..{size - 1}; see networkx.convert_node_labels_to_integers"
+        )
+    if loops := sorted(nx.nodes_with_selfloops(graph)):
+        raise UsageError(
+            f"swarm.topology joins rank {loops[0]} with itself, but an exchange needs two ranks; "
+            "remove the edge"
+        )
+    if not nx.is_connected(graph):
+        island = min(nx.connected_components(graph), key=len)
+        raise UsageError(
+            f"swarm.topology is not connected: nobody else can reach ranks {_abridged(island)}; "
+            "add an edge that leaves them"
+        )
+
+
+def neighbors(graph: nx.Graph, rank: int) -> list[int]:
+    """The ranks that `rank` may meet, in rising order."""
+    return sorted(graph.neighbors(rank))
+
+
+def spectral_gap(graph: nx.Graph) -> float:
+    """1 - the second largest eigenvalue modulus of W, the expected averaging matrix [n, n].
+
+    One exchange multiplies the models by W_ij = I - (e_i - e_j)(e_i - e_j)^T / 2. A node i drawn
+    uniformly and its neighbour j drawn uniformly give, with P_ij = 1/degree(i) on the edges,
+
+        W = E[W_ij] = I - D/(2n) + (P + P^T)/(2n),    D = diag(sum_j (P_ij + P_ji))
+
+    (Boyd, Ghosh, Prabhakar, Shah 2006, "Randomized gossip algorithms"). W_ij is a
+    projection, so E[W_ij^T W_ij] = W too: without training, the expected squared distance to the
+    mean shrinks at least by the factor 1 - gap an exchange. It is 1/(n-1) on the complete graph
+    and is never above that; one node has the gap 1.
+    """
+    n = len(graph)
+    if n == 1:
+        return 1.0
+    adjacency = nx.to_numpy_array(graph, nodelist=sorted(graph), weight=None)
+    step = adjacency / adjacency.sum(axis=1, keepdims=True)
+    both = step + step.T
+    expected = np.eye(n) - np.diag(both.sum(axis=1)) / (2 * n) + both / (2 * n)
+    modulus = np.sort(np.abs(np.linalg.eigvalsh(expected)))
+    return float(1.0 - modulus[-2])
+
+
+def _torus(size: int) -> nx.Graph:
+    rows = max(d for d in range(1, math.isqrt(size) + 1) if size % d == 0)
+    if rows == 1 and size > 2:
+        # A 1 x n torus is a ring: someone who asked for a torus should hear of it.
+        raise UsageError(
+            f"swarm.topology=torus needs rows x columns of ranks, got the prime {size}; "
+            "use ring, complete or exponential, or another number of ranks"
+        )
+    grid = nx.grid_2d_graph(rows, size // rows, periodic=size > 2)
+    return nx.convert_node_labels_to_integers(grid, ordering="sorted")
+
+
+def _hypercube(size: int) -> nx.Graph:
+    if size & (size - 1):
+        raise UsageError(
+            f"swarm.topology=hypercube needs a power of two of ranks, got {size}; "
+            "use ring, complete or exponential"
+        )
+    cube = nx.hypercube_graph(size.bit_length() - 1)
+    return nx.convert_node_labels_to_integers(cube, ordering="sorted")
+
+
+def _exponential(size: int) -> nx.Graph:
+    return nx.circulant_graph(size, [1 << k for k in range((size - 1).bit_length())])
+
+
+def _random_regular(size: int, degree: int, seed: int) -> nx.Graph:
+    if not 1 <= degree < size or size * degree % 2:
+        raise UsageError(
+            f"swarm.topology=random_regular with swarm.degree {degree} on {size} ranks does not "
+            f"exist: the degree must be from 1 to {size - 1}, and {size} x degree even; "
+            "use complete or ring"
+        )
+    rng = np.random.default_rng(seed)
+    for _ in range(_DRAWS):
+        graph = nx.empty_graph(size)  # the generator adds nodes in random order
+        graph.add_edges_from(nx.random_regular_graph(degree, size, seed=rng).edges)
+        if nx.is_connected(graph):
+            return graph
+    raise UsageError(
+        f"swarm.topology=random_regular with swarm.degree {degree} on {size} ranks was not "
+        f"connected in {_DRAWS} draws; use a degree of 3 or more, or ring"
+    )
+
+
+def _abridged(nodes: Iterable[object], most: int = 8) -> str:
+    """A set of nodes for an error line, however large the set."""
+    names = sorted(map(str, nodes), key=lambda s: (len(s), s))
+    return "{" + ", ".join(names[:most]) + (", ...}" if len(names) > most else "}")
+
+
+_FAMILIES: dict[str, Callable[[int], nx.Graph]] = {
+    "complete": nx.complete_graph,
+    "ring": nx.cycle_graph,
+    "torus": _torus,
+    "hypercube": _hypercube,
+    "exponential": _exponential,
+}

@@ -1,0 +1,108 @@
+"""The custom loop: blocks of local steps inside one tf.function, driving Keras callbacks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swarm_tf.callback import SwarmCallback
+
+
+class Trainer:
+    """Trains a compiled Keras model; between two boundaries of the swarm Python does not run.
+
+    The number of steps in a block is a tensor, so fixed and random numbers of local steps share
+    one trace.
+
+    ```python
+    Trainer(model).fit(dataset, steps=1000, steps_per_epoch=100, callbacks=[SwarmCallback()])
+    ```
+
+    Args:
+      model: compiled.
+      jit_compile: compile a training step with XLA; slower than not on most CPUs.
+    """
+
+    def __init__(self, model: keras.Model, *, jit_compile: bool = False) -> None:
+        self.model = model
+        self.train_seconds = 0.0
+        self._step_seconds: list[float] = []
+        self._step = tf.function(model.train_step, jit_compile=True) if jit_compile else (
+            model.train_step
+        )
+        self._block = tf.function(self._block_graph, reduce_retracing=True)
+
+    @property
+    def step_seconds_median(self) -> float:
+        """Median over blocks of the time of one local step, exchanges not included."""
+        return float(np.median(self._step_seconds)) if self._step_seconds else 0.0
+
+    def fit(
+        self,
+        dataset: tf.data.Dataset,
+        *,
+        steps: int,
+        steps_per_epoch: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
+        """Take `steps` local steps over `dataset`, which repeats for ever.
+
+        Callbacks see the hooks of `model.fit`; `on_train_batch_end` comes at the end of a block,
+        with the number of steps in this call so far, minus one, as `batch`.
+
+        Args:
+          dataset: batches as `model.fit` takes them.
+          steps: optimizer steps.
+          steps_per_epoch: steps between `on_epoch_begin` and `on_epoch_end`; the last epoch may
+            be shorter.
+          callbacks: Keras callbacks; those of the swarm set the boundaries.
+        """
+        hooks = keras.callbacks.CallbackList(list(callbacks), model=self.model, epochs=1)
+        swarms = [c for c in callbacks if isinstance(c, SwarmCallback)]
+        batches = iter(dataset)
+        self.model.stop_training = False
+        hooks.on_train_begin()
+        done, logs = 0, {}
+        for epoch in itertools.count():
+            self.model.reset_metrics()
+            hooks.on_epoch_begin(epoch)
+            end = min(steps, (epoch + 1) * steps_per_epoch)
+            while done < end:
+                count = min(end - done, self._until_boundary(swarms))
+                hooks.on_train_batch_begin(done)
+                logs = self._run(batches, count, hooks, done + count - 1)
+                done += count
+            hooks.on_epoch_end(epoch, logs)
+            if done >= steps or self.model.stop_training:
+                break
+        hooks.on_train_end(logs)
+
+    def _until_boundary(self, swarms: Sequence[SwarmCallback]) -> int:
+        step = int(self.model.optimizer.iterations.numpy())
+        return min((s.next_boundary(step) - step for s in swarms), default=self._longest)
+
+    _longest = 64  # steps without a boundary: hooks still run now and then
+
+    def _run(
+        self, batches: Any, count: int, hooks: keras.callbacks.CallbackList, last: int
+    ) -> dict[str, float]:
+        """One block and its hook."""
+        began = time.perf_counter()
+        results = self._block(batches, tf.constant(count, tf.int32))
+        logs = {name: float(value) for name, value in results.items()}
+        ended = time.perf_counter()
+        self._step_seconds.append((ended - began) / count)
+        hooks.on_train_batch_end(last, logs)
+        self.train_seconds += time.perf_counter() - began
+        return logs
+
+    def _block_graph(self, batches: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
+        for _ in tf.range(count):
+            self._step(next(batches))
+        return self.model.get_metrics_result()  # type: ignore[no-any-return]

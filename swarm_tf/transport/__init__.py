@@ -1,0 +1,1 @@
+"""How messages move: threads in one process (`local`) or MPI (`mpi`)."""

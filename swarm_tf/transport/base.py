@@ -1,0 +1,59 @@
+"""What a transport does: messages while training runs, a few collectives before and after."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from swarm_tf.transport.wire import Bytes
+
+
+class Transport(ABC):
+    """One rank's connection to the others.
+
+    While a `Service` runs, only its thread calls `send` and `receive`; the collectives belong to
+    the training thread, before the service starts and after it ended. Every rank calls the same
+    collectives in the same order.
+
+    Attributes:
+      retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.
+    """
+
+    rank: int
+    size: int
+    retry_seconds: float | None = None
+
+    @abstractmethod
+    def send(self, to: int, head: bytes, payload: Bytes) -> None:
+        """Start to send a message; returns at once. The payload may not change afterwards."""
+
+    @abstractmethod
+    def receive(self) -> list[tuple[bytes, Bytes]]:
+        """The messages that are complete by now; never waits. Also moves what is under way."""
+
+    @abstractmethod
+    def flush(self, timeout: float) -> None:
+        """Wait until all that was sent has left.
+
+        Raises:
+          TimeoutError: naming the ranks that did not take theirs.
+        """
+
+    @abstractmethod
+    def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
+        """Every rank's `data`, on every rank, in order of ranks.
+
+        Raises:
+          TimeoutError: naming `what` and the ranks that did not come within `timeout` seconds.
+        """
+
+    @abstractmethod
+    def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Overwrite `arrays` with those of rank 0."""
+
+    @abstractmethod
+    def mean(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Overwrite `arrays` with their mean over all ranks, the same bits everywhere."""

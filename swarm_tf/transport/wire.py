@@ -1,0 +1,112 @@
+"""Messages as bytes: a fixed binary header, the small arrays, the payload. Nothing is unpickled.
+
+    header   magic, version, kind, reason, codec, checksum words; ids, lengths; fingerprint; CRC-32
+    arrays   scales float32 [blocks], checksums uint32 [words, blocks], accepted 1 bit a block
+    payload  the codec's bytes, apart, so that they travel from and to their own buffer
+
+The CRC covers header and arrays; damage to the payload shows in the codec's checksums.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from swarm_tf.codec import Encoded, blocks_of
+from swarm_tf.exchange import Kind, Message, Reason
+
+VERSION = 1
+
+Bytes = npt.NDArray[np.uint8]
+
+_HEADER = struct.Struct("<4sBBBBBBHQIIQQQQII")
+_MAGIC = b"swtf"
+_CRC = struct.Struct("<I")
+_DTYPES = (tf.uint8, tf.uint16, tf.float16, tf.bfloat16, tf.float32)
+
+
+class Unreadable(Exception):
+    """The bytes are no message of ours: damaged, or from another model or version."""
+
+
+def pack(message: Message, fingerprint: int) -> tuple[bytes, Bytes]:
+    """The head (header and arrays) and the payload, uint8 [bytes] (empty without one).
+
+    The payload is a view of the tensor's memory where that is on the host.
+    """
+    encoded, accepted = message.encoded, message.accepted
+    arrays, payload, dtype = b"", np.zeros(0, np.uint8), tf.uint8
+    if encoded is not None:
+        dtype = tf.as_dtype(encoded.payload.dtype)
+        payload = np.asarray(encoded.payload).view(np.uint8)
+        arrays = encoded.scales.tobytes() + encoded.checksums.tobytes()
+    if accepted is not None:
+        arrays += np.packbits(accepted).tobytes()
+    header = _HEADER.pack(
+        _MAGIC,
+        VERSION,
+        message.kind,
+        message.reason,
+        encoded.wire_id if encoded else 0,
+        encoded.checksums.shape[0] if encoded else 0,
+        _DTYPES.index(dtype),
+        message.sender,
+        message.exchange,
+        message.chunk,
+        len(encoded.scales) if encoded else 0,
+        message.step,
+        encoded.length if encoded else 0,
+        encoded.seed if encoded else 0,
+        fingerprint,
+        len(payload),
+        accepted is not None,
+    )
+    head = header + arrays
+    return head + _CRC.pack(zlib.crc32(head)), payload
+
+
+def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
+    """The message without its payload, and the payload's size in bytes.
+
+    Raises:
+      Unreadable: the head is damaged, or the sender's version or model is another one.
+    """
+    if len(head) < _HEADER.size + _CRC.size or head[:4] != _MAGIC:
+        raise Unreadable("not a message")
+    if zlib.crc32(head[: -_CRC.size]) != _CRC.unpack(head[-_CRC.size :])[0]:
+        raise Unreadable("damaged header")
+    (_, version, kind, reason, wire_id, words, dtype, sender, exchange, chunk, n_scales, step,
+     length, seed, theirs, payload_bytes, has_accepted) = _HEADER.unpack_from(head)  # fmt: skip
+    if version != VERSION or theirs != fingerprint:
+        raise Unreadable(f"rank {sender} runs another version, model or configuration")
+    blocks, at = blocks_of(length), _HEADER.size
+    encoded = accepted = None
+    if wire_id:
+        scales = np.frombuffer(head, np.float32, n_scales, at)
+        at += scales.nbytes
+        sums = np.frombuffer(head, np.uint32, words * blocks, at).reshape(words, blocks)
+        at += sums.nbytes
+        payload = np.zeros(0, _DTYPES[dtype].as_numpy_dtype)
+        usable = np.ones(blocks, np.bool_)
+        encoded = Encoded(wire_id, length, seed, scales, sums, payload, usable)
+    if has_accepted:
+        bits = np.frombuffer(head, np.uint8, -(-blocks // 8), at)
+        accepted = np.unpackbits(bits, count=blocks).astype(np.bool_)
+    message = Message(
+        Kind(kind), sender, exchange, chunk, step, Reason(reason), encoded, accepted
+    )
+    return message, payload_bytes
+
+
+def attach(message: Message, payload: Bytes) -> Message:
+    """Give the message the payload that arrived for it, uint8 [bytes]; its memory is kept."""
+    if message.encoded is not None:
+        dtype = message.encoded.payload.dtype
+        if payload.nbytes % dtype.itemsize:
+            raise Unreadable("payload cut short")
+        message.encoded.payload = payload.view(dtype)
+    return message

@@ -1,0 +1,140 @@
+"""The comparison reads what runs leave behind, draws it, and stops at a run that fails."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks import compare
+
+
+def write_run(workdir, algorithm, ranks, *, accuracy=0.95):
+    """A workdir as a run leaves it, with a null loss as of a NaN."""
+    workdir.mkdir(parents=True)
+    lines = [
+        {"step": 10 * e, "rank": 0, "epoch": e, "time_seconds": e, "loss": 1 / (1 + e)}
+        for e in range(8)
+    ]
+    lines += [
+        {"step": 40, "rank": 0, "epoch": 4, "time_seconds": 4, "loss": None},
+        {"step": 40, "rank": 0, "epoch": 4.0, "test_accuracy": 0.8, "test_loss": 0.5},
+        {"step": 80, "rank": 0, "epoch": 8.0, "test_accuracy": 0.9, "test_loss": 0.3},
+    ]
+    summary = {
+        "algorithm": algorithm,
+        "ranks": ranks,
+        "epochs": 8.0,
+        "final": {"loss": 0.25, "accuracy": accuracy},
+        "per_rank_accuracy": {"min": 0.93, "max": 0.96},
+        "exchanges": 123,
+        "bytes_sent": 4_500_000,
+        "exposed_fraction": 0.012,
+        "train_seconds": 7.5,
+        "examples_per_second": 1600.0,
+    }
+    config = {"model": {"name": "resnet8"}, "data": {"name": "digits"}}
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    (workdir / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    write_run(tmp_path / "single", "single", 1)
+    write_run(tmp_path / "swarm", "swarm", 4, accuracy=None)
+    return [compare.read(tmp_path / name) for name in ("single", "swarm")]
+
+
+def test_curves_hold_the_lines_that_have_the_key(runs):
+    passes, losses = runs[0].curve("loss")
+    assert passes == list(range(8))
+    assert losses[:2] == [1.0, 0.5]
+    assert runs[0].curve("test_accuracy") == ([4.0, 8.0], [0.8, 0.9])
+
+
+def test_table(runs):
+    console = Console(width=compare.WIDTH, record=True, file=io.StringIO())
+    console.print(compare.table(runs))
+    text = console.export_text()
+    assert "resnet8 on digits, 8 passes" in text
+    single, swarm = (
+        next(x for x in text.splitlines() if f" {n} " in x) for n in ("single", "swarm")
+    )
+    cells = ["1", "95.00%", "93.0%..96.0%", "0.2500", "123", "4.5", "1.2%", "7.5", "1600"]
+    assert single.split()[1:] == cells
+    assert swarm.split()[1:3] == ["4", "-"]
+
+
+def test_picture_is_a_png_of_the_size_asked_for(runs, tmp_path):
+    path = tmp_path / "curves.png"
+    compare.draw(runs, path, size=(1200, 600))
+    header = path.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:]) == (1200, 600)
+
+
+def test_commands():
+    rest = ["--config.train.epochs=2"]
+    single = compare.command("single", 4, "c.py", Path("out"), rest)
+    assert single == [
+        sys.executable,
+        "train.py",
+        "--config=c.py",
+        "--workdir=out/single",
+        "--config.algorithm=single",
+        "--config.train.epochs=2",
+    ]
+    swarm = compare.command("swarm", 4, "c.py", Path("out"), rest)
+    assert Path(swarm[0]).name == "swarmrun"
+    assert swarm[1:5] == ["-n", "4", "train.py", "--config=c.py"]
+    assert "--workdir=out/swarm" in swarm
+
+
+def arguments(tmp_path, *more):
+    return ["--config=c.py", f"--out={tmp_path}", *more]
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Stands for the training: writes the workdir, or fails with the code set for it."""
+    codes, started = {}, []
+
+    def run(line, check):
+        algorithm = next(a for a in line if a.startswith("--config.algorithm=")).split("=")[1]
+        started.append(algorithm)
+        if algorithm not in codes:
+            write_run(tmp_path / algorithm, algorithm, 1)
+        return subprocess.CompletedProcess(line, codes.get(algorithm, 0))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return codes, started
+
+
+def test_whole_comparison(trained, tmp_path, capsys):
+    assert compare.main(arguments(tmp_path, "--config.seed=3")) == 0
+    assert trained[1] == ["single", "swarm"]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert "--config.algorithm=swarm --config.seed=3" in shown
+    assert "curves.png" in shown
+
+
+@pytest.mark.parametrize(("code", "expected"), [(2, 2), (-9, 137)])
+def test_failing_run_stops_with_its_exit_code(trained, tmp_path, capsys, code, expected):
+    codes, started = trained
+    codes["single"] = code
+    assert compare.main(arguments(tmp_path)) == expected
+    assert started == ["single"]
+    assert f"single failed with exit code {code}" in capsys.readouterr().err
+
+
+def test_unknown_argument(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        compare.main(arguments(tmp_path, "--rank=3"))
+    assert end.value.code == 2
+    assert "unknown argument --rank=3" in capsys.readouterr().err

@@ -1,0 +1,199 @@
+"""The files of a run: complete, strict JSON, on disk line by line, and never stale."""
+
+import dataclasses
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+
+from swarm_tf import metrics
+from swarm_tf.errors import UsageError
+
+SUMMARY = metrics.Summary(
+    algorithm="swarm",
+    ranks=4,
+    survivors=4,
+    parameters=1000,
+    local_steps_total=400,
+    epochs=2.0,
+    wall_seconds=10.0,
+    train_seconds=8.0,
+    examples_per_second=1600.0,
+    final={"loss": np.float32(0.5), "accuracy": math.nan},
+    per_rank_accuracy={"min": 0.8, "max": 0.9},
+    exchanges=100,
+    exchanges_failed=1,
+    bytes_sent=10**6,
+    payload_bytes_per_exchange=1000.0,
+    blocks_skipped=0,
+    exposed_seconds=0.1,
+    exposed_fraction=0.0125,
+    step_seconds_median=0.02,
+    staleness_mean=4.0,
+    consensus_distance=0.01,
+)
+
+
+def strict(text):
+    """JSON as the standard has it, without Python's NaN."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def lines(workdir):
+    return [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_counters_add_up():
+    one = metrics.Counters(exchanges=2, payload_bytes=100, staleness_sum=9, staleness_count=2)
+    two = metrics.Counters(exchanges=3, payload_bytes=150, exposed_seconds=0.5)
+    total = metrics.merge([one, two])
+    assert total == metrics.Counters(
+        exchanges=5, payload_bytes=250, exposed_seconds=0.5, staleness_sum=9, staleness_count=2
+    )
+    assert total.payload_bytes_per_exchange == 50
+    assert total.staleness_mean == 4.5
+
+
+def test_no_counters_are_zero():
+    assert metrics.merge([]) == metrics.Counters()
+    assert metrics.Counters().staleness_mean == 0
+    assert metrics.Counters().payload_bytes_per_exchange == 0
+
+
+def test_line_is_on_disk_before_the_writer_closes(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path)
+    writer.log(10, loss=np.float32(0.5), epoch=1, note="warm")
+    (line,) = lines(tmp_path)
+    elapsed = line.pop("time_seconds")
+    assert line == {"step": 10, "rank": 0, "loss": 0.5, "epoch": 1, "note": "warm"}
+    assert 0 <= elapsed < 60
+    writer.close()
+    writer.close()
+
+
+def test_what_json_cannot_say_becomes_null(tmp_path):
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.log(1, loss=math.nan, other=np.float32(np.inf), many=[np.int64(1), -math.inf])
+    (line,) = lines(tmp_path)
+    assert line["loss"] is None
+    assert line["other"] is None
+    assert line["many"] == [1, None]
+
+
+def test_tensorboard_has_the_numbers(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.log(10, loss=0.5, note="text")
+        writer.log(20, loss=np.float32(0.25))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["tensors"] == ["loss"]
+    values = [make_ndarray(event.tensor_proto) for event in events.Tensors("loss")]
+    assert values == [0.5, 0.25]
+    assert [e.step for e in events.Tensors("loss")] == [10, 20]
+
+
+def test_summary_has_every_field_and_leaves_no_temporary_file(tmp_path):
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.summary(SUMMARY)
+    written = strict((tmp_path / "summary.json").read_text())
+    assert list(written) == [field.name for field in dataclasses.fields(metrics.Summary)]
+    assert written["final"] == {"loss": 0.5, "accuracy": None}
+    assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", "summary.json"}
+
+
+def test_config(tmp_path):
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.config({"swarm": {"bits": 8}})
+    assert strict((tmp_path / "config.json").read_text()) == {"swarm": {"bits": 8}}
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(tmp_path):
+    with metrics.MetricsWriter(tmp_path) as writer:
+        writer.log(1, loss=1.0)
+        writer.summary(SUMMARY)
+    metrics.MetricsWriter(tmp_path).close()
+    assert lines(tmp_path) == []
+    assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl"}
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    with metrics.MetricsWriter(tmp_path / "w", rank=1) as writer:
+        writer.config({})
+        writer.log(1, loss=1.0)
+        writer.summary(SUMMARY)
+    assert not (tmp_path / "w").exists()
+
+
+def test_workdir_is_created(tmp_path):
+    metrics.check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "/sub"])
+def test_workdir_that_is_a_file(tmp_path, below):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match=f"--workdir={file}{below} cannot be written"):
+        metrics.check_writable(f"{file}{below}")
+
+
+def test_workdir_where_nothing_can_be_created():
+    with pytest.raises(UsageError, match="--workdir=/proc/x cannot be written"):
+        metrics.MetricsWriter("/proc/x")
+
+
+STATUS = metrics.Status(
+    epoch=3.25,
+    epochs=10,
+    loss=0.12345,
+    accuracy=0.971,
+    exchanges=1234,
+    bytes_sent=12_300_000,
+    exposed_fraction=0.021,
+)
+LINE = "epoch 3.25/10  loss 0.1235  acc  97.1%  1234 exchanges  12.3 MB  2.1% exposed"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_status_fits_a_terminal():
+    assert str(STATUS) == LINE
+    assert len(LINE) < 80
+
+
+def test_plain_stream_gets_a_line_an_epoch(monkeypatch):
+    monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
+    stream = io.StringIO()
+    progress = metrics.Progress(stream)
+    progress.update(STATUS)
+    progress.end_epoch(STATUS)
+    assert stream.getvalue() == f"{LINE}\n"
+
+
+@pytest.mark.parametrize(("stream", "live"), [(Terminal(), "0"), (io.StringIO(), "1")])
+def test_live_line_is_rewritten_and_ends_once_an_epoch(monkeypatch, stream, live):
+    monkeypatch.setenv("SWARM_TF_LIVE", live)
+    monkeypatch.setenv("COLUMNS", "80")
+    progress = metrics.Progress(stream)
+    progress.update(STATUS)
+    progress.update(dataclasses.replace(STATUS, exchanges=9))
+    progress.end_epoch(STATUS)
+    first, second, third = stream.getvalue().split("\r")[1:]
+    assert first == LINE
+    assert second == LINE.replace("1234 ex", "9 ex") + "   "
+    assert third == f"{LINE}\n"
+
+
+def test_live_line_never_wraps(monkeypatch):
+    monkeypatch.setenv("SWARM_TF_LIVE", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.StringIO()
+    metrics.Progress(stream).update(STATUS)
+    assert stream.getvalue() == "\r" + LINE[:39]

@@ -1,0 +1,107 @@
+"""Laws of the partitions: disjoint, complete, repeatable, and as skewed as alpha says."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from data import partition
+from swarm_tf.errors import UsageError
+
+LABELS = np.random.default_rng(0).integers(0, 10, 1003)
+
+
+def _epochs(kind, rank, size, count=3, seed=5, labels=LABELS, alpha=0.3):
+    stream = partition.epochs(kind, labels, rank=rank, size=size, alpha=alpha, seed=seed)
+    return list(itertools.islice(stream, count))
+
+
+@pytest.mark.parametrize("kind", partition.PARTITIONS)
+@pytest.mark.parametrize("size", [1, 2, 7, 16])
+def test_parts_are_disjoint_and_complete_in_every_epoch(kind, size):
+    for parts in zip(*(_epochs(kind, rank, size) for rank in range(size)), strict=True):
+        together = np.sort(np.concatenate(parts))
+        np.testing.assert_array_equal(together, np.arange(len(LABELS)))
+
+
+@pytest.mark.parametrize("kind", partition.PARTITIONS)
+def test_the_seed_decides(kind):
+    for a, b in zip(_epochs(kind, 1, 4), _epochs(kind, 1, 4), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(_epochs(kind, 1, 4, seed=6)[0]) != set(_epochs(kind, 1, 4, seed=5)[0])
+
+
+@pytest.mark.parametrize("kind", partition.PARTITIONS)
+def test_every_epoch_has_its_own_order(kind):
+    first, second, third = _epochs(kind, 0, 4)
+    assert list(first) != list(second) != list(third) != list(first)
+
+
+def test_iid_gives_other_examples_each_epoch():
+    first, second, _ = map(set, _epochs("iid", 0, 4))
+    # A quarter of the set, drawn anew: about a quarter of it is seen again.
+    assert 0.1 < len(first & second) / len(first) < 0.4
+
+
+@pytest.mark.parametrize("kind", ["static", "dirichlet"])
+def test_fixed_parts_keep_their_examples(kind):
+    first, second, third = map(set, _epochs(kind, 0, 4))
+    assert first == second == third
+
+
+@pytest.mark.parametrize("kind", ["iid", "static"])
+def test_equal_parts_differ_by_one_at_most(kind):
+    sizes = [len(_epochs(kind, rank, 7, count=1)[0]) for rank in range(7)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def _skew(alpha, seed):
+    """Mean total variation distance between a rank's class frequencies and the whole set's."""
+    frequencies = [
+        np.bincount(LABELS[part], minlength=10) / len(part)
+        for part in partition.dirichlet(LABELS, 8, alpha, seed)
+    ]
+    whole = np.bincount(LABELS, minlength=10) / len(LABELS)
+    return np.mean([np.abs(f - whole).sum() / 2 for f in frequencies])
+
+
+def test_skew_grows_as_alpha_falls():
+    skews = [np.mean([_skew(alpha, s) for s in range(5)]) for alpha in (1e4, 10, 1, 0.1, 0.01)]
+    assert skews == sorted(skews)
+    assert skews[0] < 0.05
+    assert skews[-1] > 0.7
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 0.01, 0.3])
+@pytest.mark.parametrize("size", [16, 50])
+def test_dirichlet_leaves_no_rank_empty(alpha, size):
+    labels = LABELS[:50]
+    parts = partition.dirichlet(labels, size, alpha, seed=0)
+    assert min(map(len, parts)) >= 1
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(50))
+
+
+def test_dirichlet_shares_have_the_laws_mean_and_variance():
+    """Share of one rank in a class: mean 1/n, variance (n - 1) / (n^2 (n alpha + 1))."""
+    labels, size, alpha = np.zeros(4000, int), 4, 0.5
+    shares = np.array(
+        [[len(p) for p in partition.dirichlet(labels, size, alpha, s)] for s in range(400)]
+    )
+    shares = shares / len(labels)
+    variance = (size - 1) / (size**2 * (size * alpha + 1))
+    np.testing.assert_allclose(shares.mean(axis=0), 1 / size, atol=4 * np.sqrt(variance / 400))
+    np.testing.assert_allclose(shares.var(axis=0), variance, rtol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "alpha", "words"),
+    [
+        ("sorted", 4, 1.0, "data.partition=sorted is unknown; use one of iid, static, dirichlet"),
+        ("static", 1004, 1.0, "cannot give 1004 ranks an example each of 1003; use fewer ranks"),
+        ("dirichlet", 4, 0.0, r"data.dirichlet_alpha=0.0 must be above 0"),
+        ("dirichlet", 4, float("nan"), "data.dirichlet_alpha=nan must be above 0"),
+    ],
+)
+def test_refusals_come_at_the_call(kind, size, alpha, words):
+    with pytest.raises(UsageError, match=words):
+        partition.epochs(kind, LABELS, rank=0, size=size, alpha=alpha, seed=0)
