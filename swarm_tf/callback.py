@@ -25,7 +25,6 @@ from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights, averaged_variables
 
 _log = logging.getLogger("swarm_tf")
-_START_SECONDS = 600.0
 
 
 class SwarmCallback(keras.callbacks.Callback):
@@ -149,7 +148,9 @@ class SwarmCallback(keras.callbacks.Callback):
                 optimizer=settings["average_optimizer"],
             )
         )
-        fingerprint = _agree(self.transport, {**settings, "weights": weights.shapes()})
+        common = {f"swarm.{key}": value for key, value in settings.items()}
+        common["the model's weights"] = weights.shapes()
+        world.agree(self.transport, "the start of training", common)
         first = self.member is None
         self.member = Member(
             weights,
@@ -159,7 +160,7 @@ class SwarmCallback(keras.callbacks.Callback):
             max_staleness=settings["max_staleness"],
             seed=settings["seed"],
             timeout_seconds=self.timeout_seconds,
-            fingerprint=fingerprint,
+            fingerprint=_fingerprint(common),
         )
         self.member.start(from_rank_0=first)
         self._next = self._local_step() + self._steps.draw(self._rng)
@@ -202,26 +203,7 @@ def _neighbors(
     return topologies.neighbors(graph, rank)
 
 
-def _agree(transport: Transport, settings: dict[str, Any]) -> int:
-    """Make sure that all ranks run the same swarm; returns the 64 bits that stand for it.
-
-    Raises:
-      UsageError: names what differs, on all ranks.
-    """
-    text = json.dumps(settings, sort_keys=True)
-    every = transport.gather(text.encode(), "the start of training", _START_SECONDS)
-    for rank, other in enumerate(every):
-        theirs = json.loads(other)
-        mine = json.loads(every[0])
-        for key in mine:
-            if mine[key] != theirs[key]:
-                raise UsageError(
-                    f"swarm.{key} must be the same on all ranks, but is {_short(mine[key])} on "
-                    f"rank 0 and {_short(theirs[key])} on rank {rank}"
-                )
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _fingerprint(settings: dict[str, Any]) -> int:
+    """64 bits that stand for the settings of a swarm."""
+    text = json.dumps(settings, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

@@ -51,8 +51,8 @@ def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
     mpirun = find_mpirun()
     command = [mpirun, "-n", ranks, sys.executable, *rest]
     environment = dict(os.environ)
-    if sys.stdout.isatty():
-        environment["SWARM_TF_LIVE"] = "1"  # the ranks themselves only see a pipe
+    # The ranks cannot know: mpirun gives them a pipe, or a terminal of its own.
+    environment["SWARM_TF_LIVE"] = str(int(sys.stdout.isatty()))
     if is_open_mpi(mpirun):
         environment.update(_open_mpi_needs(int(ranks)))
     return command, environment, dry_run

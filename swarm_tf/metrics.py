@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from swarm_tf import launcher
 from swarm_tf.errors import UsageError
 
 
@@ -200,9 +201,10 @@ class Progress:
     """One line on rank 0: rewritten in place on a terminal, otherwise printed once an epoch."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """Terminal or not is the stream's word, or SWARM_TF_LIVE=1: mpirun gives ranks a pipe."""
+        """Terminal or not is the stream's word, or under a launcher SWARM_TF_LIVE's (0, 1)."""
         self._stream = stream or sys.stdout
-        self._live = self._stream.isatty() or os.environ.get("SWARM_TF_LIVE") == "1"
+        default = "1" if self._stream.isatty() and launcher.size() == 1 else "0"
+        self._live = os.environ.get("SWARM_TF_LIVE", default) == "1"
         self._width = 0
 
     def update(self, status: Status) -> None:

@@ -95,6 +95,16 @@ class Node:
         self._paired_since = 0.0
         self._told: float | None = None
 
+    def warm_up(self) -> None:
+        """Compile the kernels on the published model, so that no exchange waits for that."""
+        chunk = self.published.terms(0)[0]
+        magnitude = self.published.magnitude(0)
+        for codec in {self._codec, self._exact}:
+            for terms in ((chunk,), (chunk, chunk)):
+                own = codec.encode(terms, 0, np.maximum(magnitude, 1), magnitude)
+                accepted, _ = codec.verify(own, own)
+                codec.correct(own, own, accepted, None if len(terms) == 1 else chunk)
+
     # What the training thread calls.
 
     def ask(self, partner: int, step: int) -> None:

@@ -36,7 +36,7 @@ class Trainer:
         self._step = tf.function(model.train_step, jit_compile=True) if jit_compile else (
             model.train_step
         )
-        self._block = tf.function(self._block_graph, reduce_retracing=True)
+        self._block = tf.function(self._block_graph)
 
     @property
     def step_seconds_median(self) -> float:
@@ -67,6 +67,8 @@ class Trainer:
         swarms = [c for c in callbacks if isinstance(c, SwarmCallback)]
         batches = iter(dataset)
         self.model.stop_training = False
+        # Traced before the ranks start together, or a quick one would train far ahead alone.
+        self._block.get_concrete_function(batches, tf.constant(0))
         hooks.on_train_begin()
         done, logs = 0, {}
         for epoch in itertools.count():
@@ -94,7 +96,7 @@ class Trainer:
     ) -> dict[str, float]:
         """One block and its hook."""
         began = time.perf_counter()
-        results = self._block(batches, tf.constant(count, tf.int32))
+        results = self._block(batches, tf.constant(count))
         logs = {name: float(value) for name, value in results.items()}
         ended = time.perf_counter()
         self._step_seconds.append((ended - began) / count)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any, TypeVar
 
+from swarm_tf import launcher
+from swarm_tf.errors import UsageError
 from swarm_tf.transport import mpi
 from swarm_tf.transport.base import Transport
+
+START_SECONDS = 600.0
+"""How long ranks may lag behind each other before training."""
+
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _joined: list[Transport | None] = []
@@ -40,8 +50,15 @@ def size() -> int:
     return joined.size if joined else 1
 
 
+def is_first() -> bool:
+    """Whether this is rank 0 by what the launcher says, also where MPI could not be started."""
+    if _joined:
+        return rank() == 0
+    return launcher.rank() == 0
+
+
 def _join() -> Transport | None:
-    if mpi.launched_size() == 1:
+    if launcher.size() == 1:
         return None
     connection = mpi.connect()
     if connection.size == 1:
@@ -82,3 +99,50 @@ def _end_together(connection: mpi.MPITransport) -> None:
 
     sys.excepthook = report
     atexit.register(leave)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Do `action` on every rank; if it is refused on one, refuse it on all.
+
+    Raises:
+      UsageError: on every rank, with the reason of the first rank that has one.
+    """
+    result, reason = None, ""
+    try:
+        result = action()
+    except UsageError as error:
+        reason = str(error)
+    joined = transport()
+    reasons = [reason]
+    if joined:
+        everyones = joined.gather(reason.encode(), "the start", START_SECONDS)
+        reasons = [r.decode() for r in everyones]
+    for of, reason in enumerate(reasons):
+        if reason:
+            raise UsageError(reason if all(reasons) else f"rank {of}: {reason}")
+    return result  # type: ignore[return-value]
+
+
+def agree(joined: Transport | None, what: str, value: dict[str, Any]) -> None:
+    """Make sure that the flat dictionary `value` is the same on all ranks of a transport.
+
+    Raises:
+      UsageError: on every rank; names the first key that differs, and both values.
+    """
+    if joined is None:
+        return
+    every = joined.gather(json.dumps(value, sort_keys=True).encode(), what, START_SECONDS)
+    first = json.loads(every[0])
+    for of, text in enumerate(every):
+        other = json.loads(text)
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise UsageError(
+                    f"{key} must be the same on all ranks, but is {_short(first.get(key))} on "
+                    f"rank 0 and {_short(other.get(key))} on rank {of}"
+                )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

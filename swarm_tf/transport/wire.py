@@ -13,15 +13,13 @@ import struct
 import zlib
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from swarm_tf.codec import Encoded, blocks_of
 from swarm_tf.exchange import Kind, Message, Reason
+from swarm_tf.transport.base import Bytes
 
 VERSION = 1
-
-Bytes = npt.NDArray[np.uint8]
 
 _HEADER = struct.Struct("<4sBBBBBBHQIIQQQQII")
 _MAGIC = b"swtf"

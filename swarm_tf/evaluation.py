@@ -1,0 +1,37 @@
+"""What a model is worth: metrics on a data set, and BatchNormalization made fit for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def evaluate(model: keras.Model, dataset: tf.data.Dataset) -> dict[str, float]:
+    """Loss and metrics of a compiled model over `dataset`, by name."""
+    results = model.evaluate(dataset, verbose=0, return_dict=True)
+    return {name: float(value) for name, value in results.items()}
+
+
+def recalibrate(model: keras.Model, batches: Iterable[Any]) -> None:
+    """Estimate the moving statistics of BatchNormalization anew, as the mean over `batches`.
+
+    For a mean of models whose statistics were not averaged with the weights.
+
+    Args:
+      batches: of (inputs, ...), as the model is trained on.
+    """
+    layers = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [layer.momentum for layer in layers]
+    for seen, (inputs, *_) in enumerate(batches):
+        for layer in layers:
+            layer.momentum = seen / (seen + 1)  # the running mean over all batches so far
+        model(inputs, training=True)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum

@@ -1,0 +1,66 @@
+"""Keras optimizers and learning-rate schedules of a run; schedules count a rank's own steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+
+from swarm_tf.config import OptimizerConfig
+
+# He et al. 2016 and all after them: decay pulls weights, not offsets and scales.
+_NOT_DECAYED = ("bias", "beta", "gamma")
+
+
+def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> keras.Optimizer:
+    """The optimizer of one rank for a run of `steps` local steps."""
+    rate = schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
+    decay = config.weight_decay or None
+    optimizer: keras.Optimizer
+    if config.name in ("sgd", "momentum"):
+        momentum = config.momentum if config.name == "momentum" else 0.0
+        optimizer = keras.optimizers.SGD(rate, momentum, config.nesterov, weight_decay=decay)
+    elif config.name == "adam":
+        optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+    else:
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+    if config.weight_decay:
+        optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
+    return optimizer
+
+
+def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> Any:
+    """Learning rate over local steps: a linear warm-up, then constant, cosine or step."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    peak = config.learning_rate
+    schedules = keras.optimizers.schedules
+    if config.schedule == "cosine":
+        return schedules.CosineDecay(
+            0.0 if warmup else peak,
+            max(1, steps - warmup),
+            warmup_target=peak if warmup else None,
+            warmup_steps=warmup,
+        )
+    boundaries = [max(1, math.ceil(f * steps)) for f in config.step_boundaries]
+    if config.schedule == "constant" or not boundaries:
+        boundaries = []
+    values = [peak * config.step_factor**i for i in range(len(boundaries) + 1)]
+    decay = schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else peak
+    return WarmUp(decay, warmup) if warmup else decay
+
+
+@keras.saving.register_keras_serializable(package="swarm_tf")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """Multiplies `rate`, a number or a schedule, by step/steps during the first `steps`."""
+
+    def __init__(self, rate: Any, steps: int) -> None:
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step: Any) -> Any:
+        rate = self.rate(step) if callable(self.rate) else self.rate
+        share = keras.ops.cast(step + 1, "float32") / self.steps
+        return rate * keras.ops.minimum(share, 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"rate": self.rate, "steps": self.steps}

@@ -1,0 +1,193 @@
+"""One run from its configuration to its summary: what `train.py` does once it has built things."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swarm_tf import evaluation, world
+from swarm_tf.callback import SwarmCallback
+from swarm_tf.config import RunConfig, to_dict
+from swarm_tf.metrics import Counters, MetricsWriter, Progress, Status, Summary, merge
+from swarm_tf.trainer import Trainer
+
+_RECALIBRATION_BATCHES = 32
+
+
+class Run:
+    """Trains `model` as `config` says and writes the files of the run.
+
+    Args:
+      config: validated.
+      workdir: rank 0 writes into it.
+      model: compiled.
+      train, test: batches; `train` repeats for ever.
+      examples: in the training set, all ranks together.
+      steps, steps_per_epoch: local steps of this rank.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: str,
+        model: keras.Model,
+        *,
+        train: tf.data.Dataset,
+        test: tf.data.Dataset,
+        examples: int,
+        steps: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.config, self.workdir, self.model = config, Path(workdir), model
+        self.train_data, self.test_data = train, test
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
+        self.passes_per_step = config.train.batch_size * world.size() / examples
+        self.trainer = Trainer(model, jit_compile=config.train.jit_compile)
+        self.swarm: SwarmCallback | None = None
+        if config.algorithm == "swarm":
+            settings = {k: v for k, v in vars(config.swarm).items() if v is not None}
+            self.swarm = SwarmCallback(**settings, seed=config.seed, average_at_end=False)
+
+    def __call__(self) -> Summary:
+        """Train, evaluate, write."""
+        began = time.monotonic()
+        with MetricsWriter(self.workdir, world.rank()) as writer:
+            writer.config(to_dict(self.config))
+            log = _Log(self, writer, Progress() if world.rank() == 0 else None)
+            self.trainer.fit(
+                self.train_data,
+                steps=self.steps,
+                steps_per_epoch=self.steps_per_epoch,
+                # The log may evaluate for long: the swarm's boundary comes first.
+                callbacks=[self.swarm, log] if self.swarm else [log],
+            )
+            summary = self._conclude(began)
+            writer.log(self.steps, epoch=summary.epochs, **_prefixed("consensus", summary.final))
+            writer.summary(summary)
+        return summary
+
+    @property
+    def counters(self) -> Counters:
+        """Of this rank."""
+        return self.swarm.counters if self.swarm else Counters()
+
+    def _conclude(self, began: float) -> Summary:
+        own = evaluation.evaluate(self.model, self.test_data)
+        distance = self._take_mean()
+        every = _gather({
+            "accuracy": own.get("accuracy", float("nan")),
+            "train_seconds": self.trainer.train_seconds,
+            "step_seconds": self.trainer.step_seconds_median,
+            "counters": dataclasses.asdict(self.counters),
+        })
+        final = own
+        if world.rank() == 0 and world.size() > 1:
+            final = evaluation.evaluate(self.model, self.test_data)
+        if world.rank() == 0:
+            self.model.save_weights(self.workdir / "consensus.weights.h5")
+        ranks = len(every)
+        total = merge(Counters(**one["counters"]) for one in every)
+        train_seconds = float(np.mean([one["train_seconds"] for one in every]))
+        exposed = total.exposed_seconds / ranks
+        examples = self.steps * ranks * self.config.train.batch_size
+        return Summary(
+            algorithm=self.config.algorithm,
+            ranks=ranks,
+            survivors=ranks,
+            parameters=int(self.model.count_params()),
+            local_steps_total=self.steps * ranks,
+            epochs=self.steps * self.passes_per_step,
+            wall_seconds=time.monotonic() - began,
+            train_seconds=train_seconds,
+            examples_per_second=examples / max(train_seconds, 1e-9),
+            final=final,
+            per_rank_accuracy={
+                "min": min(one["accuracy"] for one in every),
+                "max": max(one["accuracy"] for one in every),
+            },
+            exchanges=total.exchanges,
+            exchanges_failed=total.exchanges_failed,
+            bytes_sent=total.bytes_sent,
+            payload_bytes_per_exchange=total.payload_bytes_per_exchange,
+            blocks_skipped=total.blocks_skipped,
+            exposed_seconds=exposed,
+            exposed_fraction=exposed / max(train_seconds, 1e-9),
+            step_seconds_median=float(np.median([one["step_seconds"] for one in every])),
+            staleness_mean=total.staleness_mean,
+            consensus_distance=distance,
+        )
+
+    def _take_mean(self) -> float:
+        """Leave every rank with the mean model; returns the consensus distance before that."""
+        member = self.swarm.member if self.swarm else None
+        if member is None:
+            return 0.0
+        mean = member.mean()
+        distance = member.distance(mean)
+        member.assign(mean)
+        if not self.config.swarm.average_statistics:
+            evaluation.recalibrate(self.model, self.train_data.take(_RECALIBRATION_BATCHES))
+        return distance
+
+
+class _Log(keras.callbacks.Callback):  # type: ignore[misc]
+    """metrics.jsonl and the live line, on rank 0; evaluates rank 0's own model on the way."""
+
+    def __init__(self, run: Run, writer: MetricsWriter, progress: Progress | None) -> None:
+        super().__init__()
+        self._run, self._writer, self._progress = run, writer, progress
+        self._accuracy: float | None = None
+        self._next_log = self._next_test = 0.0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        step = batch + 1
+        if self._progress and step >= self._next_log:
+            self._next_log = step + self._run.config.train.log_every
+            self._writer.log(step, epoch=step * self._run.passes_per_step, **logs or {})
+            self._progress.update(self._status(step, logs))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        step = int(self.model.optimizer.iterations.numpy())
+        if not self._progress:
+            return
+        if epoch + 1 >= self._next_test + self._run.config.train.evaluate_every or (
+            step >= self._run.steps
+        ):
+            self._next_test = epoch + 1
+            tested = evaluation.evaluate(self.model, self._run.test_data)
+            self._accuracy = tested.get("accuracy")
+            passes = step * self._run.passes_per_step
+            self._writer.log(step, epoch=passes, **_prefixed("test", tested))
+        self._progress.end_epoch(self._status(step, logs))
+
+    def _status(self, step: int, logs: dict[str, float] | None) -> Status:
+        run, counters = self._run, self._run.counters
+        return Status(
+            epoch=step * run.passes_per_step,
+            epochs=run.steps * run.passes_per_step,
+            loss=(logs or {}).get("loss", float("nan")),
+            accuracy=self._accuracy,
+            exchanges=counters.exchanges + counters.exchanges_served,
+            bytes_sent=counters.bytes_sent,
+            exposed_fraction=counters.exposed_seconds / max(run.trainer.train_seconds, 1e-9),
+        )
+
+
+def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _gather(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """`values` of every rank, in order."""
+    transport = world.transport()
+    if transport is None:
+        return [values]
+    every = transport.gather(json.dumps(values).encode(), "the summary", world.START_SECONDS)
+    return [json.loads(one) for one in every]

@@ -1,0 +1,87 @@
+"""Trains a recipe: python train.py --config=configs/NAME.py --workdir=DIR
+
+Alone, or on N ranks through `swarmrun -n N`, `mpirun`, `srun` or `horovodrun`.
+`--help` lists every key of the configuration.
+"""
+
+import logging
+import math
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+from swarm_tf import UsageError, config, flags, metrics, world
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        settings, workdir = world.together(lambda: read(argv))
+        agreed = config.flatten(config.to_dict(settings))
+        world.agree(world.transport(), "the configuration", agreed)
+        run = world.together(lambda: build(settings, workdir))
+        run()
+    except UsageError as error:
+        if world.is_first():
+            print(f"{argv[0]}: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def read(argv: list[str]) -> tuple[config.RunConfig, str]:
+    settings, workdir = flags.parse(argv)
+    config.validate(settings, world.size())
+    if world.rank() == 0:
+        metrics.check_writable(workdir)
+    return settings, workdir
+
+
+def build(settings: config.RunConfig, workdir: str):
+    """Everything a run needs; TensorFlow is loaded here, after the flags were found good."""
+    import keras
+
+    import data
+    import models
+    from swarm_tf import optimizers, threads
+    from swarm_tf.run import Run
+
+    threads.limit(settings.train.threads)
+    keras.utils.set_random_seed(settings.seed + world.rank())
+    train = settings.train
+    loaded = data.load(
+        settings.data,
+        rank=world.rank(),
+        size=world.size(),
+        batch_size=train.batch_size,
+        seed=settings.seed,
+    )
+    model = models.build(
+        settings.model.name,
+        classes=loaded.classes,
+        input_shape=loaded.input_shape,
+        seed=settings.seed,
+    )
+    batches = loaded.train_examples / (train.batch_size * world.size())
+    steps = train.max_steps or math.ceil(train.total_epochs * batches)
+    model.compile(
+        optimizers.build(settings.optimizer, steps=steps, steps_per_epoch=loaded.steps_per_epoch),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    return Run(
+        settings,
+        workdir,
+        model,
+        train=loaded.train,
+        test=loaded.test,
+        examples=loaded.train_examples,
+        steps=steps,
+        steps_per_epoch=loaded.steps_per_epoch,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
