@@ -17,6 +17,7 @@ from swarm_tf import UsageError, config, flags, metrics, world
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS deprecations of its own
     try:
         settings, workdir = world.together(lambda: read(argv))
         agreed = config.flatten(config.to_dict(settings))

@@ -68,8 +68,11 @@ class Run:
                 # The log may evaluate for long: the swarm's boundary comes first.
                 callbacks=[self.swarm, log] if self.swarm else [log],
             )
-            summary = self._conclude(began)
-            writer.log(self.steps, epoch=summary.epochs, **_prefixed("consensus", summary.final))
+            own = evaluation.evaluate(self.model, self.test_data)
+            passes = self.steps * self.passes_per_step
+            writer.log(self.steps, epoch=passes, **_prefixed("test", own))
+            summary = self._conclude(began, own)
+            writer.log(self.steps, epoch=passes, **_prefixed("consensus", summary.final))
             writer.summary(summary)
         return summary
 
@@ -78,8 +81,7 @@ class Run:
         """Of this rank."""
         return self.swarm.counters if self.swarm else Counters()
 
-    def _conclude(self, began: float) -> Summary:
-        own = evaluation.evaluate(self.model, self.test_data)
+    def _conclude(self, began: float, own: dict[str, float]) -> Summary:
         distance = self._take_mean()
         every = _gather({
             "accuracy": own.get("accuracy", float("nan")),
@@ -157,9 +159,8 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         step = int(self.model.optimizer.iterations.numpy())
         if not self._progress:
             return
-        if epoch + 1 >= self._next_test + self._run.config.train.evaluate_every or (
-            step >= self._run.steps
-        ):
+        due = epoch + 1 >= self._next_test + self._run.config.train.evaluate_every
+        if due and step < self._run.steps:  # the end of the run has its own evaluation
             self._next_test = epoch + 1
             tested = evaluation.evaluate(self.model, self._run.test_data)
             self._accuracy = tested.get("accuracy")
