@@ -64,7 +64,14 @@ def table(args: argparse.Namespace) -> Table:
     """Accuracy of the mean model for each seed, and what differs from float32."""
     result = Table(box=box.SIMPLE_HEAD, title=f"{args.ranks} ranks, {args.epochs:g} epochs")
     seeds = [f"seed {seed}" for seed in args.seeds]
-    for heading in ("exchanges", *seeds, "mean", "points from float32", "MB sent", "blocks skipped"):
+    for heading in (
+        "exchanges",
+        *seeds,
+        "mean",
+        "points from float32",
+        "MB sent",
+        "blocks skipped",
+    ):
         result.add_column(heading, justify="right")
     exact = None
     for name in VARIANTS:

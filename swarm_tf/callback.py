@@ -27,7 +27,7 @@ from swarm_tf.weights import FlatWeights, averaged_variables
 _log = logging.getLogger("swarm_tf")
 
 
-class SwarmCallback(keras.callbacks.Callback):
+class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Trains a Keras model with SwarmSGD (arXiv 1910.12308) over all ranks of an MPI job.
 
     Every rank trains its own copy on its own part of the data. After every few local steps it
@@ -84,7 +84,7 @@ class SwarmCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.transport = transport or world.transport()
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "local_steps": local_steps,
             "bits": bits,
             "mode": mode,
@@ -194,9 +194,7 @@ class SwarmCallback(keras.callbacks.Callback):
         return self.member.counters if self.member else Counters()
 
 
-def _neighbors(
-    graph: str | nx.Graph, rank: int, size: int, degree: int, seed: int
-) -> list[int]:
+def _neighbors(graph: str | nx.Graph, rank: int, size: int, degree: int, seed: int) -> list[int]:
     if isinstance(graph, str):
         graph = topologies.build(graph, size, degree=degree, seed=seed)
     topologies.validate(graph, size)

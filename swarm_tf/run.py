@@ -83,12 +83,14 @@ class Run:
 
     def _conclude(self, began: float, own: dict[str, float]) -> Summary:
         distance = self._take_mean()
-        every = _gather({
-            "accuracy": own.get("accuracy", float("nan")),
-            "train_seconds": self.trainer.train_seconds,
-            "step_seconds": self.trainer.step_seconds_median,
-            "counters": dataclasses.asdict(self.counters),
-        })
+        every = _gather(
+            {
+                "accuracy": own.get("accuracy", float("nan")),
+                "train_seconds": self.trainer.train_seconds,
+                "step_seconds": self.trainer.step_seconds_median,
+                "counters": dataclasses.asdict(self.counters),
+            }
+        )
         final = own
         if world.rank() == 0 and world.size() > 1:
             final = evaluation.evaluate(self.model, self.test_data)

@@ -25,8 +25,8 @@ import numpy as np
 
 from swarm_tf.admission import Admission, State
 from swarm_tf.codec import Codec, Encoded, Lattice
+from swarm_tf.codec import build as build_codec
 from swarm_tf.codec.base import Bools, Floats
-from swarm_tf.codec.floats import FLOAT32, Float
 from swarm_tf.exchange import Exchange, Kind, Message, Reason
 from swarm_tf.metrics import Counters
 from swarm_tf.published import Published
@@ -76,7 +76,7 @@ class Node:
         now = clock()
         self.heard = {other: (now, 0) for other in range(size) if other != rank}
         self._lengths = list(lengths)
-        self._codec, self._exact = codec, Float(FLOAT32)
+        self._codec, self._exact = codec, build_codec("float32")
         self._timeout, self._retry = timeout_seconds, retry_seconds
         self._clock = clock
         self._seeds = np.random.default_rng([seed, rank])
@@ -368,12 +368,12 @@ class Node:
                 with self._changed:
                     self.count(exchanges_failed=1)
                     self._release(exchange)
-        if self._admission.state is State.PAIRED and self._current is None:
-            if now - self._paired_since > self._timeout:
-                _log.warning("rank %d: rank %s fell silent", self.rank, self._admission.partner)
-                with self._changed:
-                    self._admission.part(averaged=True)
-                    self._changed.notify_all()
+        served = self._admission.state is State.PAIRED and self._current is None
+        if served and now - self._paired_since > self._timeout:
+            _log.warning("rank %d: rank %s fell silent", self.rank, self._admission.partner)
+            with self._changed:
+                self._admission.part(averaged=True)
+                self._changed.notify_all()
         return out
 
     # As responder.

@@ -6,6 +6,7 @@ import os
 
 from swarm_tf import launcher
 
+
 def limit(threads: int) -> None:
     """Give TensorFlow `threads` threads for its operations, or with 0 this rank's share of the
     cores; call it before TensorFlow runs anything.

@@ -33,8 +33,8 @@ class Trainer:
         self.model = model
         self.train_seconds = 0.0
         self._step_seconds: list[float] = []
-        self._step = tf.function(model.train_step, jit_compile=True) if jit_compile else (
-            model.train_step
+        self._step = (
+            tf.function(model.train_step, jit_compile=True) if jit_compile else (model.train_step)
         )
         self._block = tf.function(self._block_graph)
 

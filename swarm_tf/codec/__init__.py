@@ -1,5 +1,7 @@
 """What travels between two nodes, and how the receiver reads it (DESIGN: the codec)."""
 
+import functools
+
 from swarm_tf.codec.base import BLOCK, Codec, Encoded, blocks_of, magnitude
 from swarm_tf.codec.floats import BFLOAT16, FLOAT16, FLOAT32, Float
 from swarm_tf.codec.lattice import Lattice
@@ -8,8 +10,9 @@ from swarm_tf.config import CODECS
 from swarm_tf.errors import UsageError
 
 
+@functools.cache
 def build(name: str, bits: int = 8) -> Codec:
-    """The codec `name`; `bits` a weight for the lattice."""
+    """The codec `name`; `bits` a weight for the lattice. Codecs have no state, so one serves all."""
     if name == "lattice":
         return Lattice(bits)
     formats = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}

@@ -119,7 +119,8 @@ def magnitude(terms: Sequence[tf.Tensor]) -> Floats:
     if terms[0].shape[0] == 0:
         return np.zeros(0, np.float32)
     lanes: Floats = _magnitude_lanes(tuple(terms)).numpy()
-    return lanes.max(axis=1)  # np.max carries NaN through
+    largest: Floats = lanes.max(axis=1)  # np.max carries NaN through
+    return largest
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]

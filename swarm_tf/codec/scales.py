@@ -41,7 +41,8 @@ class BlockScales:
         steps = self._mean * self._tail / np.float32(2 ** (bits - 1))
         # Twice the smallest step that can be read: the partner's weights may be larger.
         floor = np.maximum(2 * FLOAT32_DIGITS * magnitude, _TINIEST)
-        return np.maximum(steps, floor).astype(np.float32)
+        chosen: Floats = np.maximum(steps, floor).astype(np.float32)
+        return chosen
 
     def exact(self, spread: Floats) -> None:
         """Take in the mean |difference| of an exact exchange."""

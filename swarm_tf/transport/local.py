@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ class LocalNetwork:
         self._order = itertools.count()
         self._inboxes: list[list[tuple[float, int, bytes, Bytes]]] = [[] for _ in range(size)]
         self._meeting = threading.Barrier(size)
-        self._table: list[object] = [None] * size
+        self._table: list[Any] = [None] * size
         self._transports = [LocalTransport(self, rank) for rank in range(size)]
 
     def __getitem__(self, rank: int) -> LocalTransport:
@@ -79,7 +80,7 @@ class LocalNetwork:
                 arrived.append(heapq.heappop(inbox)[2:])
         return arrived
 
-    def meet(self, rank: int, item: object, what: str, timeout: float) -> list[object]:
+    def meet(self, rank: int, item: Any, what: str, timeout: float) -> list[Any]:
         """Every rank's `item`, on every rank."""
         self._table[rank] = item
         try:
@@ -122,14 +123,14 @@ class LocalTransport(Transport):
         pass
 
     def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
-        return [bytes(d) for d in self._network.meet(self.rank, data, what, timeout)]  # type: ignore[call-overload]
+        return [bytes(d) for d in self._network.meet(self.rank, data, what, timeout)]
 
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
         for array in arrays:
             root = self._network.meet(self.rank, array.copy(), "broadcast", 60)[0]
-            np.copyto(array, root)  # type: ignore[call-overload]
+            np.copyto(array, root)
 
     def mean(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
         for array in arrays:
             every = self._network.meet(self.rank, array.copy(), "mean", 60)
-            array[...] = np.mean(np.stack(every), axis=0, dtype=np.float64)  # type: ignore[call-overload]
+            array[...] = np.mean(np.stack(every), axis=0, dtype=np.float64)

@@ -7,6 +7,7 @@ and sleeping, and every wait ends with the name of whom it waited for.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections.abc import Sequence
@@ -139,9 +140,9 @@ class MPITransport(Transport):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: rank {self.rank} waited {timeout:g} s for rank 0")
             time.sleep(0.001)
-        lengths = struct.unpack_from(f"<{self.size}Q", part[1])
-        ends = np.cumsum([8 * self.size, *lengths])
-        return [part[1][a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        sizes = struct.unpack_from(f"<{self.size}Q", part[1])
+        ends = itertools.accumulate(sizes, initial=8 * self.size)
+        return [part[1][a:b] for a, b in itertools.pairwise(ends)]
 
     def _take(self, source: int, tag: int) -> tuple[int, bytes] | None:
         status = self._mpi.Status()

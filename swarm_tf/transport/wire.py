@@ -94,9 +94,7 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
     if has_accepted:
         bits = np.frombuffer(head, np.uint8, -(-blocks // 8), at)
         accepted = np.unpackbits(bits, count=blocks).astype(np.bool_)
-    message = Message(
-        Kind(kind), sender, exchange, chunk, step, Reason(reason), encoded, accepted
-    )
+    message = Message(Kind(kind), sender, exchange, chunk, step, Reason(reason), encoded, accepted)
     return message, payload_bytes
 
 
