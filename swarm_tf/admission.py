@@ -49,13 +49,15 @@ class Admission:
         """
         if not self.blocking:
             return Reason.CROSSED if crossed and self.rank < sender else True
-        if self.state is State.FREE:
-            return True
-        if self.state is State.PAIRED:
-            return self.partner == sender
         if self.state is State.ASKING and sender > self.rank:
             return Reason.BUSY
-        return False
+        return self.welcomes(sender)
+
+    def welcomes(self, sender: int) -> bool:
+        """(blocking) Whether a request of `sender` that waits may be served now."""
+        if self.state is State.PAIRED:
+            return self.partner == sender
+        return self.state is State.FREE
 
     def reach(self) -> None:
         """The node stands at its boundary."""

@@ -49,6 +49,7 @@ class Member:
             weights.lengths,
             codec,
             mode,
+            exact=weights.exact,
             seed=seed,
             timeout_seconds=timeout_seconds,
             retry_seconds=transport.retry_seconds,

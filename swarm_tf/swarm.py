@@ -19,7 +19,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class Node:
       rank, size: of this node, and of the swarm.
       lengths: weights in each chunk of the model.
       codec: how chunks travel; the first exchange of a fresh lattice is exact.
+      exact: chunks that always travel as float32.
       mode: one of `config.MODES`.
       seed: of the dither.
       timeout_seconds: after this time without an answer an exchange counts as failed and the
@@ -63,6 +65,7 @@ class Node:
         codec: Codec,
         mode: str = "nonblocking",
         *,
+        exact: Collection[int] = (),
         seed: int = 0,
         timeout_seconds: float = 60.0,
         retry_seconds: float | None = None,
@@ -75,7 +78,7 @@ class Node:
         self.done: set[int] = set()
         now = clock()
         self.heard = {other: (now, 0) for other in range(size) if other != rank}
-        self._lengths = list(lengths)
+        self._lengths, self._exact_chunks = list(lengths), frozenset(exact)
         self._codec, self._exact = codec, build_codec("float32")
         self._timeout, self._retry = timeout_seconds, retry_seconds
         self._clock = clock
@@ -97,13 +100,15 @@ class Node:
 
     def warm_up(self) -> None:
         """Compile the kernels on the published model, so that no exchange waits for that."""
-        chunk = self.published.terms(0)[0]
-        magnitude = self.published.magnitude(0)
-        for codec in {self._codec, self._exact}:
-            for terms in ((chunk,), (chunk, chunk)):
-                own = codec.encode(terms, 0, np.maximum(magnitude, 1), magnitude)
-                accepted, _ = codec.verify(own, own)
-                codec.correct(own, own, accepted, None if len(terms) == 1 else chunk)
+        first = {length: chunk for chunk, length in reversed(list(enumerate(self._lengths)))}
+        for chunk in first.values():
+            base, magnitude = self.published.terms(chunk)[0], self.published.magnitude(chunk)
+            codecs = {self._exact} if chunk in self._exact_chunks else {self._exact, self._codec}
+            for codec in codecs:
+                for terms in ((base,), (base, base)):
+                    own = codec.encode(terms, 0, np.maximum(magnitude, 1), magnitude)
+                    accepted, _ = codec.verify(own, own)
+                    codec.correct(own, own, accepted, None if len(terms) == 1 else base)
 
     # What the training thread calls.
 
@@ -194,8 +199,10 @@ class Node:
             wanted = self._wanted
             if wanted:
                 self._admission.reach()
-        while self._waiting and self._admission.state is State.FREE:
-            out += self._on_request(self._waiting.pop(0))
+        for message in [*self._waiting]:
+            if self._admission.welcomes(message.sender):
+                self._waiting.remove(message)
+                out += self._on_request(message)
         if wanted and self._admission.state is State.FREE:
             out += self._start(*wanted)
         if self._waiting or wanted:
@@ -254,12 +261,12 @@ class Node:
         if exchange.failure:
             self._end(exchange)
             return []
-        return self._advance(exchange, 1)
+        return self._advance(exchange)
 
-    def _advance(self, exchange: Exchange, window: int) -> Outbox:
+    def _advance(self, exchange: Exchange) -> Outbox:
         """Send the next chunks, as far as the window allows."""
         out: Outbox = []
-        while exchange.next_chunk < len(self._lengths) and len(exchange.under_way) < window:
+        while exchange.next_chunk < len(self._lengths) and len(exchange.under_way) < _WINDOW:
             chunk = exchange.next_chunk
             exchange.next_chunk += 1
             own = self._encode_own(exchange, chunk)
@@ -272,7 +279,9 @@ class Node:
         magnitude = self.published.magnitude(chunk)
         scales = self.published.scales[chunk]
         codec, steps = self._codec, _NO_SCALES
-        if isinstance(codec, Lattice):
+        if chunk in self._exact_chunks:
+            codec = self._exact
+        elif isinstance(codec, Lattice):
             if scales.known:
                 steps = scales.steps(codec.bits, magnitude)
             else:
@@ -309,7 +318,7 @@ class Node:
         with self._changed:
             if self._current is exchange:
                 self._admission.pair(exchange.partner)
-        return [] if exchange.failure else self._advance(exchange, _WINDOW)
+        return [] if exchange.failure else self._advance(exchange)
 
     def _on_refusal(self, message: Message) -> Outbox:
         exchange = self._exchanges.get(message.exchange)
@@ -385,12 +394,14 @@ class Node:
             return []  # a late copy of an exchange that is over
         if message.exchange == last and chunk in answers:
             return [(sender, answers[chunk])] if self._retry is not None else []
+        begun = answers if message.exchange == last else {}
+        refused = [a.reason for a in begun.values() if a.kind is Kind.REFUSE]
         with self._changed:
             mine = self._current
             crossed = mine is not None and mine.partner == sender and mine.answered == 0
-            verdict = self._admission.admit(sender, crossed and chunk == 0)
-            if self._closed:
-                verdict = Reason.CLOSED
+            verdict = self._admission.admit(sender, crossed and not begun)
+            if self._closed or refused:
+                verdict = refused[0] if refused else Reason.CLOSED
         if verdict is False:
             if not any(
                 (w.sender, w.exchange, w.chunk) == (sender, message.exchange, chunk)
@@ -401,11 +412,11 @@ class Node:
         answer = self._serve(message) if verdict is True else verdict
         if isinstance(answer, Reason):
             answer = self._message(Kind.REFUSE, message.exchange, chunk, reason=answer)
-        answers = answers if message.exchange == last else {}
-        answers[chunk] = answer if self._retry is not None else self._message(Kind.REFUSE)
-        self._answers[sender] = (message.exchange, answers)
+        # Without repeats the payload need not be kept.
+        kept = answer if self._retry is not None else replace(answer, encoded=None)
+        self._answers[sender] = (message.exchange, {**begun, chunk: kept})
         if answer.kind is Kind.REPLY:
-            self._served(sender, whole=len(answers) == len(self._lengths))
+            self._served(sender, whole=len(begun) + 1 == len(self._lengths))
         return [(sender, answer)]
 
     def _serve(self, message: Message) -> Message | Reason:

@@ -1,9 +1,13 @@
 """Keras variables <-> the chunks of one flat vector.
 
-The float weights of a model, one after another, are cut into equal chunks that are a whole number
-of blocks long; the last is filled up with zeros. Chunks let encoding, wire and decoding overlap,
-have one shape, so that each kernel is compiled once, and stay small enough for the memory
-allocator to reuse.
+Matrices and kernels come first, one after another, cut into equal chunks that are a whole number
+of blocks long; vectors (biases, scales, moving statistics) follow in chunks of their own. The last
+chunk of each kind is filled up with zeros.
+
+Chunks let encoding, wire and decoding overlap, have few shapes, so that each kernel is compiled
+once, and stay small enough for the memory allocator to reuse. Vectors are apart because they are
+few and travel exactly: their differences are of other sizes than those of the matrices, and one
+lattice step for both would drown the smaller ones in noise.
 """
 
 from __future__ import annotations
@@ -51,22 +55,35 @@ def _is_float(variable: keras.Variable) -> bool:
 
 
 class FlatWeights:
-    """The given variables as chunks: float32 [chunk_length] each.
+    """The given variables as chunks: float32 [lengths[c]] each.
 
     Args:
       variables: Keras variables; other float types than float32 are cast on the way.
       chunk: most weights in a chunk.
+
+    Attributes:
+      lengths: weights in each chunk.
+      exact: which chunks hold vectors.
     """
 
     def __init__(self, variables: Sequence[keras.Variable], chunk: int = CHUNK) -> None:
-        self.variables = list(variables)
-        self.sizes = [int(np.prod(v.shape)) for v in variables]
+        matrices = [v for v in variables if len(v.shape) > 1]
+        vectors = [v for v in variables if len(v.shape) <= 1]
+        self.variables = [*matrices, *vectors]
+        self.sizes = [int(np.prod(v.shape)) for v in self.variables]
         self.total = sum(self.sizes)
-        count = max(1, -(-self.total // chunk))
-        self.chunk_length = max(1, -(-self.total // (count * BLOCK))) * BLOCK
-        self.lengths = [self.chunk_length] * count
-        self._starts = np.cumsum([0, *self.sizes[:-1]]).tolist() if variables else []
-        self._zeros = tf.zeros([self.chunk_length])
+        self.lengths: list[int] = []
+        self._starts: list[int] = []
+        for kind in (matrices, vectors):
+            sizes = [int(np.prod(v.shape)) for v in kind]
+            self._starts += [sum(self.lengths) + s for s in np.cumsum([0, *sizes[:-1]])][
+                : len(kind)
+            ]
+            self.lengths += _chunk_lengths(sum(sizes), chunk)
+            if kind is matrices:
+                first_vector = len(self.lengths)
+        self.exact = frozenset(range(first_vector, len(self.lengths)))
+        self._ends = np.cumsum(self.lengths).tolist()
         self._gather = tf.function(self._gather_graph, autograph=False)
         self._add = tf.function(self._add_graph, autograph=False)
         self._assign = tf.function(self._assign_graph, autograph=False)
@@ -87,7 +104,11 @@ class FlatWeights:
         """
         if all(c is None for c in corrections):
             return self.gather()
-        return list(self._add([self._zeros if c is None else c for c in corrections]))
+        zeros = {n: tf.zeros([n]) for n in set(self.lengths)}
+        filled = [
+            zeros[n] if c is None else c for c, n in zip(corrections, self.lengths, strict=True)
+        ]
+        return list(self._add(filled))
 
     def assign(self, chunks: Sequence[tf.Tensor | npt.NDArray[np.float32]]) -> None:
         """Overwrite the variables."""
@@ -96,29 +117,31 @@ class FlatWeights:
     def _gather_graph(self) -> list[tf.Tensor]:
         flat = [tf.reshape(tf.cast(v.value, tf.float32), [-1]) for v in self.variables]
         chunks = []
-        for c in range(len(self.lengths)):
-            low, high = c * self.chunk_length, (c + 1) * self.chunk_length
-            parts = [
-                _part(f, max(low - start, 0), min(high - start, size), size)
-                for f, start, size in zip(flat, self._starts, self.sizes, strict=True)
-                if start < high and start + size > low
-            ]
-            missing = high - max(self.total, low)
-            if missing > 0:
-                parts.append(tf.zeros([min(missing, self.chunk_length)]))
+        for low, high in self._bounds():
+            parts, end = [], low
+            for f, start, size in zip(flat, self._starts, self.sizes, strict=True):
+                if start < high and start + size > low:
+                    parts.append(_part(f, max(low - start, 0), min(high - start, size), size))
+                    end = min(start + size, high)
+            if end < high:
+                parts.append(tf.zeros([high - end]))
             # Always a copy: a lone variable must not share memory with its chunk.
             chunks.append(tf.concat(parts, axis=0) if len(parts) > 1 else parts[0] + 0.0)
         return chunks
 
+    def _bounds(self) -> list[tuple[int, int]]:
+        return [(end - n, end) for end, n in zip(self._ends, self.lengths, strict=True)]
+
     def _split(self, chunks: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Chunks -> one tensor of each variable's shape."""
-        n, tensors = self.chunk_length, []
+        tensors = []
         for variable, start, size in zip(self.variables, self._starts, self.sizes, strict=True):
             pieces = [
-                _part(chunks[c], max(start - c * n, 0), min(start + size - c * n, n), n)
-                for c in range(start // n, (start + max(size, 1) - 1) // n + 1)
+                _part(chunk, max(start - low, 0), min(start + size, high) - low, high - low)
+                for chunk, (low, high) in zip(chunks, self._bounds(), strict=True)
+                if start < high and start + size > low
             ]
-            flat = pieces[0] if len(pieces) == 1 else tf.concat(pieces, axis=0)
+            flat = tf.concat(pieces, axis=0) if len(pieces) != 1 else pieces[0]
             tensors.append(tf.reshape(flat, variable.shape))
         return tensors
 
@@ -137,6 +160,14 @@ class FlatWeights:
     def _assign_graph(self, chunks: list[tf.Tensor]) -> None:
         for variable, tensor in zip(self.variables, self._split(chunks), strict=True):
             variable.value.assign(tf.cast(tensor, variable.value.dtype))
+
+
+def _chunk_lengths(total: int, most: int) -> list[int]:
+    """Equal chunks of whole blocks that hold `total` weights."""
+    if total == 0:
+        return []
+    count = -(-total // most)
+    return [-(-total // (count * BLOCK)) * BLOCK] * count
 
 
 def _part(flat: tf.Tensor, start: int, stop: int, size: int) -> tf.Tensor:

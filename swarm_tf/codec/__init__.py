@@ -12,7 +12,7 @@ from swarm_tf.errors import UsageError
 
 @functools.cache
 def build(name: str, bits: int = 8) -> Codec:
-    """The codec `name`; `bits` a weight for the lattice. Codecs have no state, so one serves all."""
+    """The codec `name`; `bits` a weight for the lattice. It has no state: one serves all."""
     if name == "lattice":
         return Lattice(bits)
     formats = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}

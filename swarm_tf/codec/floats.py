@@ -64,7 +64,8 @@ class Float(Codec):
         if length == 0:
             payload, sums = tf.zeros([0], self.dtype), np.zeros((1, 0), np.uint32)
         else:
-            payload, lanes = self._encode(tuple(terms), dither_keys(seed, blocks_of(length)))
+            rows, lanes = self._encode(tuple(terms), dither_keys(seed, blocks_of(length)))
+            payload = tf.reshape(rows, [-1])
             sums = lanes.numpy().sum(axis=1, dtype=np.uint32)[None]
         # float16 ends at 65,504; the dither may add one step.
         usable = magnitude <= self.format.largest * (1 - 2.0**-self.format.fraction)
@@ -75,7 +76,8 @@ class Float(Codec):
         blocks = blocks_of(own.length)
         if blocks == 0:
             return np.zeros(0, np.bool_), np.zeros(0, np.float32)
-        lanes, spread = self._compare(own.payload, other.payload, dither_keys(own.seed, blocks))
+        keys = dither_keys(own.seed, blocks)
+        lanes, spread = self._compare(_rows(own), _rows(other), keys)
         sums = lanes.numpy().sum(axis=1, dtype=np.uint32)
         accepted: Bools = (sums == other.checksums[0]) & own.usable
         weights = np.full(blocks, BLOCK, np.float32)
@@ -88,7 +90,8 @@ class Float(Codec):
     ) -> tf.Tensor:
         if own.length == 0:
             return tf.zeros([0])
-        return self._correct(own.payload, other.payload, accepted, onto, own.length)
+        rows = self._correct(_rows(own), _rows(other), accepted, onto)
+        return tf.reshape(rows, [-1])[: own.length]
 
     def _encode_kernel(
         self, terms: tuple[tf.Tensor, ...], keys: tf.Tensor
@@ -98,7 +101,7 @@ class Float(Codec):
             x = self._dithered(x, keys)
         numbers = tf.cast(x, self.format.dtype)
         checks = folded(_mixed(numbers) * checksum_weights(keys, 0), 128)
-        return tf.reshape(numbers, [-1]), checks
+        return numbers, checks
 
     def _dithered(self, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """x rounded to the format's own grid, up with the probability of the remainder."""
@@ -116,9 +119,8 @@ class Float(Codec):
     def _compare_kernel(
         self, own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        mine, theirs = (tf.reshape(p, [-1, BLOCK]) for p in (own, other))
-        lanes = folded(_mixed(theirs) * checksum_weights(keys, 0), 128)
-        distance = tf.abs(tf.cast(theirs, tf.float32) - tf.cast(mine, tf.float32))
+        lanes = folded(_mixed(other) * checksum_weights(keys, 0), 128)
+        distance = tf.abs(tf.cast(other, tf.float32) - tf.cast(own, tf.float32))
         return lanes, folded(distance, 32)
 
     def _correct_kernel(
@@ -127,13 +129,15 @@ class Float(Codec):
         other: tf.Tensor,
         accepted: tf.Tensor,
         onto: tf.Tensor | None,
-        length: int,
     ) -> tf.Tensor:
-        mine, theirs = (tf.cast(tf.reshape(p, [-1, BLOCK]), tf.float32) for p in (own, other))
+        mine, theirs = (tf.cast(rows, tf.float32) for rows in (own, other))
         half = np.float32(0.5)  # halves first: the difference of two large numbers may overflow
         correction = tf.where(accepted[:, None], theirs * half - mine * half, np.float32(0))
-        correction = tf.reshape(correction, [-1])[:length]
-        return correction if onto is None else onto + correction
+        return correction if onto is None else in_blocks(onto) + correction
+
+
+def _rows(encoded: Encoded) -> tf.Tensor:
+    return tf.reshape(encoded.payload, [-1, BLOCK])
 
 
 def _mixed(numbers: tf.Tensor) -> tf.Tensor:

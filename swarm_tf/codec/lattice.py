@@ -72,8 +72,9 @@ class Lattice(Codec):
             numbers, lanes = self._encode(tuple(terms), inverse, keys)
             sums = _host_sums(lanes)
         else:
-            numbers, sums = tf.zeros([0], self.dtype), np.zeros((self.words, 0), np.uint32)
-        payload = _pack(numbers, self.bits) if self.bits < 8 and blocks else numbers
+            numbers = tf.zeros([0, BLOCK], self.dtype)
+            sums = np.zeros((self.words, 0), np.uint32)
+        payload = tf.reshape(_pack(numbers, self.bits) if self.bits < 8 else numbers, [-1])
         # Beyond 2^22 steps the integers of the kernel end.
         usable = magnitude * FLOAT32_DIGITS <= scales
         sums = np.where(usable, sums, sums + _SPOIL)
@@ -98,16 +99,17 @@ class Lattice(Codec):
         if own.length == 0:
             return tf.zeros([0])
         half_steps = np.where(accepted, own.scales * np.float32(0.5), np.float32(0))
-        numbers = self._numbers(own), self._numbers(other)
-        return self._correct(*numbers, half_steps, onto, own.length)
+        rows = self._correct(self._numbers(own), self._numbers(other), half_steps, onto)
+        return tf.reshape(rows, [-1])[: own.length]
 
     def _numbers(self, encoded: Encoded) -> tf.Tensor:
         if encoded.numbers is None:
-            payload = tf.convert_to_tensor(encoded.payload)
-            encoded.numbers = _unpack(payload, self.bits) if self.bits < 8 else payload
+            rows = tf.reshape(encoded.payload, [blocks_of(encoded.length), -1])
+            encoded.numbers = _unpack(rows, self.bits) if self.bits < 8 else rows
         return encoded.numbers
 
     # The kernels. Packing has its own: fused with the arithmetic, XLA repeats that for each piece.
+    # Rows of blocks in, rows of blocks out: XLA does not vectorise across a change of shape.
 
     def _encode_kernel(
         self, terms: tuple[tf.Tensor, ...], inverse: tf.Tensor, keys: tf.Tensor
@@ -115,11 +117,11 @@ class Lattice(Codec):
         integers = _lattice_points(in_blocks(tf.add_n(terms)), inverse, keys)
         lanes = [folded(integers * checksum_weights(keys, w), 128) for w in range(self.words)]
         low = tf.bitwise.bitwise_and(integers, np.uint32(2**self.bits - 1))
-        return tf.reshape(tf.cast(low, self.dtype), [-1]), tf.stack(lanes)
+        return tf.cast(low, self.dtype), tf.stack(lanes)
 
     def _differences(self, own: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
         """Steps from own to other, int32 [blocks, BLOCK]; 0 where it would be -2^(b-1)."""
-        unsigned = tf.reshape(other - own, [-1, BLOCK])
+        unsigned = other - own
         spare = unsigned.dtype.size * 8 - self.bits
         if spare:  # bring the sign bit to the top, and back below
             unsigned = tf.bitwise.left_shift(unsigned, tf.constant(spare, unsigned.dtype))
@@ -145,11 +147,12 @@ class Lattice(Codec):
         other: tf.Tensor,
         half_steps: tf.Tensor,
         onto: tf.Tensor | None,
-        length: int,
     ) -> tf.Tensor:
         steps = tf.cast(self._differences(own, other), tf.float32)
-        correction = tf.reshape(steps * half_steps[:, None], [-1])[:length]
-        return correction if onto is None else onto + correction
+        correction = steps * half_steps[:, None]
+        if onto is not None:
+            correction += in_blocks(onto)
+        return correction
 
 
 def _lattice_points(x: tf.Tensor, inverse: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
@@ -166,12 +169,12 @@ def _lattice_points(x: tf.Tensor, inverse: tf.Tensor, keys: tf.Tensor) -> tf.Ten
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
 def _pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
-    return tf.reshape(packing.pack(tf.reshape(numbers, [-1, BLOCK]), bits), [-1])
+    return packing.pack(numbers, bits)
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
-def _unpack(payload: tf.Tensor, bits: int) -> tf.Tensor:
-    return tf.reshape(packing.unpack(tf.reshape(payload, [-1, BLOCK * bits // 8]), bits), [-1])
+def _unpack(rows: tf.Tensor, bits: int) -> tf.Tensor:
+    return packing.unpack(rows, bits)
 
 
 def _host_sums(lanes: tf.Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.uint32]]:

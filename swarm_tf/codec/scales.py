@@ -6,34 +6,40 @@ import numpy as np
 
 from swarm_tf.codec.base import FLOAT32_DIGITS, Bools, Floats
 
-LEAST_TAIL = 10.0
-"""Smallest range of the lattice over the mean |difference| of a block."""
+TAIL = 10.0
+"""Range of the lattice over the mean |difference| of a block, to begin with."""
 
-_MOST_TAIL = 1000.0
-_TAIL_DECAY = 0.97
+_LEAST_TAIL, _MOST_TAIL = 6.0, 64.0
+_LONGEST_STEP = 4.0  # over the mean: beyond, an exchange of heavy tails adds more than it takes
+_DECAY = 0.98
+_TOO_MANY = 0.25
 _TINIEST = np.float32(2.0**-100)
-_MOST_FAILURES = 6
 
 
 class BlockScales:
     """Learns for each block of one chunk the mean |difference|, and the tail: range over mean.
 
-    A mean, not a maximum: under shared dither it is unbiased at any number of bits, where a
-    maximum runs away at few. A block that could not be read doubles its estimate, and squares
-    that factor each time in a row (2, 4, 16, ...), since a block that was silent for long, such
-    as a row of an embedding, may wake up with differences of any size. Once it can be read again,
-    the range that it took over the mean that is seen is its new tail; that forgets slowly.
-    Blocks that mix weights with moving statistics keep a long tail.
+    Differences of a Gaussian need a tail of about 5, those of a convolution kernel in training 10
+    to 50. An exchange leaves a difference d with variance |d| (s - |d|), so a step s that is too
+    long costs as much as a block that cannot be read. Hence:
+
+    - the mean is a running mean: unbiased under shared dither at any number of bits, where a
+      maximum runs away at few;
+    - a failure lengthens the range by half, the fourth and later ones in a row by 4, for a
+      block that was silent for long, such as a row of an embedding, may wake up; the range that
+      works at last, over the mean that it shows, is the new tail. Every success shortens the
+      tail a little, so that about one block in twenty fails;
+    - a chunk of which a quarter fails is exchanged exactly next time.
     """
 
     def __init__(self, blocks: int) -> None:
         self._mean = np.full(blocks, np.nan, np.float32)
-        self._tail = np.full(blocks, LEAST_TAIL, np.float32)
+        self._tail = np.full(blocks, TAIL, np.float32)
         self._failures = np.zeros(blocks, np.int64)
 
     @property
     def known(self) -> bool:
-        """False until every block has been compared once; the first exchange must be exact."""
+        """False where the next exchange must be exact, such as the first."""
         return not np.isnan(self._mean).any()
 
     def steps(self, bits: int, magnitude: Floats) -> Floats:
@@ -51,17 +57,21 @@ class BlockScales:
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
         """Take in an exchange over the lattice whose initiator chose the steps `used`."""
+        least, most = _LEAST_TAIL, min(_MOST_TAIL, _LONGEST_STEP * 2 ** (bits - 1))
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
 
-        needed = np.maximum(reach / np.maximum(spread, reach / _MOST_TAIL), LEAST_TAIL)
-        decayed = np.maximum(self._tail * np.float32(_TAIL_DECAY), LEAST_TAIL)
-        learned = np.where(self._failures > 0, np.maximum(needed, self._tail), decayed)
+        again = self._failures > 0
+        found = np.clip(reach / np.maximum(spread, reach / most), least, most)
+        good_mean = np.where(again, spread, (mean + spread) / 2)
+        good_tail = np.where(again, found, np.maximum(self._tail * _DECAY, least))
 
-        failures = np.where(accepted, 0, np.minimum(self._failures + 1, _MOST_FAILURES))
-        growth = np.exp2(np.exp2(failures - 1.0)).astype(np.float32)
-        grown = np.maximum(mean, reach / self._tail) * growth
+        failures = self._failures + 1
+        longer = np.maximum(reach, mean * self._tail) * np.where(failures > 3, 4.0, 1.5)
+        bad_tail = np.clip(longer / np.maximum(mean, longer / most), least, most)
 
-        self._mean = np.where(accepted, (mean + spread) / 2, grown).astype(np.float32)
-        self._tail = np.where(accepted, learned, self._tail).astype(np.float32)
-        self._failures = failures
+        self._mean = np.where(accepted, good_mean, longer / bad_tail).astype(np.float32)
+        self._tail = np.where(accepted, good_tail, bad_tail).astype(np.float32)
+        self._failures = np.where(accepted, 0, failures)
+        if np.mean(~accepted) > _TOO_MANY:
+            self._mean[:] = np.nan

@@ -1,0 +1,30 @@
+"""Medians of interleaved runs, as multiples of one float32 memcpy: absolute times are noisy."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+def memcpy(length: int) -> Callable[[], None]:
+    """A function that copies a float32 vector of `length` between two warm buffers."""
+    source, target = np.ones(length, np.float32), np.zeros(length, np.float32)
+    return lambda: np.copyto(target, source)
+
+
+def medians(
+    actions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each action; all run once a round, so that drift hits all alike."""
+    for action in actions.values():
+        action()
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            began = clock()
+            action()
+            taken[name].append(clock() - began)
+    return {name: statistics.median(times) for name, times in taken.items()}

@@ -1,0 +1,116 @@
+"""The codec once more in NumPy, from its definition: float64, int64, floor, bits in a row.
+
+Written from DESIGN.md and the docstrings, not from the kernels, so that the two can disagree.
+Where a number lies so close to a boundary that float32 may fall on either side, `unsure` says so.
+"""
+
+import numpy as np
+
+BLOCK = 1024
+MOD = 2**32
+LATTICE_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+
+
+def rows(vector):
+    """[length] -> [blocks, BLOCK], zeros behind the end."""
+    blocks = -(-len(vector) // BLOCK)
+    padded = np.zeros(blocks * BLOCK, np.asarray(vector).dtype)
+    padded[: len(vector)] = vector
+    return padded.reshape(blocks, BLOCK)
+
+
+def key_words(seed, blocks):
+    """The words a, b of the hash (a k + b) mod 2^32 of each block: uint64 [blocks, 1] each."""
+    raw = np.random.Philox(key=seed).random_raw(blocks)
+    return (raw % MOD)[:, None], (raw // MOD)[:, None]
+
+
+def dither(seed, blocks, digits):
+    """u in [0, 1) of `digits` bits for each position: float64 [blocks, BLOCK]."""
+    a, b = key_words(seed, blocks)
+    hashed = (a * np.arange(BLOCK, dtype=np.uint64) + b) % MOD
+    return (hashed >> np.uint64(32 - digits)) / 2.0**digits
+
+
+def lattice_points(vector, scales, seed, tolerance=2.0**-20):
+    """floor(x/s + u), int64 [blocks, BLOCK], and where float32 may be a step off."""
+    x = rows(vector).astype(np.float64) / scales.astype(np.float64)[:, None]
+    exact = x + dither(seed, len(scales), 23)
+    points = np.floor(exact)
+    # x/s takes three roundings of a part in 2^24 on its way to the floor.
+    margin = tolerance + 3 * 2.0**-24 * np.abs(x)
+    unsure = (exact - points < margin) | (points + 1 - exact < margin)
+    return points.astype(np.int64), unsure
+
+
+def checksum_weights(seed, blocks, word):
+    """The odd weights of a checksum word: uint64 [blocks, BLOCK]."""
+    raw = np.random.Philox(key=0xC0DEC).random_raw(BLOCK)
+    halves = np.stack([raw % MOD, raw // MOD], axis=1).reshape(2, BLOCK) | np.uint64(1)
+    _, b = key_words(seed, blocks)
+    return halves[word][None] ^ (b - b % np.uint64(2))
+
+
+def checksums(integers, seed, words=1):
+    """sum of w_k n_k mod 2^32, uint32 [words, blocks]."""
+    modular = (integers % MOD).astype(np.uint64)
+    blocks = len(integers)
+    sums = [
+        (modular * checksum_weights(seed, blocks, w) % MOD).sum(axis=1) % MOD for w in range(words)
+    ]
+    return np.stack(sums).astype(np.uint32)
+
+
+def centred(difference, bits):
+    """The only number in [-2^(b-1), 2^(b-1)) that is `difference` mod 2^b."""
+    half = 2 ** (bits - 1)
+    return (difference + half) % 2**bits - half
+
+
+def pack(values, bits):
+    """uint8 [blocks, BLOCK] -> bytes: pieces of 8, 4, 2, 1 bits; stretches side by side."""
+    blocks, low, packed = len(values), 0, []
+    little = np.unpackbits(values.astype(np.uint8)[..., None], axis=-1, bitorder="little")
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            piece = little[..., low : low + width]
+            stretches = piece.reshape(blocks, 8 // width, BLOCK * width // 8, width)
+            in_byte = stretches.transpose(0, 2, 1, 3).reshape(blocks, -1, 8)
+            packed.append(np.packbits(in_byte, axis=-1, bitorder="little")[..., 0])
+            low += width
+    return np.concatenate(packed, axis=1)
+
+
+def float_grid(vector, fraction, min_exponent):
+    """The spacing of a format's numbers around each weight: float64 [blocks, BLOCK]."""
+    x = np.abs(rows(vector).astype(np.float64))
+    _, exponent = np.frexp(np.where(x > 0, x, 2.0**min_exponent))
+    return np.exp2(np.maximum(exponent - 1, min_exponent) - fraction)
+
+
+def float_points(vector, seed, fraction, min_exponent):
+    """x rounded down to the grid after the dither, float64, and where float32 may be a step off."""
+    x = rows(vector).astype(np.float64)
+    grid = float_grid(vector, fraction, min_exponent)
+    exact = x / grid + dither(seed, len(x), 24)
+    points = np.floor(exact)
+    margin = 2.0 ** (fraction - 22)
+    unsure = (exact - points < margin) | (points + 1 - exact < margin)
+    return points * grid, unsure
+
+
+def mixed(bits):
+    """The bits of a number, high ones stirred into low ones: uint64."""
+    wide = bits.astype(np.uint64)
+    return wide ^ (wide >> np.uint64(15))
+
+
+def magnitude(vector):
+    """Largest |weight| of each block."""
+    return np.abs(rows(vector)).max(axis=1) if len(vector) else np.zeros(0, np.float32)
+
+
+def vector_of(integers, fractions, scales, seed):
+    """float32 weights whose lattice points are `integers`: x/s + u = k + fraction."""
+    steps = integers + fractions - dither(seed, len(integers), 23)
+    return (steps * scales.astype(np.float64)[:, None]).astype(np.float32).reshape(-1)

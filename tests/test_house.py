@@ -1,0 +1,69 @@
+"""Dependencies run one way: a module may import only what stands before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "swarm_tf"
+
+# Rooms from the ground up; a room may use rooms before it, and itself.
+ORDER = [
+    ["errors", "launcher"],
+    ["topology", "local_steps", "config"],
+    ["metrics", "flags", "launch", "threads", "optimizers"],
+    ["codec"],
+    ["exchange", "published", "admission"],
+    ["swarm"],
+    ["transport"],
+    ["weights", "world", "evaluation"],
+    ["member"],
+    ["callback"],
+    ["trainer"],
+    ["run"],
+    ["__init__"],
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+
+
+def imports(path: Path) -> set[str]:
+    """Names of our own modules imported anywhere in the file, as `swarm_tf.x.y`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {
+        name for name in found if name.split(".")[0] in ("swarm_tf", "models", "data", "configs")
+    }
+
+
+def room(path: Path) -> str:
+    """The room that the file is or is in."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_from_below(path):
+    for name in imports(path):
+        package, *rest = name.split(".")
+        assert package == "swarm_tf", f"the library imports {name}"
+        if rest and rest[0] in LEVEL:
+            assert LEVEL[rest[0]] <= LEVEL[room(path)], f"{room(path)} imports {name}"
+
+
+def test_every_room_has_a_place():
+    assert {room(path) for path in FILES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_mpi_transport_imports_mpi4py(path):
+    found = "mpi4py" in path.read_text() and any(
+        isinstance(node, ast.Import | ast.ImportFrom) and "mpi4py" in ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+    assert found == (path.relative_to(ROOT) == Path("transport/mpi.py"))

@@ -1,0 +1,170 @@
+"""train.py as a user starts it: real ranks, real files, and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
+DIGITS = "--config=configs/digits_resnet.py"
+SUMMARY_KEYS = {
+    "algorithm", "ranks", "survivors", "parameters", "local_steps_total", "epochs",
+    "wall_seconds", "train_seconds", "examples_per_second", "final", "per_rank_accuracy",
+    "exchanges", "exchanges_failed", "bytes_sent", "payload_bytes_per_exchange",
+    "blocks_skipped", "exposed_seconds", "exposed_fraction", "step_seconds_median",
+    "staleness_mean", "consensus_distance",
+}  # fmt: skip
+
+
+def train(ranks: int, *flags: str) -> subprocess.CompletedProcess:
+    launcher = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]
+    return subprocess.run(
+        [*launcher, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+
+
+def summary(workdir: Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def test_alone_without_mpi_it_trains_and_writes_all_files(tmp_path):
+    done = train(
+        1,
+        DIGITS,
+        f"--workdir={tmp_path}",
+        "--config.algorithm=single",
+        "--config.train.epochs=6",
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path).keys() == SUMMARY_KEYS
+    assert summary(tmp_path)["final"]["accuracy"] > 0.9
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all({"step", "rank", "time_seconds"} <= line.keys() for line in lines)
+    assert any("loss" in line for line in lines)
+    names = {path.name.split(".")[0] for path in tmp_path.iterdir()}
+    assert {"config", "metrics", "consensus", "summary", "events"} <= names
+
+
+def test_three_ranks_swarm_with_every_option_on(tmp_path):
+    done = train(
+        3,
+        DIGITS,
+        f"--workdir={tmp_path}",
+        "--config.train.epochs=12",
+        "--config.swarm.topology=ring",
+        "--config.swarm.bits=4",
+        "--config.swarm.local_steps_distribution=geometric",
+        "--config.swarm.average_statistics=False",
+        "--config.swarm.average_optimizer=True",
+        "--config.data.partition=dirichlet",
+        "--config.data.dirichlet_alpha=5",
+    )
+    assert done.returncode == 0, done.stderr
+    told = summary(tmp_path)
+    assert told["ranks"] == 3
+    assert told["exchanges"] > 20
+    assert told["exchanges_failed"] == 0
+    assert told["final"]["accuracy"] > 0.8
+    assert told["consensus_distance"] < 0.5
+
+
+@pytest.mark.parametrize("mode", ["blocking", "pull"])
+def test_the_other_modes_train_too(tmp_path, mode):
+    done = train(
+        2,
+        DIGITS,
+        f"--workdir={tmp_path}",
+        f"--config.swarm.mode={mode}",
+        "--config.train.max_steps=60",
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path)["local_steps_total"] == 120
+    assert summary(tmp_path)["exchanges"] > 0
+
+
+BAD = {
+    "misspelt key": (2, ["--config.swarm.bitz=8"], ["bitz", "bits"]),
+    "bits": (2, ["--config.swarm.bits=9"], ["swarm.bits=9", "8"]),
+    "no local steps": (2, ["--config.swarm.local_steps=0"], ["swarm.local_steps=0"]),
+    "hypercube of 6": (6, ["--config.swarm.topology=hypercube"], ["hypercube", "6"]),
+    "unknown model": (2, ["--config.model.name=resnet21"], ["model.name=resnet21"]),
+    "no data": (2, ["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"], ["cifar10"]),
+    "workdir": (2, ["--workdir=/dev/null/run"], ["/dev/null/run"]),
+    "alone": (2, ["--config.algorithm=single"], ["algorithm=single"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2_on_every_rank(tmp_path, case):
+    ranks, flags, words = BAD[case]
+    done = train(ranks, DIGITS, f"--workdir={tmp_path / 'run'}", *flags)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1, done.stderr
+    assert all(word in lines[0] for word in words), lines
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_ranks_started_with_differing_configurations_are_refused(tmp_path):
+    script = tmp_path / "differs.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(ROOT)!r})\n"
+        "import train\n"
+        "bits = 8 - 4 * int(os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ['PMI_RANK'])\n"
+        f"sys.exit(train.main(['train.py', {DIGITS!r}, '--workdir={tmp_path}/run',"
+        " f'--config.swarm.bits={bits}']))\n"
+    )
+    done = subprocess.run(
+        [SWARMRUN, "-n", "2", str(script)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "swarm.bits must be the same on all ranks, but is 8 on rank 0 and 4 on rank 1" in (
+        done.stderr
+    )
+
+
+def test_a_rank_that_crashes_ends_the_job_with_its_traceback(tmp_path):
+    script = tmp_path / "crash.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(ROOT)!r})\n"
+        "import train\n"
+        "from swarm_tf import trainer, world\n"
+        "run = trainer.Trainer._run\n"
+        "def crash(self, batches, count, hooks, last):\n"
+        "    if world.rank() == 1 and last > 20: raise RuntimeError('out of luck')\n"
+        "    return run(self, batches, count, hooks, last)\n"
+        "trainer.Trainer._run = crash\n"
+        f"sys.exit(train.main(['train.py', {DIGITS!r}, '--workdir={tmp_path}/run']))\n"
+    )
+    done = subprocess.run(
+        [SWARMRUN, "-n", "2", str(script)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode not in (0, 2)
+    assert "rank 1 on " in done.stderr
+    assert "RuntimeError: out of luck" in done.stderr
+
+
+def test_a_disconnected_graph_is_refused():
+    import networkx as nx
+
+    from swarm_tf import SwarmCallback, UsageError
+    from swarm_tf.transport.local import LocalNetwork
+
+    graph = nx.Graph([(0, 1), (2, 3)])
+    with pytest.raises(UsageError, match="connected"):
+        SwarmCallback(topology=graph, transport=LocalNetwork(4)[0])
+
+
+def test_no_rank_is_left_behind(tmp_path):
+    mark = f"--workdir={tmp_path / 'left'}"
+    train(2, DIGITS, mark, "--config.swarm.bits=9")
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert mark not in listed
+    assert os.getpid()

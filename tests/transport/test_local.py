@@ -1,0 +1,296 @@
+"""The transport between threads, its faults, and members that train over it."""
+
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from swarm_tf.transport.local import Faults, LocalNetwork
+from tests.transport.ranks import Quadratic, in_threads
+
+MODES = ("nonblocking", "blocking", "pull")
+
+
+# The network.
+
+
+def _pass(faults, count=4000):
+    """What arrives of `count` numbered messages from rank 0 to rank 1."""
+    network = LocalNetwork(2, faults)
+    for k in range(count):
+        network[0].send(1, k.to_bytes(8, "little"), np.full(8, k % 251, np.uint8))
+    time.sleep(faults.delay)
+    return network[1].receive()
+
+
+def _close_to(share, probability, count=4000):
+    return abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / count)
+
+
+def test_without_faults_everything_arrives_in_order():
+    arrived = _pass(Faults(), 500)
+    assert [int.from_bytes(h, "little") for h, _ in arrived] == list(range(500))
+    assert all((p == k % 251).all() for k, (_, p) in enumerate(arrived))
+    assert LocalNetwork(2).retry_seconds is None
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5])
+def test_drops_as_often_as_asked(probability):
+    arrived = _pass(Faults(drop=probability))
+    assert _close_to(1 - len(arrived) / 4000, probability)
+    assert len({h for h, _ in arrived}) == len(arrived)
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5])
+def test_duplicates_as_often_as_asked(probability):
+    arrived = _pass(Faults(duplicate=probability))
+    assert _close_to(len(arrived) / 4000 - 1, probability)
+    assert len({h for h, _ in arrived}) == 4000
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5])
+def test_corrupts_one_bit_as_often_as_asked(probability):
+    arrived = _pass(Faults(corrupt=probability))
+    assert len(arrived) == 4000
+    wrong = 0
+    for k, (head, payload) in enumerate(arrived):
+        sent = k.to_bytes(8, "little") + bytes([k % 251] * 8)
+        flipped = int.from_bytes(sent, "big") ^ int.from_bytes(head + payload.tobytes(), "big")
+        assert flipped.bit_count() <= 1
+        wrong += flipped != 0
+    assert _close_to(wrong / 4000, probability)
+
+
+def test_delays_make_messages_overtake_each_other():
+    network = LocalNetwork(2, Faults(delay=0.2))
+    for k in range(200):
+        network[0].send(1, k.to_bytes(8, "little"), np.zeros(0, np.uint8))
+    assert len(network[1].receive()) < 100
+    time.sleep(0.2)
+    late = [int.from_bytes(h, "little") for h, _ in network[1].receive()]
+    assert late != sorted(late)
+    assert network.retry_seconds is not None
+
+
+def test_the_sender_may_reuse_its_buffer():
+    network = LocalNetwork(2)
+    payload = np.ones(4, np.uint8)
+    network[0].send(1, b"x", payload)
+    payload[:] = 0
+    assert network[1].receive()[0][1].tolist() == [1, 1, 1, 1]
+
+
+def test_collectives():
+    network = LocalNetwork(4)
+
+    def action(rank):
+        transport = network[rank]
+        gathered = transport.gather(bytes([rank] * rank), "a test", 10)
+        arrays = [np.full(5, rank, np.float32), np.full(3, 10 * rank, np.float32)]
+        transport.mean(arrays)
+        roots = [np.full(5, rank + 1, np.float32)]
+        transport.broadcast(roots)
+        return gathered, arrays, roots
+
+    for gathered, arrays, roots in in_threads(4, action):
+        assert gathered == [bytes([r] * r) for r in range(4)]
+        assert arrays[0].tolist() == [1.5] * 5
+        assert arrays[1].tolist() == [15.0] * 3
+        assert roots[0].tolist() == [1.0] * 5
+
+
+def test_mean_has_the_same_bits_everywhere():
+    network = LocalNetwork(3)
+
+    def action(rank):
+        array = np.random.default_rng(rank).normal(size=1000).astype(np.float32)
+        network[rank].mean([array])
+        return array.tobytes()
+
+    assert len(set(in_threads(3, action))) == 1
+
+
+def test_gather_names_the_rank_that_does_not_come():
+    network = LocalNetwork(3)
+
+    def action(rank):
+        if rank == 1:
+            return
+        network[rank].gather(b"", "the start", 0.3)
+
+    with pytest.raises(TimeoutError, match=r"the start.*\b1\b(?! s)"):
+        in_threads(3, action)
+
+
+# Members that train.
+
+
+def _train(network, steps, *, period=4, pause=lambda rank: 0.0, neighbors=None, **options):
+    size = network.size
+
+    def action(rank):
+        own = Quadratic(network[rank], **options)
+        own.member.start()
+        rng = np.random.default_rng(rank)
+        others = neighbors(rank) if neighbors else [r for r in range(size) if r != rank]
+        ended = []
+        for step in range(1, steps + 1):
+            own.step()
+            time.sleep(pause(rank))
+            if step % period == 0:
+                ended += own.member.boundary(step, lambda: int(rng.choice(others)))
+        own.finished_at = time.monotonic()
+        ended += own.member.finish(steps)
+        own.ended = ended
+        return own
+
+    return in_threads(size, action)
+
+
+def _ring(size):
+    return lambda rank: sorted({(rank - 1) % size, (rank + 1) % size})
+
+
+def _drift(ranks):
+    """Mean model against the mean of all local steps: all started at zero."""
+    models = np.mean([own.x.astype(np.float64) for own in ranks], axis=0)
+    return np.abs(models - np.mean([own.moved for own in ranks], axis=0)).max()
+
+
+def _distance(ranks):
+    models = np.stack([own.x for own in ranks])
+    return float(np.sqrt(np.mean((models - models.mean(axis=0)) ** 2)))
+
+
+def _count(ranks, name):
+    return sum(getattr(own.member.counters, name) for own in ranks)
+
+
+FAULTS = {
+    "calm": Faults(),
+    "all": Faults(drop=0.05, duplicate=0.05, corrupt=0.05, delay=0.01, seed=1),
+    "lossy": Faults(drop=0.3, seed=2),
+}
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+@pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 8), ("lattice", 4)])
+@pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
+def test_mean_of_threads_that_train(mode, codec, faults):
+    network = LocalNetwork(4, FAULTS[faults], retry_seconds=0.02)
+    ranks = _train(network, 60, mode=mode, codec=codec)
+    assert _drift(ranks) < 2e-6  # of weights up to 3, rounded at each of 60 steps
+    assert _count(ranks, "exchanges") >= 10
+    # Alone, the ranks would end at their targets, 1.0 apart.
+    assert _distance(ranks) < 0.7
+    assert _count(ranks, "exchanges_failed") == 0
+    assert all(own.member.counters.bytes_sent > 0 for own in ranks)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 8)])
+def test_a_ring_of_eight_that_all_initiate_at_once(mode, codec):
+    together = threading.Barrier(8)
+
+    def pause(rank):
+        together.wait(60)
+        return 0.0
+
+    ranks = _train(
+        LocalNetwork(8), 12, period=1, pause=pause, neighbors=_ring(8), mode=mode, codec=codec
+    )
+    if mode != "pull":
+        assert _drift(ranks) < 2e-6
+    assert _count(ranks, "exchanges") > 8
+    assert _count(ranks, "exchanges_failed") == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_with_one_step_a_boundary(mode):
+    ranks = _train(LocalNetwork(2), 100, period=1, mode=mode)
+    if mode != "pull":
+        assert _drift(ranks) < 2e-6
+    if mode == "blocking":
+        # As many averagings as boundaries, give or take those after one rank has finished.
+        assert 100 <= _count(ranks, "exchanges") <= 101
+        assert _distance(ranks) < 0.06
+
+
+def test_uneven_speeds_stop_nobody():
+    def pause(rank):
+        return 0.05 if rank == 2 else 0.01
+
+    began = time.monotonic()
+    ranks = _train(LocalNetwork(4), 60, pause=pause)
+    slow = ranks[2].finished_at - began
+    for rank in (0, 1, 3):
+        # 0.6 s against 3 s; half of it leaves room for a busy machine.
+        assert ranks[rank].finished_at - began < 0.7 * slow
+    assert _drift(ranks) < 2e-6
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_that_falls_silent_is_named(mode, caplog):
+    network = LocalNetwork(3)
+
+    def action(rank):
+        own = Quadratic(network[rank], mode=mode, timeout_seconds=1.0)
+        own.member.start()
+        for step in range(1, 4):
+            own.step()
+            own.member.boundary(step, lambda: (rank + 1) % 3)
+            if rank == 2:
+                own.member._service.stop()
+                return None
+        with pytest.raises(TimeoutError, match=r"rank 2\b") as caught:
+            own.member.finish(3)
+        own.member._service.stop()
+        return str(caught.value)
+
+    with caplog.at_level(logging.WARNING, "swarm_tf"):
+        errors = in_threads(3, action)
+    assert errors[2] is None
+    for rank in (0, 1):
+        assert errors[rank].startswith(f"rank {rank} waited 1 s")
+
+
+def test_an_error_of_the_communication_thread_reaches_training():
+    network = LocalNetwork(2)
+
+    class Broken(Exception):
+        pass
+
+    def broken():
+        raise Broken
+
+    def action(rank):
+        own = Quadratic(network[rank])
+        own.member.start()
+        if rank == 0:
+            own.member.transport.receive = broken
+            own.member._service.join(10)
+            with pytest.raises(Broken):
+                own.member.boundary(1, lambda: 1)
+        own.member._service._stop_asked.set()
+
+    in_threads(2, action)
+
+
+def test_staleness_is_counted_in_local_steps():
+    ranks = _train(LocalNetwork(2), 40, period=2, max_staleness=6, pause=lambda rank: 0.002)
+    for own in ranks:
+        counters = own.member.counters
+        assert counters.staleness_count > 0
+        assert 2 <= counters.staleness_mean <= 8
+
+
+def test_a_second_training_hears_nothing_of_the_first():
+    """`model.fit` twice: messages that were late in the first are none of the second's."""
+    network = LocalNetwork(2, Faults(duplicate=0.5, delay=0.3, seed=3), retry_seconds=0.05)
+    first = _train(network, 20)
+    second = _train(network, 20)
+    for ranks in (first, second):
+        assert _drift(ranks) < 2e-6
+        assert _count(ranks, "exchanges_failed") == 0
