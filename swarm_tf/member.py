@@ -69,7 +69,7 @@ class Member:
             self.transport.broadcast(chunks)
             self.weights.assign(chunks)
         self.node.published.publish(self.weights.gather())
-        self.node.warm_up()
+        self.node.averaging.warm_up()
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
         world.begin(self)
         self._service.start()

@@ -25,19 +25,16 @@ from dataclasses import replace
 import numpy as np
 
 from swarm_tf.admission import Admission, State
-from swarm_tf.codec import Codec, Encoded, Lattice
-from swarm_tf.codec import build as build_codec
-from swarm_tf.codec.base import Bools, Floats
+from swarm_tf.averaging import Averaging
+from swarm_tf.codec import Codec
 from swarm_tf.exchange import Exchange, Kind, Message, Reason
 from swarm_tf.metrics import Counters
-from swarm_tf.published import Published
 
 Outbox = list[tuple[int, Message]]
 """(destination rank, message) pairs."""
 
 _WINDOW = 3  # chunks of one exchange under way: one is encoded, one travels, one is decoded
 _PING_SECONDS = 1.0
-_NO_SCALES = np.zeros(0, np.float32)
 _log = logging.getLogger("swarm_tf")
 
 
@@ -72,14 +69,14 @@ class Node:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rank, self.size, self.mode = rank, size, mode
-        self.published = Published(lengths)
+        self.averaging = Averaging(lengths, codec, exact, one_sided=mode == "pull")
+        self.published = self.averaging.published
         self.counters = Counters()
         self.step = 0
         self.done: set[int] = set()
         now = clock()
         self.heard = {other: (now, 0) for other in range(size) if other != rank}
-        self._lengths, self._exact_chunks = list(lengths), frozenset(exact)
-        self._codec, self._exact = codec, build_codec("float32")
+        self._chunks = len(lengths)
         self._timeout, self._retry = timeout_seconds, retry_seconds
         self._clock = clock
         self._seeds = np.random.default_rng([seed, rank])
@@ -97,18 +94,6 @@ class Node:
         self._answers: dict[int, tuple[int, dict[int, Message]]] = {}
         self._paired_since = 0.0
         self._told: float | None = None
-
-    def warm_up(self) -> None:
-        """Compile the kernels on the published model, so that no exchange waits for that."""
-        first = {length: chunk for chunk, length in reversed(list(enumerate(self._lengths)))}
-        for chunk in first.values():
-            base, magnitude = self.published.terms(chunk)[0], self.published.magnitude(chunk)
-            codecs = {self._exact} if chunk in self._exact_chunks else {self._exact, self._codec}
-            for codec in codecs:
-                for terms in ((base,), (base, base)):
-                    own = codec.encode(terms, 0, np.maximum(magnitude, 1), magnitude)
-                    accepted, _ = codec.verify(own, own)
-                    codec.correct(own, own, accepted, None if len(terms) == 1 else base)
 
     # What the training thread calls.
 
@@ -256,7 +241,7 @@ class Node:
         self._exchanges[exchange.id] = exchange
         if owes:
             exchange.failure = f"rank {partner} has not answered an earlier exchange yet"
-        elif not all(self.published.finite(c) for c in range(len(self._lengths))):
+        elif not self.averaging.finite():
             exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
         if exchange.failure:
             self._end(exchange)
@@ -266,28 +251,14 @@ class Node:
     def _advance(self, exchange: Exchange) -> Outbox:
         """Send the next chunks, as far as the window allows."""
         out: Outbox = []
-        while exchange.next_chunk < len(self._lengths) and len(exchange.under_way) < _WINDOW:
+        while exchange.next_chunk < self._chunks and len(exchange.under_way) < _WINDOW:
             chunk = exchange.next_chunk
             exchange.next_chunk += 1
-            own = self._encode_own(exchange, chunk)
+            own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)
             exchange.under_way[chunk] = own
             exchange.payload_bytes += 0 if self.mode == "pull" else own.payload_bytes
             out.append(self._request(exchange, chunk))
         return out
-
-    def _encode_own(self, exchange: Exchange, chunk: int) -> Encoded:
-        magnitude = self.published.magnitude(chunk)
-        scales = self.published.scales[chunk]
-        codec, steps = self._codec, _NO_SCALES
-        if chunk in self._exact_chunks:
-            codec = self._exact
-        elif isinstance(codec, Lattice):
-            if scales.known:
-                steps = scales.steps(codec.bits, magnitude)
-            else:
-                codec = self._exact
-        seed = (exchange.seed + chunk) % 2**62
-        return codec.encode(self.published.terms(chunk), seed, steps, magnitude)
 
     def _request(self, exchange: Exchange, chunk: int) -> tuple[int, Message]:
         own = exchange.under_way[chunk]
@@ -303,14 +274,11 @@ class Node:
         if own is None:
             return []  # a second copy
         exchange.heard = self._clock()
-        codec = self._codec_of(own)
-        assert codec is not None
-        readable, spread = codec.verify(own, other)
-        damaged = (message.accepted & own.usable & ~readable).any()
-        if damaged and self._retry is not None:
-            return []  # the partner averaged these blocks; the reply will be asked for again
-        accepted = readable & message.accepted
-        self._apply(chunk, own, other, accepted, spread)
+        accepted = self.averaging.conclude(
+            chunk, own, other, message.accepted, strict=self._retry is not None
+        )
+        if accepted is None:
+            return []
         exchange.blocks += len(accepted)
         exchange.blocks_skipped += int((~accepted).sum())
         exchange.answered += 1
@@ -333,7 +301,7 @@ class Node:
     def _settle(self, exchange: Exchange, chunk: int) -> None:
         """One chunk is answered; maybe it was the last."""
         del exchange.under_way[chunk]
-        all_sent = exchange.failure or exchange.next_chunk == len(self._lengths)
+        all_sent = exchange.failure or exchange.next_chunk == self._chunks
         if all_sent and not exchange.under_way:
             self._end(exchange)
 
@@ -416,25 +384,19 @@ class Node:
         kept = answer if self._retry is not None else replace(answer, encoded=None)
         self._answers[sender] = (message.exchange, {**begun, chunk: kept})
         if answer.kind is Kind.REPLY:
-            self._served(sender, whole=len(begun) + 1 == len(self._lengths))
+            self._served(sender, whole=len(begun) + 1 == self._chunks)
         return [(sender, answer)]
 
     def _serve(self, message: Message) -> Message | Reason:
-        other, chunk = message.encoded, message.chunk
-        if other is None or chunk >= len(self._lengths) or other.length != self._lengths[chunk]:
+        if message.encoded is None:
             return Reason.OTHER_MODEL
-        codec = self._codec_of(other)
-        if codec is None:
-            return Reason.OTHER_CODEC
-        if not self.published.finite(chunk):
-            return Reason.NOT_FINITE
-        magnitude = self.published.magnitude(chunk)
-        own = codec.encode(self.published.terms(chunk), other.seed, other.scales, magnitude)
-        accepted = own.usable
-        if self.mode != "pull":
-            accepted, spread = codec.verify(own, other)
-            self._apply(chunk, own, other, accepted, spread)
-        return self._message(Kind.REPLY, message.exchange, chunk, encoded=own, accepted=accepted)
+        answer = self.averaging.answer(message.chunk, message.encoded)
+        if isinstance(answer, Reason):
+            return answer
+        own, accepted = answer
+        return self._message(
+            Kind.REPLY, message.exchange, message.chunk, encoded=own, accepted=accepted
+        )
 
     def _served(self, sender: int, whole: bool) -> None:
         self._paired_since = self._clock()
@@ -444,22 +406,3 @@ class Node:
             if whole:
                 self._admission.part(averaged=True)
             self._changed.notify_all()
-
-    # Both.
-
-    def _codec_of(self, encoded: Encoded) -> Codec | None:
-        return {c.wire_id: c for c in (self._exact, self._codec)}.get(encoded.wire_id)
-
-    def _apply(
-        self, chunk: int, own: Encoded, other: Encoded, accepted: Bools, spread: Floats
-    ) -> None:
-        codec = self._codec_of(own)
-        assert codec is not None
-        if isinstance(self._codec, Lattice):
-            scales = self.published.scales[chunk]
-            if isinstance(codec, Lattice):
-                scales.update(codec.bits, own.scales, accepted, spread)
-            else:
-                scales.exact(spread)
-        if accepted.any():
-            self.published.correct(chunk, lambda onto: codec.correct(own, other, accepted, onto))

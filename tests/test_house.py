@@ -14,6 +14,7 @@ ORDER = [
     ["metrics", "flags", "launch", "threads", "optimizers"],
     ["codec"],
     ["exchange", "published", "admission"],
+    ["averaging"],
     ["swarm"],
     ["transport"],
     ["weights", "world", "evaluation"],
