@@ -69,7 +69,7 @@ class Averaging:
         codec = self._codec_of(offer)
         if codec is None:
             return Reason.OTHER_CODEC
-        if not self.published.finite(chunk):
+        if not self.finite():
             return Reason.NOT_FINITE
         magnitude = self.published.magnitude(chunk)
         own = codec.encode(self.published.terms(chunk), offer.seed, offer.scales, magnitude)

@@ -129,7 +129,9 @@ class Node:
     def _is_over(self) -> bool:
         if self._wanted or self._current:
             return False
-        return self._admission.state is not State.PAIRED and not self._waiting
+        admission = self._admission
+        owed = any(admission.promised(w.sender, w.exchange) for w in list(self._waiting))
+        return admission.state is not State.PAIRED and not owed
 
     @property
     def averaged(self) -> bool:
@@ -147,7 +149,7 @@ class Node:
         """This node's own steps are over; it tells all others, and serves until `close`."""
         with self._changed:
             self.step = step
-            self._admission.reach()
+            self._admission.finish()
             now = self._clock()
             self.heard = {other: (now, at) for other, (_, at) in self.heard.items()}
             self.done.add(self.rank)
@@ -185,7 +187,7 @@ class Node:
             if wanted:
                 self._admission.reach()
         for message in [*self._waiting]:
-            if self._admission.welcomes(message.sender):
+            if self._closed or self._admission.welcomes(message.sender, message.exchange):
                 self._waiting.remove(message)
                 out += self._on_request(message)
         if wanted and self._admission.state is State.FREE:
@@ -328,7 +330,7 @@ class Node:
         if self._current is exchange:
             self._current = None
             # After a failure, too, this boundary is settled; only a busy partner is replaced.
-            self._admission.part(averaged=not exchange.harmless)
+            self._admission.part(not exchange.harmless, self._waiting_ids())
         self._changed.notify_all()
 
     def _deadlines(self) -> Outbox:
@@ -348,9 +350,7 @@ class Node:
         served = self._admission.state is State.PAIRED and self._current is None
         if served and now - self._paired_since > self._timeout:
             _log.warning("rank %d: rank %s fell silent", self.rank, self._admission.partner)
-            with self._changed:
-                self._admission.part(averaged=True)
-                self._changed.notify_all()
+            self._part()
         return out
 
     # As responder.
@@ -367,7 +367,7 @@ class Node:
         with self._changed:
             mine = self._current
             crossed = mine is not None and mine.partner == sender and mine.answered == 0
-            verdict = self._admission.admit(sender, crossed and not begun)
+            verdict = self._admission.admit(sender, crossed and not begun, message.exchange)
             if self._closed or refused:
                 verdict = refused[0] if refused else Reason.CLOSED
         if verdict is False:
@@ -385,6 +385,8 @@ class Node:
         self._answers[sender] = (message.exchange, {**begun, chunk: kept})
         if answer.kind is Kind.REPLY:
             self._served(sender, whole=len(begun) + 1 == self._chunks)
+        elif begun and self._admission.partner == sender:
+            self._part()
         return [(sender, answer)]
 
     def _serve(self, message: Message) -> Message | Reason:
@@ -403,6 +405,14 @@ class Node:
         with self._changed:
             self.count(exchanges_served=whole)
             self._admission.pair(sender)
-            if whole:
-                self._admission.part(averaged=True)
+        if whole:
+            self._part()
+
+    def _waiting_ids(self) -> set[tuple[int, int]]:
+        return {(w.sender, w.exchange) for w in self._waiting}
+
+    def _part(self) -> None:
+        """(blocking) The exchange that this node served is over."""
+        with self._changed:
+            self._admission.part(True, self._waiting_ids())
             self._changed.notify_all()

@@ -43,6 +43,8 @@ def averaged_variables(
             if layer.trainable:
                 variables += [v for v in layer._non_trainable_variables if _is_float(v)]
     if optimizer:
+        if not model.optimizer.built:  # it would make its slots at the first step only
+            model.optimizer.build(model.trainable_variables)
         slots = model.optimizer.variables
         own = {id(model.optimizer.iterations), id(model.optimizer._learning_rate)}
         variables += [v for v in slots if id(v) not in own and _is_float(v)]
@@ -141,7 +143,7 @@ class FlatWeights:
                 for chunk, (low, high) in zip(chunks, self._bounds(), strict=True)
                 if start < high and start + size > low
             ]
-            flat = tf.concat(pieces, axis=0) if len(pieces) != 1 else pieces[0]
+            flat = tf.concat(pieces or [[]], axis=0) if len(pieces) != 1 else pieces[0]
             tensors.append(tf.reshape(flat, variable.shape))
         return tensors
 

@@ -499,7 +499,7 @@ def test_another_codec_is_refused():
     swarm = _pair("lattice")
     swarm.ask(0, 1)
     swarm.settle()
-    swarm.nodes[1]._codec = codecs.build("lattice", 4)
+    swarm.nodes[1].averaging.codec = codecs.build("lattice", 4)
     swarm.nodes[0].take_finished()
     swarm.ask(0, 1)
     swarm.settle()
@@ -755,7 +755,7 @@ def test_blocking_node_stays_at_its_boundary_while_it_serves():
             return self.inner.correct(own, other, accepted, onto)
 
     swarm = Swarm(3, codecs.build("float32"), "blocking")
-    swarm.nodes[1]._codec = Watching()
+    swarm.nodes[1].averaging.codec = Watching()
     swarm.nodes[2].finish(0)
     swarm.poll(2)
     # Rank 1 asks rank 2; meanwhile rank 0 asks rank 1, and waits.

@@ -161,12 +161,15 @@ def dither_keys(seed: int, blocks: int) -> Words:
 
 
 def _checksum_weights() -> Words:
-    weights = np.random.Philox(key=0xC0DEC).random_raw(BLOCK).view(np.uint32).reshape(2, BLOCK)
-    return weights | np.uint32(1)
+    generator = np.random.Generator(np.random.Philox(key=0xC0DEC))
+    high = generator.integers(2**21, size=(2, BLOCK), dtype=np.uint32) << np.uint32(11)
+    low = np.stack([generator.permutation(BLOCK) for _ in range(2)]).astype(np.uint32)
+    return high | (low << np.uint32(1)) | np.uint32(1)
 
 
 CHECKSUM_WEIGHTS = _checksum_weights()
-"""uint32 [2, BLOCK], odd: a single wrong integer always changes the sum mod 2^32."""
+"""uint32 [2, BLOCK]. Odd: a single wrong integer always changes the sum mod 2^32. All different
+in their low 11 bits: so do two wrong by opposite amounts, up to 2^21."""
 
 
 def checksum_weights(keys: tf.Tensor, word: int) -> tf.Tensor:

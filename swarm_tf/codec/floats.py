@@ -28,7 +28,9 @@ from swarm_tf.codec.base import (
 
 @dataclass(frozen=True)
 class Format:
-    """A floating-point format; `fraction` bits after the point, smallest normal 2^min_exponent."""
+    """A floating-point format: `fraction` bits after the point, in steps no finer than those of
+    2^min_exponent, up to `largest`.
+    """
 
     dtype: tf.DType
     wire_id: int
@@ -38,7 +40,8 @@ class Format:
 
 
 FLOAT32 = Format(tf.float32, 1, 23, -126, float(np.finfo(np.float32).max))
-BFLOAT16 = Format(tf.bfloat16, 2, 7, -126, float(tf.bfloat16.max))
+# The grid of bfloat16 ends where its reciprocal would leave float32's range.
+BFLOAT16 = Format(tf.bfloat16, 2, 7, -119, 2.0**127)
 FLOAT16 = Format(tf.float16, 3, 10, -14, 65504.0)
 
 
@@ -114,7 +117,7 @@ class Float(Codec):
         power = tf.bitcast(exponent, tf.float32)  # 2^floor(log2 |x|)
         inverse = tf.bitcast(np.uint32(254 << 23) - exponent, tf.float32)
         grid = np.float32(2.0**self.format.fraction)
-        return tf.floor(x * (inverse * grid) + dither) * (power / grid)
+        return tf.floor(x * inverse * grid + dither) * (power / grid)
 
     def _compare_kernel(
         self, own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor
@@ -141,10 +144,12 @@ def _rows(encoded: Encoded) -> tf.Tensor:
 
 
 def _mixed(numbers: tf.Tensor) -> tf.Tensor:
-    """The bits as uint32, high ones stirred into low ones.
+    """The bits as uint32, stirred: every bit changes about half of the result.
 
     A flipped sign bit alone is 2^31 times an odd weight: two of them would cancel.
     """
     bits = tf.bitcast(numbers, tf.uint32 if numbers.dtype == tf.float32 else tf.uint16)
     bits = tf.cast(bits, tf.uint32)
+    bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, np.uint32(16)))
+    bits *= np.uint32(0x7FEB352D)
     return tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, np.uint32(15)))

@@ -9,11 +9,20 @@ from swarm_tf.codec.base import FLOAT32_DIGITS, Bools, Floats
 TAIL = 10.0
 """Range of the lattice over the mean |difference| of a block, to begin with."""
 
-_LEAST_TAIL, _MOST_TAIL = 6.0, 64.0
-_LONGEST_STEP = 4.0  # over the mean: beyond, an exchange of heavy tails adds more than it takes
+_LEAST_TAIL = 6.0
 _DECAY = 0.98
 _TOO_MANY = 0.25
-_TINIEST = np.float32(2.0**-100)
+_TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
+
+
+def longest_tail(bits: int) -> float:
+    """Beyond it an exchange may add more to the differences than it takes away.
+
+    It leaves s * mean |d| of a mean square that is at least (mean |d|)^2: a step s up to the mean
+    is always worth it. Few bits must take longer ones, and heavy tails, up to 64 means, bear them.
+    """
+    half: float = 2.0 ** (bits - 1)
+    return max(half, min(64.0, 4 * half))
 
 
 class BlockScales:
@@ -28,7 +37,7 @@ class BlockScales:
     - a failure lengthens the range by half, the fourth and later ones in a row by 4, for a
       block that was silent for long, such as a row of an embedding, may wake up; the range that
       works at last, over the mean that it shows, is the new tail. Every success shortens the
-      tail a little, so that about one block in twenty fails;
+      tail a little: a few blocks in a hundred fail, and are averaged next time;
     - a chunk of which a quarter fails is exchanged exactly next time.
     """
 
@@ -57,7 +66,7 @@ class BlockScales:
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
         """Take in an exchange over the lattice whose initiator chose the steps `used`."""
-        least, most = _LEAST_TAIL, min(_MOST_TAIL, _LONGEST_STEP * 2 ** (bits - 1))
+        least, most = _LEAST_TAIL, longest_tail(bits)
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
 
@@ -68,10 +77,11 @@ class BlockScales:
 
         failures = self._failures + 1
         longer = np.maximum(reach, mean * self._tail) * np.where(failures > 3, 4.0, 1.5)
+        longer = np.minimum(longer, _LARGEST)
         bad_tail = np.clip(longer / np.maximum(mean, longer / most), least, most)
 
         self._mean = np.where(accepted, good_mean, longer / bad_tail).astype(np.float32)
         self._tail = np.where(accepted, good_tail, bad_tail).astype(np.float32)
         self._failures = np.where(accepted, 0, failures)
-        if np.mean(~accepted) > _TOO_MANY:
+        if accepted.size and np.mean(~accepted) > _TOO_MANY:
             self._mean[:] = np.nan

@@ -79,7 +79,9 @@ def test_payload_and_checksums_are_those_of_the_reference(bits, reach):
     # Beyond 2^12 steps the division itself would move weights across a boundary.
     scales = (_any_scales if reach <= 2**12 else _powers)(blocks, rng)
     integers = rng.integers(-reach, reach, (blocks, BLOCK))
-    x = reference.vector_of(integers, rng.uniform(0.4, 0.6, integers.shape), scales, seed)
+    least = 0.001 if reach <= 2**12 else 0.3
+    fractions = rng.uniform(least, 1 - least, integers.shape)
+    x = reference.vector_of(integers, fractions, scales, seed)
     points, unsure = reference.lattice_points(x, scales, seed, tolerance=0)
     assert reach > 2**12 or not unsure.any()
     np.testing.assert_array_equal(points, integers)

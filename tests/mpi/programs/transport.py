@@ -1,0 +1,191 @@
+"""The MPI transport by itself, members over it, and the same members over threads."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+
+from swarm_tf import codec as codecs
+from swarm_tf import world
+from swarm_tf.errors import UsageError
+from swarm_tf.member import Member
+from swarm_tf.transport.local import LocalNetwork
+from swarm_tf.weights import FlatWeights
+from tests.transport.ranks import in_threads
+
+mpi = world.transport()
+RANK, SIZE = mpi.rank, mpi.size
+assert SIZE == 4
+
+
+def collectives():
+    for size in (0, 1, 100_000):
+        data = bytes([RANK]) * (size * (RANK + 1))
+        every = mpi.gather(data, "a test", 30)
+        assert every == [bytes([r]) * (size * (r + 1)) for r in range(SIZE)]
+    for length in (1, 1000, 300_001):
+        arrays = [np.random.default_rng([RANK, k]).normal(size=length) for k in range(2)]
+        arrays = [a.astype(np.float32) for a in arrays]
+        roots = [np.random.default_rng([0, k]).normal(size=length) for k in range(2)]
+        every = np.stack([np.random.default_rng([r, 0]).normal(size=length) for r in range(SIZE)])
+        mpi.mean(arrays)
+        np.testing.assert_allclose(arrays[0], every.mean(axis=0), atol=1e-6)
+        assert len(set(mpi.gather(arrays[0].tobytes() + arrays[1].tobytes(), "bits", 30))) == 1
+        arrays = [np.full(length, RANK, np.float32), np.zeros(length, np.float32)]
+        if RANK == 0:
+            arrays = [r.astype(np.float32) for r in roots]
+        mpi.broadcast(arrays)
+        for array, root in zip(arrays, roots, strict=True):
+            np.testing.assert_array_equal(array, root.astype(np.float32))
+
+
+def messages():
+    """Everybody sends everybody everything, in both directions at once."""
+    sizes = [0, 1, 17, 4096, 65_537, 10_000_000, 0, 3]
+
+    def payload(source, to, k):
+        return np.full(sizes[k], (source * 31 + to * 7 + k) % 251, np.uint8)
+
+    others = [r for r in range(SIZE) if r != RANK]
+    for k in range(len(sizes)):
+        for to in others:
+            mpi.send(to, bytes([RANK, k]) + b"head" * k, payload(RANK, to, k))
+    arrived, deadline = {}, time.monotonic() + 60
+    while len(arrived) < len(sizes) * len(others):
+        assert time.monotonic() < deadline, sorted(arrived)
+        for head, data in mpi.receive():
+            source, k = head[0], head[1]
+            assert head[2:] == b"head" * k
+            assert (source, k) not in arrived
+            np.testing.assert_array_equal(data, payload(source, RANK, k))
+            arrived[source, k] = True
+        time.sleep(0.001)
+    while mpi._sending:  # the others' receives drive my large sends
+        mpi.receive()
+    mpi.flush(30)
+    mpi.gather(b"", "the end of the messages", 60)
+
+
+MATCHINGS = [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(0, 3), (1, 2)]]
+
+
+def scripted(transport, codec, steps=12):
+    """Blocking, in perfect matchings; of a pair the lower rank asks."""
+    rank = transport.rank
+    rng = np.random.default_rng([3, rank])
+    shapes = [(70, 50), (50,), (3000, 2), ()]
+    variables = [keras.Variable(rng.normal(size=s).astype(np.float32)) for s in shapes]
+    member = Member(FlatWeights(variables, 4096), transport, codec, "blocking", timeout_seconds=60)
+    member.start(from_rank_0=False)
+    for step in range(steps):
+        for variable in variables:
+            variable.assign_add((0.01 * rng.normal(size=variable.shape)).astype(np.float32))
+        partner = next(sum(p) - rank for p in MATCHINGS[step % 3] if rank in p)
+
+        def choose(partner=partner):
+            # Whoever asks chooses the dither: the higher rank waits until it has been asked.
+            deadline = time.monotonic() + 60
+            while rank > partner and not any(m.sender == partner for m in member.node._waiting):
+                assert time.monotonic() < deadline, f"{rank} was not asked by {partner}"
+                time.sleep(0.0005)
+            return partner
+
+        member.boundary(step + 1, choose)
+    member.finish(steps)
+    assert member.counters.exchanges_failed == 0
+    assert member.counters.exchanges + member.counters.exchanges_served == steps
+    mean = member.mean()
+    assert member.distance(mean) > 0
+    return b"".join(np.asarray(v).tobytes() for v in variables)
+
+
+def same_bits_as_threads():
+    for name, bits in [("float32", 8), ("lattice", 8)]:
+        codec = codecs.build(name, bits)
+        own = scripted(mpi, codec)
+        every = mpi.gather(own, "weights", 60)
+        assert len(set(every)) > 1
+        if RANK == 0:
+            network = LocalNetwork(SIZE)
+            local = in_threads(SIZE, lambda r, n=network, c=codec: scripted(n[r], c))
+            assert local == every, f"{name}: MPI and threads differ"
+        mpi.gather(b"", "the comparison", 120)
+
+
+def ring():
+    """All initiate at once on a ring, in each mode."""
+    for mode in ("nonblocking", "blocking", "pull"):
+        variable = keras.Variable(np.zeros([3000, 1], np.float32))
+        rng = np.random.default_rng([4, RANK])
+        member = Member(
+            FlatWeights([variable], 1024),
+            mpi,
+            codecs.build("lattice", 8),
+            mode,
+            timeout_seconds=60,
+            fingerprint=len(mode),
+        )
+        member.start()
+        moved = np.zeros([3000, 1])
+        for step in range(1, 31):
+            before = variable.numpy().astype(np.float64)
+            variable.assign_add((0.1 * rng.normal(size=[3000, 1])).astype(np.float32))
+            moved += variable.numpy() - before
+            member.boundary(step, lambda: (RANK + 1) % SIZE)
+        member.finish(30)
+        assert member.counters.exchanges_failed == 0
+        # (blocking) a rank whose boundary is settled by others need not ask itself
+        assert member.counters.exchanges + member.counters.exchanges_served >= 1
+        every = mpi.gather(moved.tobytes(), "the steps", 60)
+        expected = np.mean([np.frombuffer(e) for e in every], axis=0)
+        mean = member.mean()
+        got = np.concatenate(mean)[:3000]
+        drift = np.abs(got - expected).max()
+        distance = member.distance(mean)
+        if mode != "pull":
+            assert drift < 2e-6, drift
+        assert distance < 1.0, distance
+        if RANK == 0:
+            print(f"{mode}: drift {drift:.1e}, distance {distance:.3f}", flush=True)
+
+
+def differing_settings():
+    for key, value in [("swarm.bits", RANK == 2), ("only on 3", 1)]:
+        settings = {"swarm.mode": "blocking"}
+        if key != "only on 3" or RANK == 3:
+            settings[key] = value
+        try:
+            world.agree(mpi, "a test", settings)
+        except UsageError as error:
+            assert key in str(error), error
+            assert ("rank 2" if value is not 1 else "rank 3") in str(error), error  # noqa: F632
+        else:
+            raise AssertionError(f"{key} passed")
+    world.agree(mpi, "a test", {"a": [1, 2], "b": None})
+
+    def refuse():
+        if RANK == 2:
+            raise UsageError("key=1 must be 2")
+        return RANK
+
+    try:
+        world.together(refuse)
+    except UsageError as error:
+        assert str(error) == "rank 2: key=1 must be 2"
+    else:
+        raise AssertionError("refused on one rank only")
+    assert world.together(lambda: RANK) == RANK
+
+
+def main():
+    for check in (collectives, messages, differing_settings, same_bits_as_threads, ring):
+        began = time.monotonic()
+        check()
+        if RANK == 0:
+            print(f"{check.__name__}: {time.monotonic() - began:.1f} s", flush=True)
+    print(f"rank {RANK} passed", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

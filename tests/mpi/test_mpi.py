@@ -1,0 +1,141 @@
+"""Programs under a real MPI; each checks several things, since a rank takes seconds to start."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
+SWARMRUN = Path(sys.executable).parent / "swarmrun"
+HANG = 150.0
+
+pytestmark = pytest.mark.skipif(
+    not any((SWARMRUN.parent / name).exists() for name in ("mpirun", "mpiexec")),
+    reason="no MPI in this environment",
+)
+
+
+def launch(ranks, program, *arguments, hang=HANG):
+    """(exit code, output, seconds) of a program on so many ranks; all of it is killed at `hang`."""
+    environment = dict(
+        os.environ,
+        PYTHONPATH=str(ROOT),
+        KERAS_BACKEND="tensorflow",
+        TF_CPP_MIN_LOG_LEVEL="3",
+        TF_NUM_INTRAOP_THREADS="1",
+        TF_NUM_INTEROP_THREADS="1",
+        OMP_NUM_THREADS="1",
+        PYTHONUNBUFFERED="1",
+    )
+    command = [str(SWARMRUN), "-n", str(ranks), str(PROGRAMS / program), *map(str, arguments)]
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=hang)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        for pid in processes(program):
+            os.kill(pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=30)
+        pytest.fail(f"{program} on {ranks} ranks hangs after {hang:g} s:\n{output}")
+    return process.returncode, output, time.monotonic() - began
+
+
+def processes(program):
+    """Ids of processes that run the program."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(PROGRAMS / program).encode() in words:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def passes(ranks, program, *arguments):
+    code, output, _ = launch(ranks, program, *arguments)
+    assert code == 0, f"exit code {code}:\n{output}"
+    for rank in range(ranks):
+        assert f"rank {rank} passed" in output, output
+    return output
+
+
+def ends_together(ranks, program, *arguments):
+    """Output of a job of which a rank fails; it must end within seconds and leave nothing."""
+    code, output, _ = launch(ranks, program, *arguments)
+    ended = time.time()
+    assert code != 0, output
+    failed = re.search(r"failing at ([0-9.]+)", output)
+    assert failed, output
+    assert ended - float(failed[1]) < 10, output
+    deadline = time.monotonic() + 5
+    while processes(program) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes(program) == []
+    assert "never" not in output, output
+    return output
+
+
+def test_collectives_messages_and_the_local_transport():
+    passes(4, "transport.py")
+
+
+def test_keras_fit_and_trainer():
+    passes(3, "fit.py")
+
+
+def test_two_ranks_fit_like_the_reference():
+    passes(2, "reference.py")
+
+
+def test_gather_names_the_rank_that_is_late():
+    output = ends_together(3, "late.py")
+    assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
+
+
+@pytest.mark.parametrize("where", ["callback", "data", "exit"])
+def test_a_rank_that_fails_ends_the_job(where):
+    output = ends_together(2, "fails.py", where)
+    if where == "exit":
+        assert "rank 1 ended during training" in output
+    else:
+        assert "rank 1 on " in output
+        assert "Traceback (most recent call last)" in output
+        assert "the reason of rank 1" in output
+        assert "fails.py" in output, "the traceback shows the user's line"
+
+
+def test_one_rank_alone_trains_plainly(caplog):
+    import keras
+
+    import swarm_tf
+
+    x, y = np.ones([32, 3], np.float32), np.ones([32, 1], np.float32)
+    weights = []
+    for callbacks in ([], [swarm_tf.SwarmCallback(local_steps=2)]):
+        keras.utils.set_random_seed(5)
+        model = keras.Sequential([keras.Input([3]), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+        with caplog.at_level("WARNING", "swarm_tf"):
+            model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=callbacks)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert caplog.text.count("training alone") == 1
+    assert (swarm_tf.rank(), swarm_tf.size()) == (0, 1)
