@@ -54,7 +54,8 @@ class Member:
             timeout_seconds=timeout_seconds,
             retry_seconds=transport.retry_seconds,
         )
-        self._service = Service(self.node, transport, fingerprint)
+        transport.sessions += 1
+        self._service = Service(self.node, transport, (fingerprint + transport.sessions) % 2**64)
         self._jitter = np.random.default_rng([seed, transport.rank, 1])
 
     @property

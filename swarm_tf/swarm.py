@@ -370,6 +370,9 @@ class Node:
             verdict = self._admission.admit(sender, crossed and not begun, message.exchange)
             if self._closed or refused:
                 verdict = refused[0] if refused else Reason.CLOSED
+            if verdict is True:  # from here on the training thread may not leave the boundary
+                self._admission.pair(sender)
+                self._paired_since = self._clock()
         if verdict is False:
             if not any(
                 (w.sender, w.exchange, w.chunk) == (sender, message.exchange, chunk)
@@ -383,10 +386,11 @@ class Node:
         # Without repeats the payload need not be kept.
         kept = answer if self._retry is not None else replace(answer, encoded=None)
         self._answers[sender] = (message.exchange, {**begun, chunk: kept})
-        if answer.kind is Kind.REPLY:
-            self._served(sender, whole=len(begun) + 1 == self._chunks)
-        elif begun and self._admission.partner == sender:
-            self._part()
+        whole = answer.kind is Kind.REPLY and len(begun) + 1 == self._chunks
+        if whole or (answer.kind is Kind.REFUSE and self._admission.partner == sender):
+            with self._changed:
+                self.count(exchanges_served=whole)
+                self._part()
         return [(sender, answer)]
 
     def _serve(self, message: Message) -> Message | Reason:
@@ -399,14 +403,6 @@ class Node:
         return self._message(
             Kind.REPLY, message.exchange, message.chunk, encoded=own, accepted=accepted
         )
-
-    def _served(self, sender: int, whole: bool) -> None:
-        self._paired_since = self._clock()
-        with self._changed:
-            self.count(exchanges_served=whole)
-            self._admission.pair(sender)
-        if whole:
-            self._part()
 
     def _waiting_ids(self) -> set[tuple[int, int]]:
         return {(w.sender, w.exchange) for w in self._waiting}

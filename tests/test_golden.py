@@ -83,9 +83,7 @@ def _train(loop, **options):
             models[rank].fit(data, epochs=1, verbose=0, shuffle=False, callbacks=[callback])
         else:
             trainer = Trainer(models[rank])
-            trainer.fit(
-                data.repeat(), steps=STEPS, steps_per_epoch=STEPS, callbacks=[callback]
-            )
+            trainer.fit(data.repeat(), steps=STEPS, steps_per_epoch=STEPS, callbacks=[callback])
         return callback.counters
 
     counters = in_threads(2, action)

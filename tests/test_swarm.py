@@ -82,7 +82,16 @@ class Swarm:
     """Nodes with models, and a scheduler."""
 
     def __init__(
-        self, size, codec, mode="nonblocking", *, chunks=1, seed=0, spread=0.05, harm=None, **options
+        self,
+        size,
+        codec,
+        mode="nonblocking",
+        *,
+        chunks=1,
+        seed=0,
+        spread=0.05,
+        harm=None,
+        **options,
     ):
         self.size, self.mode, self.now = size, mode, 0.0
         self.rng = np.random.default_rng(seed)
@@ -111,7 +120,9 @@ class Swarm:
     def total(self):
         """Sum over all nodes of their communication copies: float64, one vector."""
         parts = [
-            np.sum([t.numpy().astype(np.float64) for n in self.nodes for t in n.published.terms(c)], 0)
+            np.sum(
+                [t.numpy().astype(np.float64) for n in self.nodes for t in n.published.terms(c)], 0
+            )
             for c in range(len(self.lengths))
         ]
         return np.concatenate(parts)

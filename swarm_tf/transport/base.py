@@ -20,11 +20,13 @@ class Transport(ABC):
 
     Attributes:
       retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.
+      sessions: trainings begun so far; messages of an earlier one may still arrive.
     """
 
     rank: int
     size: int
     retry_seconds: float | None = None
+    sessions: int = 0
 
     @abstractmethod
     def send(self, to: int, head: bytes, payload: Bytes) -> None:

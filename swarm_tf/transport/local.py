@@ -53,8 +53,9 @@ class LocalNetwork:
         self._lock = threading.Lock()
         self._order = itertools.count()
         self._inboxes: list[list[tuple[float, int, bytes, Bytes]]] = [[] for _ in range(size)]
-        self._meeting = threading.Barrier(size)
-        self._table: list[Any] = [None] * size
+        self._meeting = threading.Condition()
+        self._met = [0] * size
+        self._tables: dict[int, dict[int, Any]] = {}
         self._transports = [LocalTransport(self, rank) for rank in range(size)]
 
     def __getitem__(self, rank: int) -> LocalTransport:
@@ -81,15 +82,22 @@ class LocalNetwork:
         return arrived
 
     def meet(self, rank: int, item: Any, what: str, timeout: float) -> list[Any]:
-        """Every rank's `item`, on every rank."""
-        self._table[rank] = item
-        try:
-            self._meeting.wait(timeout)
-            table = list(self._table)
-            self._meeting.wait(timeout)
-        except threading.BrokenBarrierError:
-            raise TimeoutError(f"{what}: not all ranks came within {timeout:g} s") from None
-        return table
+        """Every rank's `item`, on every rank, in order of ranks.
+
+        Raises:
+          TimeoutError: naming the ranks that did not come.
+        """
+        with self._meeting:
+            number = self._met[rank]
+            self._met[rank] += 1
+            table = self._tables.setdefault(number, {})
+            table[rank] = item
+            self._tables.pop(number - 2, None)  # everyone has left that one
+            self._meeting.notify_all()
+            if not self._meeting.wait_for(lambda: len(table) == self.size, timeout):
+                missing = sorted(set(range(self.size)) - set(table))
+                raise TimeoutError(f"{what}: rank {rank} waited {timeout:g} s for ranks {missing}")
+            return [table[other] for other in range(self.size)]
 
     def _happens(self, probability: float) -> int:
         return int(self._rng.random() < probability)

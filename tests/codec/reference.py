@@ -45,10 +45,12 @@ def lattice_points(vector, scales, seed, tolerance=2.0**-20):
 
 def checksum_weights(seed, blocks, word):
     """The odd weights of a checksum word: uint64 [blocks, BLOCK]."""
-    raw = np.random.Philox(key=0xC0DEC).random_raw(BLOCK)
-    halves = np.stack([raw % MOD, raw // MOD], axis=1).reshape(2, BLOCK) | np.uint64(1)
+    random = np.random.Generator(np.random.Philox(key=0xC0DEC))
+    high = random.integers(2**21, size=(2, BLOCK), dtype=np.uint32).astype(np.uint64)
+    low = np.array([random.permutation(BLOCK), random.permutation(BLOCK)], np.uint64)
+    weights = high * np.uint64(2048) + low * np.uint64(2) + np.uint64(1)
     _, b = key_words(seed, blocks)
-    return halves[word][None] ^ (b - b % np.uint64(2))
+    return weights[word][None] ^ (b - b % np.uint64(2))
 
 
 def checksums(integers, seed, words=1):
@@ -100,8 +102,9 @@ def float_points(vector, seed, fraction, min_exponent):
 
 
 def mixed(bits):
-    """The bits of a number, high ones stirred into low ones: uint64."""
+    """The bits of a number, stirred: uint64 below 2^32."""
     wide = bits.astype(np.uint64)
+    wide = (wide ^ (wide >> np.uint64(16))) * np.uint64(0x7FEB352D) % np.uint64(MOD)
     return wide ^ (wide >> np.uint64(15))
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def launch(ranks, program, *arguments, hang=HANG):
-    """(exit code, output, seconds) of a program on so many ranks; all of it is killed at `hang`."""
+    """(exit code, output, seconds) of a program on so many ranks, all killed after `hang`."""
     environment = dict(
         os.environ,
         PYTHONPATH=str(ROOT),
@@ -51,8 +51,13 @@ def launch(ranks, program, *arguments, hang=HANG):
         for pid in processes(program):
             os.kill(pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=30)
-        pytest.fail(f"{program} on {ranks} ranks hangs after {hang:g} s:\n{output}")
-    return process.returncode, output, time.monotonic() - began
+        pytest.fail(f"{program} on {ranks} ranks hangs after {hang:g} s:\n{_without_noise(output)}")
+    return process.returncode, _without_noise(output), time.monotonic() - began
+
+
+def _without_noise(output):
+    noise = ("oneDNN", "absl::InitializeLog", "triggered tf.function retracing", "UserWarning")
+    return "\n".join(line for line in output.splitlines() if not any(n in line for n in noise))
 
 
 def processes(program):

@@ -121,7 +121,8 @@ def unbuilt():
     model = Subclassed()
     model.compile(keras.optimizers.SGD(0.01), "mse")
     try:
-        model.fit(data(), verbose=0, callbacks=[swarm_tf.SwarmCallback(local_steps=4)])
+        callback = swarm_tf.SwarmCallback(local_steps=4, timeout_seconds=5)
+        model.fit(data(), verbose=0, callbacks=[callback])
     except swarm_tf.UsageError:
         return
     equal_everywhere(bits(model), "a model that was built by its first batch")

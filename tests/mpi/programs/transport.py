@@ -151,17 +151,17 @@ def ring():
 
 
 def differing_settings():
-    for key, value in [("swarm.bits", RANK == 2), ("only on 3", 1)]:
-        settings = {"swarm.mode": "blocking"}
-        if key != "only on 3" or RANK == 3:
-            settings[key] = value
+    for odd, own in [
+        (2, {"swarm.bits": 4 if RANK == 2 else 8}),
+        (3, {"swarm.bits": 4} if RANK == 3 else {}),
+    ]:
         try:
-            world.agree(mpi, "a test", settings)
+            world.agree(mpi, "a test", {"swarm.mode": "blocking", **own})
         except UsageError as error:
-            assert key in str(error), error
-            assert ("rank 2" if value is not 1 else "rank 3") in str(error), error  # noqa: F632
+            assert str(error).startswith("swarm.bits must be the same on all ranks"), error
+            assert f"4 on rank {odd}" in str(error), error
         else:
-            raise AssertionError(f"{key} passed")
+            raise AssertionError("differing settings passed")
     world.agree(mpi, "a test", {"a": [1, 2], "b": None})
 
     def refuse():
