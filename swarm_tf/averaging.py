@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from swarm_tf.codec import Codec, Encoded, Lattice, build
 from swarm_tf.codec.base import Bools, Floats
@@ -37,6 +38,15 @@ class Averaging:
 
     def warm_up(self) -> None:
         """Compile the kernels on the published model, so that no exchange waits for that."""
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # several traces in a row are what is wanted here
+        try:
+            self._call_each_kernel()
+        finally:
+            logger.setLevel(level)
+
+    def _call_each_kernel(self) -> None:
         first = {length: chunk for chunk, length in reversed(list(enumerate(self.lengths)))}
         for chunk in first.values():
             base, magnitude = self.published.terms(chunk)[0], self.published.magnitude(chunk)

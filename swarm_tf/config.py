@@ -84,7 +84,7 @@ class SwarmConfig:
     mode: str = "nonblocking"
     codec: str = "lattice"
     bits: int = 8  # a weight, for codec=lattice
-    max_staleness: int | None = 16  # local steps to train past an unfinished exchange; None: on
+    max_staleness: int | None = None  # local steps to train past an unanswered exchange; None: 4 H
     topology: str = "complete"
     degree: int = 4  # for topology=random_regular
     average_statistics: bool = True  # BatchNorm's moving mean and variance

@@ -67,8 +67,10 @@ class Trainer:
         swarms = [c for c in callbacks if isinstance(c, SwarmCallback)]
         batches = iter(dataset)
         self.model.stop_training = False
-        # Traced before the ranks start together, or a quick one would train far ahead alone.
-        self._block.get_concrete_function(batches, tf.constant(0))
+        # Traced, with an empty block, before the ranks start together: or a quick one would train
+        # far ahead alone.
+        self.model.optimizer.build(self.model.trainable_variables)
+        self._block(batches, tf.constant(0))
         hooks.on_train_begin()
         done, logs = 0, {}
         for epoch in itertools.count():

@@ -105,7 +105,7 @@ def test_impossible_value(overrides, line):
         ({"swarm__topology": "hypercube"}, 6, "swarm.topology=hypercube needs a power of two"),
         ({"swarm__topology": "random_regular"}, 4, "degree 4 on 4 ranks does not exist"),
         (
-            {"swarm__local_steps": 32},
+            {"swarm__local_steps": 32, "swarm__max_staleness": 16},
             2,
             "swarm.max_staleness=16 must be at least swarm.local_steps=32",
         ),

@@ -136,7 +136,7 @@ def test_random_bytes_are_unreadable():
 @pytest.mark.parametrize("other", [0, FINGERPRINT - 1, FINGERPRINT ^ 2**63])
 def test_another_fingerprint_is_unreadable(other):
     head, _ = wire.pack(_request(), FINGERPRINT)
-    with pytest.raises(wire.Unreadable, match="rank 3 .*another version, model or configuration"):
+    with pytest.raises(wire.Unreadable, match=r"rank 3 .*another version, model or configuration"):
         wire.unpack(head, other)
 
 

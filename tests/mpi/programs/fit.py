@@ -5,6 +5,7 @@ import time
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import swarm_tf
@@ -110,7 +111,7 @@ def fit():
         assert int(model.optimizer.iterations.numpy()) == STEPS
         equal_everywhere(bits(model), f"{build.__name__} at the end")
         counters = callback.counters
-        assert 1 <= counters.exchanges + counters.exchanges_served, counters
+        assert counters.exchanges + counters.exchanges_served >= 1, counters
         assert counters.exchanges <= STEPS // 4
         assert counters.exchanges_failed == 0
 
@@ -215,26 +216,17 @@ def differing():
         ({"mode": "blocking" if RANK == 2 else "pull"}, "swarm.mode"),
     ]:
         model = compiled(sequential)
-        try:
+        with pytest.raises(swarm_tf.UsageError, match=f"^{key} must be the same"):
             model.fit(data(), verbose=0, callbacks=[swarm_tf.SwarmCallback(**options)])
-        except swarm_tf.UsageError as error:
-            assert str(error).startswith(key), error
-        else:
-            raise AssertionError(f"{key} passed")
     inputs = 6 if RANK else 7
     model = keras.Sequential([keras.Input([inputs]), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = np.zeros([8, inputs], np.float32), np.zeros([8, 1], np.float32)
-    try:
+    with pytest.raises(swarm_tf.UsageError, match="^the model's weights must be the same"):
         model.fit(x, y, verbose=0, callbacks=[swarm_tf.SwarmCallback()])
-    except swarm_tf.UsageError as error:
-        assert "the model's weights must be the same" in str(error), error
-    else:
-        raise AssertionError("another model passed")
 
 
 def main():
-    failures = []
     checks = (
         fit, overrides, without_average_at_end, without_statistics, twice, geometric, modes,
         differing, average_optimizer, unbuilt,
@@ -245,7 +237,6 @@ def main():
         check()
         if RANK == 0:
             print(f"{check.__name__}: {time.monotonic() - began:.1f} s", flush=True)
-    assert not failures
     print(f"rank {RANK} passed", flush=True)
 
 
