@@ -97,10 +97,12 @@ def ends_together(ranks, program, *arguments):
     return output
 
 
+@pytest.mark.slow
 def test_collectives_messages_and_the_local_transport():
     passes(4, "transport.py")
 
 
+@pytest.mark.slow
 def test_keras_fit_and_trainer():
     passes(3, "fit.py")
 
@@ -114,7 +116,7 @@ def test_gather_names_the_rank_that_is_late():
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
 
 
-@pytest.mark.parametrize("where", ["callback", "data", "exit"])
+@pytest.mark.parametrize("where", ["data", "exit"])
 def test_a_rank_that_fails_ends_the_job(where):
     output = ends_together(2, "fails.py", where)
     if where == "exit":

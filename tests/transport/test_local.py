@@ -206,7 +206,8 @@ def test_a_ring_of_eight_that_all_initiate_at_once(mode, codec):
     )
     if mode != "pull":
         assert _drift(ranks) < 2e-6
-    assert _count(ranks, "exchanges") >= 8
+    # All eight ask, and an exchange answers two of them if they cross.
+    assert _count(ranks, "exchanges") >= 4
     assert _count(ranks, "exchanges_failed") == 0
 
 

@@ -102,9 +102,7 @@ class Watching(swarm_tf.SwarmCallback):
 
 
 def fit():
-    for build, per_execution in [
-        (functional, 1), (functional, 4), (sequential, 4), (subclassed, 1), (subclassed, 4),
-    ]:  # fmt: skip
+    for build, per_execution in [(functional, 1), (sequential, 4), (subclassed, 4)]:
         model = compiled(build, steps_per_execution=per_execution)
         callback = swarm_tf.SwarmCallback(local_steps=4, bits=8)
         model.fit(data(), verbose=0, callbacks=[callback])
@@ -222,7 +220,7 @@ def differing():
     model = keras.Sequential([keras.Input([inputs]), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = np.zeros([8, inputs], np.float32), np.zeros([8, 1], np.float32)
-    with pytest.raises(swarm_tf.UsageError, match="^the model's weights must be the same"):
+    with pytest.raises(swarm_tf.UsageError, match="the model's weights must be the same"):
         model.fit(x, y, verbose=0, callbacks=[swarm_tf.SwarmCallback()])
 
 

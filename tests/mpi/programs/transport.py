@@ -148,7 +148,10 @@ def ring():
         distance = member.distance(mean)
         if mode != "pull":
             assert drift < 2e-6, drift
-        assert distance < 1.0, distance
+        # Four walks that never meet end at sqrt(3). How often they meet is a matter of speed,
+        # except in blocking mode: there it is at every boundary.
+        assert mode != "blocking" or distance < 0.8, distance
+        assert member.counters.exchanges >= 1 or mode == "blocking"
         if RANK == 0:
             print(f"{mode}: drift {drift:.1e}, distance {distance:.3f}", flush=True)
 
