@@ -104,10 +104,14 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._steps = laws.build(local_steps_distribution, local_steps)
         if mode not in MODES:
             raise UsageError(f"swarm.mode={mode} must be one of {', '.join(MODES)}")
-        rank, size = (self.transport.rank, self.transport.size) if self.transport else (0, 1)
-        self.neighbors = _neighbors(topology, rank, size, degree, seed)
+        rank = 0
+        self.neighbors: list[int] = []
+        if self.transport is not None:
+            rank = self.transport.rank
+            self.neighbors = _neighbors(topology, rank, self.transport.size, degree, seed)
         self._rng = np.random.default_rng([seed, rank, 2])
         self._next = 0
+        self._has_trained = False
 
     def next_boundary(self, step: int) -> int:
         """The first local step after `step` that may be followed by an exchange."""
@@ -140,34 +144,17 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self.transport is None:
             _log.warning("one rank, no launcher: training alone; start with mpirun -n N to swarm")
             return
-        settings = self.settings
-        weights = FlatWeights(
-            averaged_variables(
-                self.model,
-                statistics=settings["average_statistics"],
-                optimizer=settings["average_optimizer"],
-            )
-        )
-        common = {f"swarm.{key}": value for key, value in settings.items()}
-        common["the model's weights"] = weights.shapes()
-        world.agree(self.transport, "the start of training", common)
-        first = self.member is None
-        self.member = Member(
-            weights,
-            self.transport,
-            self._codec,
-            settings["mode"],
-            max_staleness=settings["max_staleness"],
-            seed=settings["seed"],
-            timeout_seconds=self.timeout_seconds,
-            fingerprint=_fingerprint(common),
-        )
-        self.member.start(from_rank_0=first)
-        self._next = self._local_step() + self._steps.draw(self._rng)
+        # A model that Keras builds from its first batch joins after that batch.
+        self.member = None
+        if self._variables():
+            self._join()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Exchange, where a boundary is reached."""
+        if self.transport is None:
+            return
         if self.member is None:
+            self._join()
             return
         step = self._local_step()
         if self.should_exchange(step):
@@ -183,6 +170,34 @@ class SwarmCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self.on_exchange_end(exchange)
         if self.average_at_end:
             self.member.assign(self.member.mean())
+
+    def _variables(self) -> list[keras.Variable]:
+        return averaged_variables(
+            self.model,
+            statistics=self.settings["average_statistics"],
+            optimizer=self.settings["average_optimizer"],
+        )
+
+    def _join(self) -> None:
+        assert self.transport is not None
+        settings, weights = self.settings, FlatWeights(self._variables())
+        common = {f"swarm.{key}": value for key, value in settings.items()}
+        common["the model's weights"] = weights.shapes()
+        world.agree(self.transport, "the start of training", common)
+        self.member = Member(
+            weights,
+            self.transport,
+            self._codec,
+            settings["mode"],
+            max_staleness=settings["max_staleness"],
+            seed=settings["seed"],
+            timeout_seconds=self.timeout_seconds,
+            fingerprint=_fingerprint(common),
+        )
+        # A second training goes on with each rank's own weights.
+        self.member.start(from_rank_0=not self._has_trained)
+        self._has_trained = True
+        self._next = self._local_step() + self._steps.draw(self._rng)
 
     def _local_step(self) -> int:
         # `batch` counts oddly under steps_per_execution; the optimizer counts every step.

@@ -17,6 +17,8 @@ from swarm_tf.transport.base import Transport
 from swarm_tf.transport.service import Service
 from swarm_tf.weights import FlatWeights
 
+_LONGEST_PAUSE = 0.05
+
 
 class Member:
     """Joins `weights` to the swarm: `start`, `boundary` after every few steps, `finish`.
@@ -104,13 +106,14 @@ class Member:
         self._ask(choose_partner(), step)
 
     def _meet(self, step: int, choose_partner: Callable[[], int]) -> None:
-        deadline = time.monotonic() + self.timeout
+        deadline, pause = time.monotonic() + self.timeout, 0.001
         self._apply()
         while True:
             self._ask(choose_partner(), step)
             if not self._wait() or self.node.averaged or time.monotonic() > deadline:
                 break
-            time.sleep(self._jitter.uniform(0, 0.001))  # all were busy: do not collide again
+            time.sleep(self._jitter.uniform(0, pause))  # all were busy: do not collide again
+            pause = min(2 * pause, _LONGEST_PAUSE)
         self.node.leave()
         self._apply()
 

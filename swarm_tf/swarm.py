@@ -253,7 +253,9 @@ class Node:
     def _advance(self, exchange: Exchange) -> Outbox:
         """Send the next chunks, as far as the window allows."""
         out: Outbox = []
-        while exchange.next_chunk < self._chunks and len(exchange.under_way) < _WINDOW:
+        # A node that waits itself may refuse: until it has answered, one chunk is enough.
+        window = 1 if self.mode == "blocking" and not exchange.answered else _WINDOW
+        while exchange.next_chunk < self._chunks and len(exchange.under_way) < window:
             chunk = exchange.next_chunk
             exchange.next_chunk += 1
             own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)

@@ -81,6 +81,10 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
      length, seed, theirs, payload_bytes, has_accepted) = _HEADER.unpack_from(head)  # fmt: skip
     if version != VERSION or theirs != fingerprint:
         raise Unreadable(f"rank {sender} runs another version, model or configuration")
+    try:
+        kind, reason, dtype = Kind(kind), Reason(reason), _DTYPES[dtype]
+    except (ValueError, IndexError):
+        raise Unreadable(f"rank {sender} speaks of things unknown here") from None
     blocks, at = blocks_of(length), _HEADER.size
     encoded = accepted = None
     if wire_id:
@@ -88,13 +92,13 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
         at += scales.nbytes
         sums = np.frombuffer(head, np.uint32, words * blocks, at).reshape(words, blocks)
         at += sums.nbytes
-        payload = np.zeros(0, _DTYPES[dtype].as_numpy_dtype)
+        payload = np.zeros(0, dtype.as_numpy_dtype)
         usable = np.ones(blocks, np.bool_)
         encoded = Encoded(wire_id, length, seed, scales, sums, payload, usable)
     if has_accepted:
         bits = np.frombuffer(head, np.uint8, -(-blocks // 8), at)
         accepted = np.unpackbits(bits, count=blocks).astype(np.bool_)
-    message = Message(Kind(kind), sender, exchange, chunk, step, Reason(reason), encoded, accepted)
+    message = Message(kind, sender, exchange, chunk, step, reason, encoded, accepted)
     return message, payload_bytes
 
 
