@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -53,8 +54,9 @@ class Averaging:
             for codec in {self._float32, self._usual(chunk)}:
                 for terms in ((base,), (base, base)):
                     own = codec.encode(terms, 0, np.maximum(magnitude, 1), magnitude)
-                    accepted, _ = codec.verify(own, own)
-                    codec.correct(own, own, accepted, None if len(terms) == 1 else base)
+                    other = dataclasses.replace(own, numbers=None)  # as if off the wire
+                    accepted, _ = codec.verify(own, other)
+                    codec.correct(own, other, accepted, None if len(terms) == 1 else base)
 
     def finite(self) -> bool:
         """False if the published model contains NaN or Inf."""
@@ -62,7 +64,7 @@ class Averaging:
 
     def offer(self, chunk: int, seed: int) -> Encoded:
         """The initiator's side of `chunk`, to be kept until the reply comes."""
-        magnitude = self.published.magnitude(chunk)
+        terms, magnitude = self.published.read(chunk)
         codec, steps = self._usual(chunk), _NO_SCALES
         if isinstance(codec, Lattice):
             scales = self.published.scales[chunk]
@@ -70,7 +72,7 @@ class Averaging:
                 steps = scales.steps(codec.bits, magnitude)
             else:
                 codec = self._float32
-        return codec.encode(self.published.terms(chunk), seed, steps, magnitude)
+        return codec.encode(terms, seed, steps, magnitude)
 
     def answer(self, chunk: int, offer: Encoded) -> tuple[Encoded, Bools] | Reason:
         """The responder's side of `chunk` and the blocks that it has averaged, or why not."""
@@ -81,8 +83,8 @@ class Averaging:
             return Reason.OTHER_CODEC
         if not self.finite():
             return Reason.NOT_FINITE
-        magnitude = self.published.magnitude(chunk)
-        own = codec.encode(self.published.terms(chunk), offer.seed, offer.scales, magnitude)
+        terms, magnitude = self.published.read(chunk)
+        own = codec.encode(terms, offer.seed, offer.scales, magnitude)
         if self.one_sided:
             return own, own.usable
         accepted, spread = codec.verify(own, offer)

@@ -52,7 +52,7 @@ class TrainConfig:
     jit_compile: bool = False  # XLA made the training step slower on CPUs
     log_every: int = 10  # local steps
     evaluate_every: float = 1.0  # epochs
-    threads: int = 0  # intra-op threads a rank; 0 is TensorFlow's own choice
+    threads: int = 0  # intra-op threads a rank; 0 is its share of the cores
 
     @property
     def total_epochs(self) -> float:

@@ -87,7 +87,7 @@ class Exchange:
       seed: of the dither.
       started, seconds: time of the start (monotonic clock) and duration.
       failure: why it did not happen, in words; empty if it did.
-      payload_bytes: sent by the initiator.
+      payload_bytes: of the initiator's model, or in mode "pull" of its partner's.
       blocks, blocks_skipped: of the codec; a skipped block could not be read for certain.
       overdue: the answer did not come in time; it may still.
       harmless: nothing failed; the averaging happens in another exchange.

@@ -86,8 +86,9 @@ def _open_mpi_needs(ranks: int) -> dict[str, str]:
     # Each rank has a training and a communication thread: binding it to one core would
     # let them fight for it.
     needs["PRTE_MCA_hwloc_default_binding_policy"] = "none"
-    if ranks > (os.cpu_count() or 1):
-        needs["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    # Its slots are physical cores, whatever hyperthreads or a container's share there are.
+    needs["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    if ranks > len(os.sched_getaffinity(0)):
         needs["OMPI_MCA_mpi_yield_when_idle"] = "1"
     return needs
 

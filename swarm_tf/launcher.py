@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
 
 
 def size() -> int:
@@ -25,5 +26,6 @@ def local_size() -> int:
 
 
 def _first(names: tuple[str, ...], default: int) -> int:
-    values = (os.environ.get(name, "") for name in names)
-    return next((int(value) for value in values if value.isdigit()), default)
+    # Slurm writes "4(x2),3": four tasks on each of two nodes, then three.
+    found = (re.match(r"\d+", os.environ.get(name, "")) for name in names)
+    return next((int(match[0]) for match in found if match), default)

@@ -142,6 +142,7 @@ class Member:
         self._service.wake()
         self._until(lambda: self._missing(), "it to finish its steps")
         self.transport.gather(b"", "the end of training", self.timeout)
+        self.node.close()
         self._service.stop()
         self.transport.flush(self.timeout)
         self._apply()

@@ -57,14 +57,19 @@ class Published:
 
     def magnitude(self, chunk: int) -> Floats:
         """Largest |weight| of each block as published: float32 [blocks]; measured once."""
+        return self.read(chunk)[1]
+
+    def read(self, chunk: int) -> tuple[tuple[tf.Tensor, ...], Floats]:
+        """`terms` and `magnitude` of one and the same published model."""
         with self._lock:
             base, known = self._base[chunk], self._magnitude[chunk]
+            parts = (base, self._applying[chunk], self._pending[chunk])
         if known is None:
             known = codec.magnitude((base,))
             with self._lock:
                 if self._base[chunk] is base:
                     self._magnitude[chunk] = known
-        return known
+        return tuple(part for part in parts if part is not None), known
 
     def finite(self, chunk: int) -> bool:
         """False if the published chunk contains NaN or Inf."""

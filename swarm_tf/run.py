@@ -49,7 +49,9 @@ class Run:
         self.train_data, self.test_data = train, test
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.passes_per_step = config.train.batch_size * world.size() / examples
-        self.trainer = Trainer(model, jit_compile=config.train.jit_compile)
+        self.trainer = Trainer(
+            model, jit_compile=config.train.jit_compile, longest_block=config.train.log_every
+        )
         self.swarm: SwarmCallback | None = None
         if config.algorithm == "swarm":
             settings = {k: v for k, v in vars(config.swarm).items() if v is not None}

@@ -239,8 +239,8 @@ class Node:
                 return []  # somebody came meanwhile: this boundary is settled
             self._current = exchange
             self._admission.ask()
-        owes = any(e.partner == partner for e in self._exchanges.values())
-        self._exchanges[exchange.id] = exchange
+            owes = any(e.partner == partner for e in self._exchanges.values())
+            self._exchanges[exchange.id] = exchange
         if owes:
             exchange.failure = f"rank {partner} has not answered an earlier exchange yet"
         elif not self.averaging.finite():
@@ -283,6 +283,8 @@ class Node:
         )
         if accepted is None:
             return []
+        if self.mode == "pull":  # the question has no payload, the answer has
+            exchange.payload_bytes += other.payload_bytes
         exchange.blocks += len(accepted)
         exchange.blocks_skipped += int((~accepted).sum())
         exchange.answered += 1
@@ -317,7 +319,7 @@ class Node:
             self.count(
                 exchanges=not exchange.failure,
                 exchanges_failed=failed - exchange.overdue,  # counted when it was overdue
-                payload_bytes=exchange.payload_bytes,
+                payload_bytes=0 if exchange.failure else exchange.payload_bytes,
                 blocks_total=exchange.blocks,
                 blocks_skipped=exchange.blocks_skipped,
             )
@@ -368,7 +370,13 @@ class Node:
         refused = [a.reason for a in begun.values() if a.kind is Kind.REFUSE]
         with self._changed:
             mine = self._current
-            crossed = mine is not None and mine.partner == sender and mine.answered == 0
+            # One exchange serves both, unless each only reads.
+            crossed = (
+                self.mode != "pull"
+                and mine is not None
+                and mine.partner == sender
+                and mine.answered == 0
+            )
             verdict = self._admission.admit(sender, crossed and not begun, message.exchange)
             if self._closed or refused:
                 verdict = refused[0] if refused else Reason.CLOSED

@@ -27,10 +27,14 @@ class Trainer:
     Args:
       model: compiled.
       jit_compile: compile a training step with XLA; slower than not on most CPUs.
+      longest_block: steps after which the hooks run at the latest.
     """
 
-    def __init__(self, model: keras.Model, *, jit_compile: bool = False) -> None:
+    def __init__(
+        self, model: keras.Model, *, jit_compile: bool = False, longest_block: int = 64
+    ) -> None:
         self.model = model
+        self._longest = longest_block
         self.train_seconds = 0.0
         self._step_seconds: list[float] = []
         self._step = (
@@ -69,6 +73,9 @@ class Trainer:
         self.model.stop_training = False
         # Traced, with an empty block, before the ranks start together: or a quick one would train
         # far ahead alone.
+        if not self.model.built:
+            inputs, *_ = next(iter(dataset))
+            self.model(inputs)
         self.model.optimizer.build(self.model.trainable_variables)
         self._block(batches, tf.constant(0))
         hooks.on_train_begin()
@@ -89,9 +96,7 @@ class Trainer:
 
     def _until_boundary(self, swarms: Sequence[SwarmCallback]) -> int:
         step = int(self.model.optimizer.iterations.numpy())
-        return min((s.next_boundary(step) - step for s in swarms), default=self._longest)
-
-    _longest = 64  # steps without a boundary: hooks still run now and then
+        return min([self._longest, *(s.next_boundary(step) - step for s in swarms)])
 
     def _run(
         self, batches: Any, count: int, hooks: keras.callbacks.CallbackList, last: int

@@ -91,8 +91,8 @@ class FlatWeights:
         self._assign = tf.function(self._assign_graph, autograph=False)
 
     def shapes(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """(path, shape, dtype) of each variable: what two nodes must have in common."""
-        return [(v.path, tuple(v.shape), str(v.dtype)) for v in self.variables]
+        """(name, shape, dtype) of each variable: what two nodes must have in common."""
+        return [(v.name, tuple(v.shape), str(v.dtype)) for v in self.variables]
 
     def gather(self) -> list[tf.Tensor]:
         """A copy of the weights, in chunks."""

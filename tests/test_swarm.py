@@ -552,7 +552,7 @@ def test_pull_changes_only_the_initiator(codec, chunks):
         np.testing.assert_array_equal(np.concatenate(swarm.models[1]), b)
         np.testing.assert_allclose(np.concatenate(swarm.models[0]), (a + b) / 2, atol=0.004)
         assert np.abs(np.concatenate(swarm.models[0]) - a).max() > 0.001
-    assert swarm.count("payload_bytes") == 0, "a question carries no model"
+    assert swarm.count("payload_bytes") > 0, "the answer's model counts"
 
 
 def test_pull_with_harm_is_still_an_average():
@@ -833,3 +833,19 @@ def test_blocking_gives_up_a_partner_that_falls_silent(caplog):
     assert "rank 1" in caplog.text
     swarm.poll(0)
     assert swarm.nodes[0].wait(0)
+
+
+def test_pull_both_read_when_both_ask_at_once():
+    """Each read changes its reader only, so none can stand for both."""
+    swarm = _pair(mode="pull")
+    before = swarm.models[1][0] - swarm.models[0][0]
+    for rank in (0, 1):
+        swarm.ask(rank, 1 - rank)
+        swarm.poll(rank)
+    swarm.settle()
+    for rank in (0, 1):
+        swarm.apply(rank)
+    assert swarm.count("exchanges") == 2
+    # The first to read stands in the middle; the second reads it there, or where it was.
+    after = swarm.models[1][0] - swarm.models[0][0]
+    assert np.all(np.abs(after) <= np.abs(before) / 4 + 1e-6)

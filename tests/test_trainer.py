@@ -115,3 +115,18 @@ def test_stop_training_stops():
     model = make()
     Trainer(model).fit(batches(), steps=50, steps_per_epoch=5, callbacks=[Stop()])
     assert int(model.optimizer.iterations) == 10
+
+
+def test_a_model_without_variables_yet_is_built_from_the_data():
+    class Late(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x)
+
+    for model in (Late(), keras.Sequential([keras.layers.Dense(1)])):
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
+        Trainer(model).fit(batches(), steps=6, steps_per_epoch=6)
+        assert int(model.optimizer.iterations) == 6

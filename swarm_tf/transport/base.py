@@ -14,9 +14,9 @@ Bytes = npt.NDArray[np.uint8]
 class Transport(ABC):
     """One rank's connection to the others.
 
-    While a `Service` runs, only its thread calls `send` and `receive`; the collectives belong to
-    the training thread, before the service starts and after it ended. Every rank calls the same
-    collectives in the same order.
+    While a `Service` runs, only its thread calls `send` and `receive`. The collectives belong to
+    the training thread, before the first local step and after the last. Every rank calls the
+    same collectives in the same order.
 
     Attributes:
       retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.

@@ -63,8 +63,8 @@ class MPITransport(Transport):
         self._mpi, self._world = mpi, world
         self._messages, self._collectives = world.Dup(), world.Dup()
         self._sending: list[tuple[Any, int, Any]] = []
-        self._heads: dict[int, bytes] = {}
-        self._receiving: list[tuple[Any, bytes, Bytes]] = []
+        self._heads: dict[int, tuple[Any, Bytes]] = {}
+        self._receiving: list[tuple[list[Any], Bytes, Bytes]] = []
 
     def abort(self) -> None:
         """End all ranks now."""
@@ -84,21 +84,20 @@ class MPITransport(Transport):
         while message := self._messages.Improbe(mpi.ANY_SOURCE, mpi.ANY_TAG, status):
             source, tag = status.Get_source(), status.Get_tag()
             buffer = np.empty(status.Get_count(mpi.BYTE), np.uint8)
-            if tag == _PAYLOAD:  # MPI keeps the order of a sender: its head came just before
-                head = self._heads.pop(source)
-                self._receiving.append((message.Irecv(buffer), head, buffer))
-                continue
-            message.Recv(buffer)
+            request = message.Irecv(buffer)
             if tag == _HEAD:
-                complete.append((buffer.tobytes(), np.zeros(0, np.uint8)))
-            else:
-                self._heads[source] = buffer.tobytes()
+                self._receiving.append(([request], buffer, np.zeros(0, np.uint8)))
+            elif tag == _HEAD_OF_PAYLOAD:
+                self._heads[source] = request, buffer
+            else:  # MPI keeps the order of a sender: its head came just before
+                head_request, head = self._heads.pop(source)
+                self._receiving.append(([head_request, request], head, buffer))
         under_way = []
-        for request, head, buffer in self._receiving:
-            if request.Test():
-                complete.append((head, buffer))
+        for requests, head, payload in self._receiving:
+            if mpi.Request.Testall(requests):
+                complete.append((head.tobytes(), payload))
             else:
-                under_way.append((request, head, buffer))
+                under_way.append((requests, head, payload))
         self._receiving = under_way
         self._sending = [item for item in self._sending if not item[0].Test()]
         return complete

@@ -97,12 +97,10 @@ def ends_together(ranks, program, *arguments):
     return output
 
 
-@pytest.mark.slow
 def test_collectives_messages_and_the_local_transport():
     passes(4, "transport.py")
 
 
-@pytest.mark.slow
 def test_keras_fit_and_trainer():
     passes(3, "fit.py")
 
