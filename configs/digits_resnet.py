@@ -4,8 +4,8 @@ Shows:     four ranks that average pairwise, 8 bits a weight, and never wait for
 Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), its CIFAR-10 ResNet-20 experiment in small.
 Run:       swarmrun -n 4 train.py --config=configs/digits_resnet.py --workdir=runs/digits
 Hardware:  2 CPU cores.
-Minutes:   to be measured.
-Metric:    test accuracy of the mean model, to be measured.
+Minutes:   1, start-up included.
+Metric:    test accuracy of the mean model, 97.8% (one rank alone: 98.3%; make demo).
 """
 
 from swarm_tf.config import (

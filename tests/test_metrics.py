@@ -177,9 +177,11 @@ def test_plain_stream_gets_a_line_an_epoch(monkeypatch):
     assert stream.getvalue() == f"{LINE}\n"
 
 
-@pytest.mark.parametrize(("stream", "live"), [(Terminal(), "0"), (io.StringIO(), "1")])
+@pytest.mark.parametrize(("stream", "live"), [(Terminal(), None), (io.StringIO(), "1")])
 def test_live_line_is_rewritten_and_ends_once_an_epoch(monkeypatch, stream, live):
-    monkeypatch.setenv("SWARM_TF_LIVE", live)
+    monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
+    if live:
+        monkeypatch.setenv("SWARM_TF_LIVE", live)
     monkeypatch.setenv("COLUMNS", "80")
     progress = metrics.Progress(stream)
     progress.update(STATUS)
