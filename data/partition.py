@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from swarm_tf.config import PARTITIONS
 from swarm_tf.errors import UsageError
-
-PARTITIONS = ("iid", "static", "dirichlet")
 
 Indices = npt.NDArray[np.int64]
 
