@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf.codec import Codec, Encoded, Lattice, build
+from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build
 from swarm_tf.codec.base import Bools, Floats
 from swarm_tf.exchange import Reason
 from swarm_tf.published import Published
@@ -36,6 +35,8 @@ class Averaging:
         self.published = Published(lengths)
         self.codec, self._float32 = codec, build("float32")
         self._exact_chunks = frozenset(exact)
+        # As of the last exchange: measured while encoding, but wanted before.
+        self._magnitudes: dict[int, Floats] = {}
 
     def warm_up(self) -> None:
         """Compile the kernels on the published model, so that no exchange waits for that."""
@@ -50,29 +51,28 @@ class Averaging:
     def _call_each_kernel(self) -> None:
         first = {length: chunk for chunk, length in reversed(list(enumerate(self.lengths)))}
         for chunk in first.values():
-            base, magnitude = self.published.terms(chunk)[0], self.published.magnitude(chunk)
+            (base,) = self.published.terms(chunk)
+            scales = np.ones(blocks_of(self.lengths[chunk]), np.float32)
             for codec in {self._float32, self._usual(chunk)}:
-                for terms in ((base,), (base, base)):
-                    own = codec.encode(terms, 0, np.maximum(magnitude, 1), magnitude)
-                    other = dataclasses.replace(own, numbers=None)  # as if off the wire
-                    accepted, _ = codec.verify(own, other)
-                    codec.correct(own, other, accepted, None if len(terms) == 1 else base)
-
-    def finite(self) -> bool:
-        """False if the published model contains NaN or Inf."""
-        return all(self.published.finite(chunk) for chunk in range(len(self.lengths)))
+                onto = None
+                for _ in range(2):
+                    terms = (base,) if onto is None else (base, onto)
+                    own = codec.encode(terms, 0, scales)
+                    onto = codec.decode(own, own, onto).correction
 
     def offer(self, chunk: int, seed: int) -> Encoded:
-        """The initiator's side of `chunk`, to be kept until the reply comes."""
-        terms, magnitude = self.published.read(chunk)
+        """The initiator's side of `chunk`, to be kept until the reply comes.
+
+        If it is not `finite` it may not travel.
+        """
         codec, steps = self._usual(chunk), _NO_SCALES
         if isinstance(codec, Lattice):
             scales = self.published.scales[chunk]
             if scales.known:
-                steps = scales.steps(codec.bits, magnitude)
+                steps = scales.steps(codec.bits, self._magnitudes[chunk])
             else:
                 codec = self._float32
-        return codec.encode(terms, seed, steps, magnitude)
+        return self._encode(chunk, codec, seed, steps)
 
     def answer(self, chunk: int, offer: Encoded) -> tuple[Encoded, Bools] | Reason:
         """The responder's side of `chunk` and the blocks that it has averaged, or why not."""
@@ -81,15 +81,12 @@ class Averaging:
         codec = self._codec_of(offer)
         if codec is None:
             return Reason.OTHER_CODEC
-        if not self.finite():
+        own = self._encode(chunk, codec, offer.seed, offer.scales)
+        if not own.finite:
             return Reason.NOT_FINITE
-        terms, magnitude = self.published.read(chunk)
-        own = codec.encode(terms, offer.seed, offer.scales, magnitude)
         if self.one_sided:
             return own, own.usable
-        accepted, spread = codec.verify(own, offer)
-        self._apply(chunk, codec, own, offer, accepted, spread)
-        return own, accepted
+        return own, self._average(chunk, codec, own, offer)
 
     def conclude(
         self, chunk: int, own: Encoded, reply: Encoded, accepted: Bools, *, strict: bool
@@ -101,12 +98,17 @@ class Averaging:
         """
         codec = self._codec_of(own)
         assert codec is not None
-        readable, spread = codec.verify(own, reply)
-        if strict and (accepted & own.usable & ~readable).any():
-            return None
-        both = readable & accepted
-        self._apply(chunk, codec, own, reply, both, spread)
-        return both
+        if strict:
+            readable = codec.decode(own, reply).accepted
+            if (accepted & own.usable & ~readable).any():
+                return None
+        return self._average(chunk, codec, own, reply, accepted)
+
+    def _encode(self, chunk: int, codec: Codec, seed: int, steps: Floats) -> Encoded:
+        own = codec.encode(self.published.terms(chunk), seed, steps)
+        if own.finite:
+            self._magnitudes[chunk] = own.magnitude
+        return own
 
     def _usual(self, chunk: int) -> Codec:
         return self._float32 if chunk in self._exact_chunks else self.codec
@@ -114,19 +116,16 @@ class Averaging:
     def _codec_of(self, encoded: Encoded) -> Codec | None:
         return {c.wire_id: c for c in (self._float32, self.codec)}.get(encoded.wire_id)
 
-    def _apply(
-        self,
-        chunk: int,
-        codec: Codec,
-        own: Encoded,
-        other: Encoded,
-        accepted: Bools,
-        spread: Floats,
-    ) -> None:
+    def _average(
+        self, chunk: int, codec: Codec, own: Encoded, other: Encoded, allowed: Bools | None = None
+    ) -> Bools:
+        """Correct the published chunk and learn from it; returns the blocks averaged."""
+        decoded = self.published.correct(
+            chunk, lambda onto: codec.decode(own, other, onto, allowed)
+        )
         scales = self.published.scales[chunk]
         if isinstance(codec, Lattice):
-            scales.update(codec.bits, own.scales, accepted, spread)
+            scales.update(codec.bits, own.scales, decoded.accepted, decoded.spread)
         else:
-            scales.exact(spread)
-        if accepted.any():
-            self.published.correct(chunk, lambda onto: codec.correct(own, other, accepted, onto))
+            scales.exact(decoded.spread)
+        return decoded.accepted

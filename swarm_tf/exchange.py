@@ -23,6 +23,8 @@ class Kind(enum.IntEnum):
     """Are you alive?"""
     PONG = 6
     """I am, after this many local steps."""
+    CANCEL = 7
+    """Initiator to responder: no more chunks of this exchange come, and the reason."""
 
 
 class Reason(enum.IntEnum):

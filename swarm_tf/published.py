@@ -3,8 +3,8 @@
 The copy y of one chunk is the sum of up to three terms:
 
     base       the model as published at the last boundary; never written to
-    applying   corrections that the training thread is adding to the model right now
-    pending    corrections that came after those
+    applying   corrections that the training thread is adding to the model right now, in blocks
+    pending    corrections that came after those, in blocks
 
 All three are immutable tensors that are swapped under a lock, so nobody ever sees a half-applied
 model and no exchange is lost while the training thread takes the corrections.
@@ -15,17 +15,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from swarm_tf import codec
-from swarm_tf.codec.base import Floats
+from swarm_tf.codec.base import Decoded
 
 
 class Published:
     """All chunks of the model; `lengths` weights in each.
 
-    One thread trains (`take`, `publish`) and one communicates (`terms`, `magnitude`, `correct`).
+    One thread trains (`take`, `publish`) and one communicates (`terms`, `correct`).
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -34,7 +33,6 @@ class Published:
         self._base: list[tf.Tensor] = []
         self._applying: list[tf.Tensor | None] = [None] * len(lengths)
         self._pending: list[tf.Tensor | None] = [None] * len(lengths)
-        self._magnitude: list[Floats | None] = [None] * len(lengths)
 
     def take(self) -> list[tf.Tensor | None]:
         """The corrections so far, for the training thread to add to the model, then `publish`."""
@@ -47,7 +45,6 @@ class Published:
         with self._lock:
             self._base = list(chunks)
             self._applying = [None] * len(self._applying)
-            self._magnitude = [None] * len(self._magnitude)
 
     def terms(self, chunk: int) -> tuple[tf.Tensor, ...]:
         """Tensors whose sum is the communication copy now."""
@@ -55,28 +52,8 @@ class Published:
             parts = (self._base[chunk], self._applying[chunk], self._pending[chunk])
         return tuple(part for part in parts if part is not None)
 
-    def magnitude(self, chunk: int) -> Floats:
-        """Largest |weight| of each block as published: float32 [blocks]; measured once."""
-        return self.read(chunk)[1]
-
-    def read(self, chunk: int) -> tuple[tuple[tf.Tensor, ...], Floats]:
-        """`terms` and `magnitude` of one and the same published model."""
-        with self._lock:
-            base, known = self._base[chunk], self._magnitude[chunk]
-            parts = (base, self._applying[chunk], self._pending[chunk])
-        if known is None:
-            known = codec.magnitude((base,))
-            with self._lock:
-                if self._base[chunk] is base:
-                    self._magnitude[chunk] = known
-        return tuple(part for part in parts if part is not None), known
-
-    def finite(self, chunk: int) -> bool:
-        """False if the published chunk contains NaN or Inf."""
-        return bool(np.isfinite(self.magnitude(chunk)).all())
-
-    def correct(self, chunk: int, correction: Callable[[tf.Tensor | None], tf.Tensor]) -> None:
-        """Add a correction; `correction(onto)` returns it on top of `onto`.
+    def correct(self, chunk: int, decode: Callable[[tf.Tensor | None], Decoded]) -> Decoded:
+        """Add a correction; `decode(onto)` returns it on top of `onto`.
 
         It is computed outside the lock, so that the training thread never waits for a kernel,
         and once more if that thread took the corrections in the meantime.
@@ -84,8 +61,9 @@ class Published:
         while True:
             with self._lock:
                 onto = self._pending[chunk]
-            summed = correction(onto)
+            decoded = decode(onto)
             with self._lock:
                 if self._pending[chunk] is onto:
-                    self._pending[chunk] = summed
-                    return
+                    if decoded.accepted.any():
+                        self._pending[chunk] = decoded.correction
+                    return decoded

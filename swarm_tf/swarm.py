@@ -206,6 +206,8 @@ class Node:
             return self._on_reply(message)
         if message.kind is Kind.REFUSE:
             return self._on_refusal(message)
+        if message.kind is Kind.CANCEL:
+            self._on_cancel(message)
         if message.kind is Kind.PING:
             answer = Kind.DONE if self.rank in self.done else Kind.PONG
             return [(message.sender, self._message(answer))]
@@ -243,9 +245,6 @@ class Node:
             self._exchanges[exchange.id] = exchange
         if owes:
             exchange.failure = f"rank {partner} has not answered an earlier exchange yet"
-        elif not self.averaging.finite():
-            exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
-        if exchange.failure:
             self._end(exchange)
             return []
         return self._advance(exchange)
@@ -259,6 +258,12 @@ class Node:
             chunk = exchange.next_chunk
             exchange.next_chunk += 1
             own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)
+            if not own.finite:  # NaN does not travel; chunks before it may have been averaged
+                exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
+                cancel = self._message(Kind.CANCEL, exchange.id, chunk, reason=Reason.NOT_FINITE)
+                if not exchange.under_way:
+                    self._end(exchange)
+                return [*out, (exchange.partner, cancel)] if chunk else []
             exchange.under_way[chunk] = own
             exchange.payload_bytes += 0 if self.mode == "pull" else own.payload_bytes
             out.append(self._request(exchange, chunk))
@@ -298,8 +303,9 @@ class Node:
         exchange = self._exchanges.get(message.exchange)
         if exchange is not None and message.chunk in exchange.under_way:
             exchange.heard = self._clock()
-            exchange.failure = message.reason.sentence(message.sender)
-            exchange.harmless = not message.reason.is_failure
+            if not exchange.failure:
+                exchange.failure = message.reason.sentence(message.sender)
+                exchange.harmless = not message.reason.is_failure
             # Other chunks may have been averaged: the exchange ends when each is answered.
             self._settle(exchange, message.chunk)
         return []
@@ -402,6 +408,20 @@ class Node:
                 self.count(exchanges_served=whole)
                 self._part()
         return [(sender, answer)]
+
+    def _on_cancel(self, message: Message) -> None:
+        """The initiator goes no further; requests of this exchange that come late are refused."""
+        sender, same = message.sender, (message.sender, message.exchange)
+        last, answers = self._answers.get(sender, (0, {}))
+        if message.exchange < last:
+            return
+        begun = answers if message.exchange == last else {}
+        refusal = self._message(Kind.REFUSE, message.exchange, message.chunk, reason=message.reason)
+        self._answers[sender] = (message.exchange, {**begun, message.chunk: refusal})
+        with self._changed:
+            self._waiting = [w for w in self._waiting if (w.sender, w.exchange) != same]
+            if self._admission.partner == sender:
+                self._part()
 
     def _serve(self, message: Message) -> Message | Reason:
         if message.encoded is None:

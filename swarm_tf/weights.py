@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from swarm_tf.codec import BLOCK
 
-CHUNK = 2**21
+CHUNK = 7 * 2**20
 """Most weights in a chunk."""
 
 
@@ -99,14 +99,16 @@ class FlatWeights:
         return list(self._gather())
 
     def add(self, corrections: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
-        """Add a correction to each chunk (None: nothing) and return a copy of the result.
+        """Add a correction to each chunk and return a copy of the result.
+
+        Corrections are float32 [lengths[c] / BLOCK, BLOCK], or None for nothing.
 
         A moving variance is not allowed below a tenth of its value, since a correction that was
         computed some steps ago may exceed it by now.
         """
         if all(c is None for c in corrections):
             return self.gather()
-        zeros = {n: tf.zeros([n]) for n in set(self.lengths)}
+        zeros = {n: tf.zeros([n // BLOCK, BLOCK]) for n in set(self.lengths)}
         filled = [
             zeros[n] if c is None else c for c, n in zip(corrections, self.lengths, strict=True)
         ]
@@ -149,7 +151,8 @@ class FlatWeights:
 
     def _add_graph(self, corrections: list[tf.Tensor]) -> list[tf.Tensor]:
         updates = []
-        for variable, correction in zip(self.variables, self._split(corrections), strict=True):
+        flat = [tf.reshape(c, [-1]) for c in corrections]
+        for variable, correction in zip(self.variables, self._split(flat), strict=True):
             value: Any = variable.value
             correction = tf.cast(correction, value.dtype)
             if variable.name == "moving_variance":

@@ -2,7 +2,7 @@
 
 import functools
 
-from swarm_tf.codec.base import BLOCK, Codec, Encoded, blocks_of, magnitude
+from swarm_tf.codec.base import BLOCK, Codec, Encoded, blocks_of
 from swarm_tf.codec.floats import BFLOAT16, FLOAT16, FLOAT32, Float
 from swarm_tf.codec.lattice import Lattice
 from swarm_tf.codec.scales import BlockScales
@@ -29,5 +29,4 @@ __all__ = [
     "Lattice",
     "blocks_of",
     "build",
-    "magnitude",
 ]

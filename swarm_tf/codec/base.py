@@ -1,4 +1,4 @@
-"""What every codec shares: blocks, the dither and checksum keys, and the three methods.
+"""What every codec shares: blocks, the dither and checksum keys, and the two methods.
 
 A codec turns a vector into bytes and, from two encodings of two nearby vectors, finds the
 correction that moves each to their average. It knows no networking and keeps no state.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 BLOCK = 1024
 """Weights that share a scale and a checksum."""
@@ -42,11 +42,12 @@ class Encoded:
       seed: exchange seed, chosen by the initiator; both sides derive the same dither from it.
       scales: float32 [blocks], the lattice step of each block; empty for the float codecs.
       checksums: uint32 [words, blocks].
-      payload: what travels, in the codec's `dtype`: a tensor on the model's device, or an array
-        off the wire.
-      usable: bool [blocks], False where this side could not represent its own weights. It stays
-        at home; the checksum of such a block is spoiled so that the partner skips it too.
-      numbers: the payload as the codec computes with it, where that differs (unpacked).
+      payload: what travels, in the codec's `dtype`, a row for each block.
+
+    The side that encoded also keeps
+      magnitude: float32 [blocks], largest |weight| of each block; NaN shows as NaN.
+      usable: bool [blocks], False where it could not represent its own weights; the checksum of
+        such a block is spoiled so that the partner skips it too.
     """
 
     wire_id: int
@@ -54,24 +55,46 @@ class Encoded:
     seed: int
     scales: Floats
     checksums: Words
-    payload: tf.Tensor | npt.NDArray[Any]
-    usable: Bools
-    numbers: tf.Tensor | None = None
+    payload: tf.Tensor
+    magnitude: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    usable: Bools = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of the payload on the wire."""
-        dtype = tf.as_dtype(self.payload.dtype)
-        return int(self.payload.shape[0]) * int(dtype.size)
+        return int(self.payload.shape.num_elements()) * int(self.payload.dtype.size)
+
+    @property
+    def finite(self) -> bool:
+        """False if the weights of the side that encoded contain NaN or Inf."""
+        return bool(np.isfinite(self.magnitude).all())
 
     def question(self) -> Encoded:
         """The same without its payload: what a node sends that only wants to read."""
-        dtype = tf.as_dtype(self.payload.dtype).as_numpy_dtype
-        return dataclasses.replace(self, payload=np.zeros(0, dtype), numbers=None)
+        return dataclasses.replace(self, payload=tf.zeros([0, 0], self.payload.dtype))
+
+
+@dataclass
+class Decoded:
+    """What one side makes of the partner's.
+
+    Without corruption on the wire both sides of an exchange find the same `accepted` and exactly
+    opposite corrections, each on its own: the mean of both models is unchanged.
+
+    Attributes:
+      accepted: bool [blocks], which decode for certain (and are allowed).
+      spread: float32 [blocks], mean |difference|; only where accepted does it mean anything.
+      correction: float32 [blocks, BLOCK]: (other - own)/2 in accepted blocks and 0 elsewhere, on
+        top of `onto`.
+    """
+
+    accepted: Bools
+    spread: Floats
+    correction: tf.Tensor
 
 
 class Codec(ABC):
-    """Three small methods: `encode` both sides, `verify` the partner's, find the `correct`ion."""
+    """Two methods: `encode` both sides, `decode` the partner's."""
 
     wire_id: int
     dtype: tf.DType
@@ -79,61 +102,37 @@ class Codec(ABC):
     """What a partner must know to read a message: identity, payload dtype, checksum words."""
 
     @abstractmethod
-    def payload_length(self, length: int) -> int:
-        """Elements of the payload of a chunk of `length` weights."""
-
-    @abstractmethod
-    def encode(
-        self, terms: Sequence[tf.Tensor], seed: int, scales: Floats, magnitude: Floats
-    ) -> Encoded:
-        """Encode the sum of `terms` (float32 [length] each; one or more).
+    def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
+        """Encode the sum of `terms`.
 
         Args:
-          terms: the communication copy as published, and the corrections on top of it.
+          terms: the communication copy as published, float32 [length], and the corrections on
+            top of it, float32 [blocks, BLOCK].
           seed: exchange seed.
           scales: float32 [blocks]; ignored by codecs without a lattice.
-          magnitude: float32 [blocks], largest |weight| of each block (`magnitude`); finite.
         """
 
     @abstractmethod
-    def verify(self, own: Encoded, other: Encoded) -> tuple[Bools, Floats]:
-        """Which blocks of `other` decode for certain, and the mean |difference| in each.
+    def decode(
+        self,
+        own: Encoded,
+        other: Encoded,
+        onto: tf.Tensor | None = None,
+        allowed: Bools | None = None,
+    ) -> Decoded:
+        """Read the partner's side against our own, and find the correction to ours.
 
-        Returns:
-          accepted, bool [blocks], and spread, float32 [blocks]. Without corruption on the wire
-          both sides of an exchange find the same `accepted`, each on its own.
+        Args:
+          own, other: both sides' encodings of one exchange; `own` made by this side's `encode`.
+          onto: float32 [blocks, BLOCK], an earlier correction to add to.
+          allowed: bool [blocks], those to average, if not all that can be read.
         """
-
-    @abstractmethod
-    def correct(
-        self, own: Encoded, other: Encoded, accepted: Bools, onto: tf.Tensor | None = None
-    ) -> tf.Tensor:
-        """The correction (other - own)/2 in accepted blocks and 0 elsewhere, added to `onto`.
-
-        The partner's correction is the exact opposite: the mean of both models is unchanged.
-        """
-
-
-def magnitude(terms: Sequence[tf.Tensor]) -> Floats:
-    """Largest |weight| of each block of the sum of `terms`: float32 [blocks]; NaN shows as NaN."""
-    if terms[0].shape[0] == 0:
-        return np.zeros(0, np.float32)
-    lanes: Floats = _magnitude_lanes(tuple(terms)).numpy()
-    largest: Floats = lanes.max(axis=1)  # np.max carries NaN through
-    return largest
-
-
-@tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
-def _magnitude_lanes(terms: tuple[tf.Tensor, ...]) -> tf.Tensor:
-    # The bits of |x| order as |x| does, with NaN above all; a maximum of floats may lose a NaN.
-    bits = tf.bitcast(tf.abs(in_blocks(tf.add_n(terms))), tf.int32)
-    # XLA reduces a long row one scalar at a time; 64 lanes side by side vectorise.
-    largest = tf.reduce_max(tf.reshape(bits, [-1, BLOCK // 64, 64]), axis=1)
-    return tf.bitcast(largest, tf.float32)
 
 
 def in_blocks(vector: tf.Tensor) -> tf.Tensor:
-    """[length] -> [blocks, BLOCK], the tail filled with zeros."""
+    """[length] -> [blocks, BLOCK], the tail filled with zeros. Blocks stay as they are."""
+    if len(vector.shape) == 2:
+        return vector
     length = vector.shape[0]
     missing = blocks_of(length) * BLOCK - length
     if missing:
@@ -141,23 +140,55 @@ def in_blocks(vector: tf.Tensor) -> tf.Tensor:
     return tf.reshape(vector, [-1, BLOCK])
 
 
-def folded(values: tf.Tensor, lanes: int) -> tf.Tensor:
-    """[blocks, BLOCK] -> [blocks, lanes], partial sums by halving, which XLA vectorises."""
-    while values.shape[1] > lanes:
-        half = values.shape[1] // 2
-        values = values[:, :half] + values[:, half:]
-    return values
+def block_sums(values: tf.Tensor, lanes: int) -> tf.Tensor:
+    """Sum of each block: [blocks, BLOCK] -> [blocks]; only inside of an XLA function.
+
+    In two steps, or XLA does not vectorise: first into `lanes` partial sums side by side, 128
+    after arithmetic on float32, 64 after arithmetic on bytes (measured).
+    """
+    partial = tf.reduce_sum(tf.reshape(values, [-1, BLOCK // lanes, lanes]), axis=1)
+    (partial,) = xla.optimization_barrier(partial)  # or XLA makes one sum of the two
+    return tf.reduce_sum(partial, axis=1)
 
 
-def dither_keys(seed: int, blocks: int) -> Words:
+def partial_magnitude(x: tf.Tensor) -> tf.Tensor:
+    """The largest |x| of each lane, as its bits: [blocks, BLOCK] -> int32 [blocks, 64].
+
+    They order as |x| does, with NaN above all; a maximum of floats may lose a NaN.
+    """
+    bits = tf.bitcast(tf.abs(x), tf.int32)
+    return tf.reduce_max(tf.reshape(bits, [-1, BLOCK // 64, 64]), axis=1)
+
+
+def magnitude_of_blocks(lanes: tf.Tensor) -> Floats:
+    """`partial_magnitude` -> float32 [blocks]; NaN shows as NaN."""
+    magnitude: Floats = np.asarray(lanes).max(axis=1).view(np.float32)
+    return magnitude
+
+
+def weights_in_blocks(length: int) -> Floats:
+    """How many of `length` weights each block holds: float32 [blocks]."""
+    weights = np.full(blocks_of(length), BLOCK, np.float32)
+    weights[-1:] -= len(weights) * BLOCK - length
+    return weights
+
+
+def seed_tensor(seed: int) -> npt.NDArray[np.int64]:
+    """An exchange's seed, up to 2^62, as `dither_keys` wants it: int64 [2]."""
+    return np.array([seed, 0], np.int64)
+
+
+def dither_keys(seed: tf.Tensor, blocks: int) -> tf.Tensor:
     """Two random words a block, the same on both sides of an exchange: uint32 [blocks, 2].
 
     They key the multiply-shift hash (a*k + b) mod 2^32 of the position k in the block, which is
     strongly universal in its high bits (Dietzfelbinger 1996): each dither is uniform, any two are
     independent. That is all that the unbiasedness and the variance bound of the codec need.
     """
-    raw = np.random.Philox(key=seed).random_raw(blocks)
-    return raw.view(np.uint32).reshape(blocks, 2)
+    # Philox gives the same numbers on every device.
+    return tf.random.stateless_uniform(
+        [blocks, 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
 
 
 def _checksum_weights() -> Words:

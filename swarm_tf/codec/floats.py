@@ -16,14 +16,21 @@ from swarm_tf.codec.base import (
     BLOCK,
     Bools,
     Codec,
+    Decoded,
     Encoded,
     Floats,
-    blocks_of,
+    block_sums,
     checksum_weights,
     dither_keys,
-    folded,
     in_blocks,
+    magnitude_of_blocks,
+    partial_magnitude,
+    seed_tensor,
+    weights_in_blocks,
 )
+from swarm_tf.codec.groups import in_groups
+
+_NO_SCALES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -54,60 +61,81 @@ class Float(Codec):
         self.dtype = format.dtype
         self.words = 1
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
-        self._compare = tf.function(self._compare_kernel, jit_compile=True, autograph=False)
-        self._correct = tf.function(self._correct_kernel, jit_compile=True, autograph=False)
+        self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 
-    def payload_length(self, length: int) -> int:
-        return blocks_of(length) * BLOCK
-
-    def encode(
-        self, terms: Sequence[tf.Tensor], seed: int, scales: Floats, magnitude: Floats
-    ) -> Encoded:
+    def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
-        if length == 0:
-            payload, sums = tf.zeros([0], self.dtype), np.zeros((1, 0), np.uint32)
+        if length:
+            payload, largest, sums = self._encode(tuple(terms), seed_tensor(seed))
+            magnitude = magnitude_of_blocks(largest)
         else:
-            rows, lanes = self._encode(tuple(terms), dither_keys(seed, blocks_of(length)))
-            payload = tf.reshape(rows, [-1])
-            sums = lanes.numpy().sum(axis=1, dtype=np.uint32)[None]
+            payload, sums = tf.zeros([0, BLOCK], self.dtype), np.zeros(0, np.uint32)
+            magnitude = np.zeros(0, np.float32)
         # float16 ends at 65,504; the dither may add one step.
         usable = magnitude <= self.format.largest * (1 - 2.0**-self.format.fraction)
-        sums = np.where(usable, sums, ~sums)
-        return Encoded(self.wire_id, length, seed, np.zeros(0, np.float32), sums, payload, usable)
+        checksums = np.where(usable, sums, ~np.asarray(sums))[None]
+        return Encoded(
+            self.wire_id, length, seed, _NO_SCALES, checksums, payload, magnitude, usable
+        )
 
-    def verify(self, own: Encoded, other: Encoded) -> tuple[Bools, Floats]:
-        blocks = blocks_of(own.length)
-        if blocks == 0:
-            return np.zeros(0, np.bool_), np.zeros(0, np.float32)
-        keys = dither_keys(own.seed, blocks)
-        lanes, spread = self._compare(_rows(own), _rows(other), keys)
-        sums = lanes.numpy().sum(axis=1, dtype=np.uint32)
-        accepted: Bools = (sums == other.checksums[0]) & own.usable
-        weights = np.full(blocks, BLOCK, np.float32)
-        weights[-1] = own.length - (blocks - 1) * BLOCK
-        total = spread.numpy().sum(axis=1, dtype=np.float32)
-        return accepted, (total / weights).astype(np.float32)
-
-    def correct(
-        self, own: Encoded, other: Encoded, accepted: Bools, onto: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def decode(
+        self,
+        own: Encoded,
+        other: Encoded,
+        onto: tf.Tensor | None = None,
+        allowed: Bools | None = None,
+    ) -> Decoded:
         if own.length == 0:
-            return tf.zeros([0])
-        rows = self._correct(_rows(own), _rows(other), accepted, onto)
-        return tf.reshape(rows, [-1])[: own.length]
+            return Decoded(np.zeros(0, np.bool_), np.zeros(0, np.float32), tf.zeros([0, BLOCK]))
+        allowed = own.usable if allowed is None else allowed & own.usable
+        correction, accepted, distance = self._decode(
+            own.payload, other.payload, seed_tensor(own.seed), other.checksums[0], allowed, onto
+        )
+        spread: Floats = np.asarray(distance, np.float32) / weights_in_blocks(own.length)
+        return Decoded(np.asarray(accepted), spread, correction)
 
     def _encode_kernel(
-        self, terms: tuple[tf.Tensor, ...], keys: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        x = in_blocks(tf.add_n(terms))
-        if self.format.dtype != tf.float32:
-            x = self._dithered(x, keys)
-        numbers = tf.cast(x, self.format.dtype)
-        checks = folded(_mixed(numbers) * checksum_weights(keys, 0), 128)
-        return numbers, checks
+        self, terms: tuple[tf.Tensor, ...], seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def rounded(keys: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+            return tf.cast(self._dithered(x, keys), self.format.dtype)
+
+        def sums(keys: tf.Tensor, *terms: tf.Tensor) -> Sequence[tf.Tensor]:
+            x = tf.add_n(terms)
+            bits = _bits(rounded(keys, x))
+            checksums = block_sums(_mixed(bits) * checksum_weights(keys, 0), 128)
+            return partial_magnitude(x), checksums
+
+        blocks = [in_blocks(term) for term in terms]
+        keys = dither_keys(seed, blocks[0].shape[0])
+        magnitude, checksums = in_groups(sums, keys, *blocks)
+        return rounded(keys, tf.add_n(blocks)), magnitude, checksums
+
+    def _decode_kernel(
+        self,
+        own: tf.Tensor,
+        other: tf.Tensor,
+        seed: tf.Tensor,
+        checksums: tf.Tensor,
+        allowed: tf.Tensor,
+        onto: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def sums(own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor) -> Sequence[tf.Tensor]:
+            found = block_sums(_mixed(_bits(other)) * checksum_weights(keys, 0), 128)
+            distance = tf.abs(tf.cast(other, tf.float32) - tf.cast(own, tf.float32))
+            return block_sums(distance, 128), found
+
+        distance, found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))
+        accepted = tf.logical_and(allowed, found == checksums)
+        # Halves first: the difference of two large numbers may overflow.
+        mine, theirs = (tf.cast(rows, tf.float32) * np.float32(0.5) for rows in (own, other))
+        correction = tf.where(accepted[:, None], theirs - mine, np.float32(0))
+        return correction if onto is None else onto + correction, accepted, distance
 
     def _dithered(self, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """x rounded to the format's own grid, up with the probability of the remainder."""
+        if self.format.dtype == tf.float32:
+            return x
         position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
         hashed = keys[:, 0:1] * position + keys[:, 1:2]
         dither = tf.cast(tf.bitwise.right_shift(hashed, np.uint32(8)), tf.float32) * 2.0**-24
@@ -119,36 +147,17 @@ class Float(Codec):
         grid = np.float32(2.0**self.format.fraction)
         return tf.floor(x * inverse * grid + dither) * (power / grid)
 
-    def _compare_kernel(
-        self, own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        lanes = folded(_mixed(other) * checksum_weights(keys, 0), 128)
-        distance = tf.abs(tf.cast(other, tf.float32) - tf.cast(own, tf.float32))
-        return lanes, folded(distance, 32)
 
-    def _correct_kernel(
-        self,
-        own: tf.Tensor,
-        other: tf.Tensor,
-        accepted: tf.Tensor,
-        onto: tf.Tensor | None,
-    ) -> tf.Tensor:
-        mine, theirs = (tf.cast(rows, tf.float32) for rows in (own, other))
-        half = np.float32(0.5)  # halves first: the difference of two large numbers may overflow
-        correction = tf.where(accepted[:, None], theirs * half - mine * half, np.float32(0))
-        return correction if onto is None else in_blocks(onto) + correction
+def _bits(numbers: tf.Tensor) -> tf.Tensor:
+    """The same as unsigned integers, which XLA moves as they are."""
+    return tf.bitcast(numbers, tf.uint32 if numbers.dtype == tf.float32 else tf.uint16)
 
 
-def _rows(encoded: Encoded) -> tf.Tensor:
-    return tf.reshape(encoded.payload, [-1, BLOCK])
-
-
-def _mixed(numbers: tf.Tensor) -> tf.Tensor:
-    """The bits as uint32, stirred: every bit changes about half of the result.
+def _mixed(bits: tf.Tensor) -> tf.Tensor:
+    """The bits of a number as uint32, stirred: every bit changes about half of the result.
 
     A flipped sign bit alone is 2^31 times an odd weight: two of them would cancel.
     """
-    bits = tf.bitcast(numbers, tf.uint32 if numbers.dtype == tf.float32 else tf.uint16)
     bits = tf.cast(bits, tf.uint32)
     bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, np.uint32(16)))
     bits *= np.uint32(0x7FEB352D)

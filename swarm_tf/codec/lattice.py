@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
 
 from swarm_tf.codec import packing
 from swarm_tf.codec.base import (
@@ -27,14 +28,19 @@ from swarm_tf.codec.base import (
     FLOAT32_DIGITS,
     Bools,
     Codec,
+    Decoded,
     Encoded,
     Floats,
-    blocks_of,
+    block_sums,
     checksum_weights,
     dither_keys,
-    folded,
     in_blocks,
+    magnitude_of_blocks,
+    partial_magnitude,
+    seed_tensor,
+    weights_in_blocks,
 )
+from swarm_tf.codec.groups import in_groups
 from swarm_tf.config import BITS
 from swarm_tf.errors import UsageError
 
@@ -56,68 +62,81 @@ class Lattice(Codec):
         self.dtype = tf.uint16 if bits == 16 else tf.uint8
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
-        self._compare = tf.function(self._compare_kernel, jit_compile=True, autograph=False)
-        self._correct = tf.function(self._correct_kernel, jit_compile=True, autograph=False)
+        self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 
-    def payload_length(self, length: int) -> int:
-        return blocks_of(length) * BLOCK * min(self.bits, 8) // 8
-
-    def encode(
-        self, terms: Sequence[tf.Tensor], seed: int, scales: Floats, magnitude: Floats
-    ) -> Encoded:
+    def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
-        blocks = blocks_of(length)
-        if blocks:
-            inverse, keys = np.float32(1) / scales, dither_keys(seed, blocks)
-            numbers, lanes = self._encode(tuple(terms), inverse, keys)
-            sums = _host_sums(lanes)
+        if length:
+            results = self._encode(tuple(terms), seed_tensor(seed), scales)
+            payload, largest, *sums = results
+            checksums, magnitude = np.stack(sums), magnitude_of_blocks(largest)
         else:
-            numbers = tf.zeros([0, BLOCK], self.dtype)
-            sums = np.zeros((self.words, 0), np.uint32)
-        payload = tf.reshape(_pack(numbers, self.bits) if self.bits < 8 else numbers, [-1])
+            payload = tf.zeros([0, BLOCK * min(self.bits, 8) // 8], self.dtype)
+            checksums, magnitude = np.zeros((self.words, 0), np.uint32), np.zeros(0, np.float32)
         # Beyond 2^22 steps the integers of the kernel end.
         usable = magnitude * FLOAT32_DIGITS <= scales
-        sums = np.where(usable, sums, sums + _SPOIL)
-        return Encoded(self.wire_id, length, seed, scales, sums, payload, usable, numbers)
+        checksums = np.where(usable, checksums, checksums + _SPOIL)
+        return Encoded(self.wire_id, length, seed, scales, checksums, payload, magnitude, usable)
 
-    def verify(self, own: Encoded, other: Encoded) -> tuple[Bools, Floats]:
-        blocks = blocks_of(own.length)
-        if blocks == 0:
-            return np.zeros(0, np.bool_), np.zeros(0, np.float32)
-        keys = dither_keys(own.seed, blocks)
-        lanes, spread = self._compare(self._numbers(own), self._numbers(other), keys)
-        expected = own.checksums + _host_sums(lanes)
-        accepted: Bools = (expected == other.checksums).all(axis=0) & own.usable
-        weights = np.full(blocks, BLOCK, np.float32)
-        weights[-1] = own.length - (blocks - 1) * BLOCK
-        steps = spread.numpy().sum(axis=1, dtype=np.float32)
-        return accepted, (steps / weights * own.scales).astype(np.float32)
-
-    def correct(
-        self, own: Encoded, other: Encoded, accepted: Bools, onto: tf.Tensor | None = None
-    ) -> tf.Tensor:
+    def decode(
+        self,
+        own: Encoded,
+        other: Encoded,
+        onto: tf.Tensor | None = None,
+        allowed: Bools | None = None,
+    ) -> Decoded:
         if own.length == 0:
-            return tf.zeros([0])
-        half_steps = np.where(accepted, own.scales * np.float32(0.5), np.float32(0))
-        rows = self._correct(self._numbers(own), self._numbers(other), half_steps, onto)
-        return tf.reshape(rows, [-1])[: own.length]
+            return Decoded(np.zeros(0, np.bool_), np.zeros(0, np.float32), tf.zeros([0, BLOCK]))
+        allowed = own.usable if allowed is None else allowed & own.usable
+        missing = other.checksums - own.checksums
+        seed = seed_tensor(own.seed)
+        correction, accepted, distance = self._decode(
+            own.payload, other.payload, seed, own.scales, missing, allowed, onto
+        )
+        spread = np.asarray(distance) * (own.scales / weights_in_blocks(own.length))
+        return Decoded(np.asarray(accepted), spread, correction)
 
-    def _numbers(self, encoded: Encoded) -> tf.Tensor:
-        if encoded.numbers is None:
-            rows = tf.reshape(encoded.payload, [blocks_of(encoded.length), -1])
-            encoded.numbers = _unpack(rows, self.bits) if self.bits < 8 else rows
-        return encoded.numbers
-
-    # The kernels. Packing has its own: fused with the arithmetic, XLA repeats that for each piece.
-    # Rows of blocks in, rows of blocks out: XLA does not vectorise across a change of shape.
+    # The kernels: rows of blocks in, rows of blocks out, for XLA does not vectorise across a
+    # change of shape.
 
     def _encode_kernel(
-        self, terms: tuple[tf.Tensor, ...], inverse: tf.Tensor, keys: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        integers = _lattice_points(in_blocks(tf.add_n(terms)), inverse, keys)
-        lanes = [folded(integers * checksum_weights(keys, w), 128) for w in range(self.words)]
-        low = tf.bitwise.bitwise_and(integers, np.uint32(2**self.bits - 1))
-        return tf.cast(low, self.dtype), tf.stack(lanes)
+        self, terms: tuple[tf.Tensor, ...], seed: tf.Tensor, scales: tf.Tensor
+    ) -> list[tf.Tensor]:
+        def kernel(scales: tf.Tensor, keys: tf.Tensor, *terms: tf.Tensor) -> Sequence[tf.Tensor]:
+            x = tf.add_n(terms)
+            integers = _lattice_points(x, scales, keys)
+            low = tf.bitwise.bitwise_and(integers, np.uint32(2**self.bits - 1))
+            numbers = tf.cast(low, self.dtype)
+            weighted = [integers * checksum_weights(keys, word) for word in range(self.words)]
+            return numbers, partial_magnitude(x), *(block_sums(w, 128) for w in weighted)
+
+        blocks = [in_blocks(term) for term in terms]
+        keys = dither_keys(seed, blocks[0].shape[0])
+        numbers, *rest = in_groups(kernel, scales, keys, *blocks)
+        return [self._packed(numbers), *rest]
+
+    def _decode_kernel(
+        self,
+        own: tf.Tensor,
+        other: tf.Tensor,
+        seed: tf.Tensor,
+        scales: tf.Tensor,
+        missing: tf.Tensor,
+        allowed: tf.Tensor,
+        onto: tf.Tensor | None,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        def sums(own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor) -> Sequence[tf.Tensor]:
+            steps = self._differences(own, other)
+            integers = tf.bitcast(steps, tf.uint32)
+            weighted = [integers * checksum_weights(keys, word) for word in range(self.words)]
+            return block_sums(tf.abs(steps), 64), *(block_sums(w, 64) for w in weighted)
+
+        own, other = self._unpacked(own), self._unpacked(other)
+        distance, *found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))
+        accepted = tf.logical_and(allowed, tf.reduce_all(tf.stack(found) == missing, axis=0))
+        half_steps = tf.where(accepted, scales * np.float32(0.5), np.float32(0))
+        correction = tf.cast(self._differences(own, other), tf.float32) * half_steps[:, None]
+        return correction if onto is None else onto + correction, accepted, distance
 
     def _differences(self, own: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
         """Steps from own to other, int32 [blocks, BLOCK]; 0 where it would be -2^(b-1)."""
@@ -133,29 +152,22 @@ class Lattice(Codec):
         # fails the checksum on both.
         return tf.where(steps == -(2 ** (self.bits - 1)), 0, steps)
 
-    def _compare_kernel(
-        self, own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        steps = self._differences(own, other)
-        unsigned = tf.bitcast(steps, tf.uint32)
-        lanes = [folded(unsigned * checksum_weights(keys, w), 128) for w in range(self.words)]
-        return tf.stack(lanes), folded(tf.abs(steps), 32)
+    # Packing is kept apart: fused with the arithmetic, XLA repeats that for each piece.
 
-    def _correct_kernel(
-        self,
-        own: tf.Tensor,
-        other: tf.Tensor,
-        half_steps: tf.Tensor,
-        onto: tf.Tensor | None,
-    ) -> tf.Tensor:
-        steps = tf.cast(self._differences(own, other), tf.float32)
-        correction = steps * half_steps[:, None]
-        if onto is not None:
-            correction += in_blocks(onto)
-        return correction
+    def _packed(self, numbers: tf.Tensor) -> tf.Tensor:
+        if self.bits >= 8:
+            return numbers
+        (numbers,) = xla.optimization_barrier(numbers)
+        return packing.pack(numbers, self.bits)
+
+    def _unpacked(self, payload: tf.Tensor) -> tf.Tensor:
+        if self.bits >= 8:
+            return payload
+        (numbers,) = xla.optimization_barrier(packing.unpack(payload, self.bits))
+        return numbers
 
 
-def _lattice_points(x: tf.Tensor, inverse: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+def _lattice_points(x: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     """floor(x/s + u) as uint32 (two's complement) [blocks, BLOCK]; exact for |x/s| < 2^22."""
     position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
     hashed = keys[:, 0:1] * position + keys[:, 1:2]
@@ -163,23 +175,6 @@ def _lattice_points(x: tf.Tensor, inverse: tf.Tensor, keys: tf.Tensor) -> tf.Ten
     # nearest integer below into a floor.
     mantissa = tf.bitwise.right_shift(hashed, np.uint32(9))
     dither = tf.bitcast(tf.bitwise.bitwise_or(mantissa, np.uint32(0x3F800000)), tf.float32)
-    rounded = (x * inverse[:, None] + (dither - np.float32(1.5))) + _ROUNDER
+    inverse = (np.float32(1) / scales)[:, None]
+    rounded = (x * inverse + (dither - np.float32(1.5))) + _ROUNDER
     return tf.bitcast(rounded, tf.uint32) - _ROUNDER_BITS
-
-
-@tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
-def _pack(numbers: tf.Tensor, bits: int) -> tf.Tensor:
-    return packing.pack(numbers, bits)
-
-
-@tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
-def _unpack(rows: tf.Tensor, bits: int) -> tf.Tensor:
-    return packing.unpack(rows, bits)
-
-
-def _host_sums(lanes: tf.Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.uint32]]:
-    """Partial sums uint32 [words, blocks, lanes] -> [words, blocks], mod 2^32."""
-    sums: np.ndarray[tuple[int, int], np.dtype[np.uint32]] = lanes.numpy().sum(
-        axis=2, dtype=np.uint32
-    )
-    return sums

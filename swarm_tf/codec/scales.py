@@ -52,9 +52,14 @@ class BlockScales:
         return not np.isnan(self._mean).any()
 
     def steps(self, bits: int, magnitude: Floats) -> Floats:
-        """Lattice steps for `bits` a weight: float32 [blocks], above zero."""
+        """Lattice steps for `bits` a weight: float32 [blocks], above zero.
+
+        Args:
+          bits: a weight.
+          magnitude: float32 [blocks], about the largest |weight| of each block.
+        """
         steps = self._mean * self._tail / np.float32(2 ** (bits - 1))
-        # Twice the smallest step that can be read: the partner's weights may be larger.
+        # Twice the smallest step that can be read: the partner's weights may be a little larger.
         floor = np.maximum(2 * FLOAT32_DIGITS * magnitude, _TINIEST)
         chosen: Floats = np.maximum(steps, floor).astype(np.float32)
         return chosen

@@ -10,6 +10,16 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 
+ALIGNMENT = 64
+"""Bytes; the vector instructions of TensorFlow's kernels want it."""
+
+
+def buffer(size: int) -> Bytes:
+    """Empty memory for `size` bytes, which a tensor can use without a copy: uint8 [size]."""
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
 
 class Transport(ABC):
     """One rank's connection to the others.

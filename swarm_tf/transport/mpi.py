@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from swarm_tf import launcher
 from swarm_tf.errors import UsageError
-from swarm_tf.transport.base import Bytes, Transport
+from swarm_tf.transport.base import Bytes, Transport, buffer
 
 _HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE = range(1, 6)
 
@@ -83,15 +83,15 @@ class MPITransport(Transport):
         status = mpi.Status()
         while message := self._messages.Improbe(mpi.ANY_SOURCE, mpi.ANY_TAG, status):
             source, tag = status.Get_source(), status.Get_tag()
-            buffer = np.empty(status.Get_count(mpi.BYTE), np.uint8)
-            request = message.Irecv(buffer)
+            data = buffer(status.Get_count(mpi.BYTE))
+            request = message.Irecv(data)
             if tag == _HEAD:
-                self._receiving.append(([request], buffer, np.zeros(0, np.uint8)))
+                self._receiving.append(([request], data, np.zeros(0, np.uint8)))
             elif tag == _HEAD_OF_PAYLOAD:
-                self._heads[source] = request, buffer
+                self._heads[source] = request, data
             else:  # MPI keeps the order of a sender: its head came just before
                 head_request, head = self._heads.pop(source)
-                self._receiving.append(([head_request, request], head, buffer))
+                self._receiving.append(([head_request, request], head, data))
         under_way = []
         for requests, head, payload in self._receiving:
             if mpi.Request.Testall(requests):

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from swarm_tf.codec import Encoded, blocks_of
 from swarm_tf.exchange import Kind, Message, Reason
-from swarm_tf.transport.base import Bytes
+from swarm_tf.transport.base import ALIGNMENT, Bytes
 
 VERSION = 1
 
@@ -40,7 +40,7 @@ def pack(message: Message, fingerprint: int) -> tuple[bytes, Bytes]:
     arrays, payload, dtype = b"", np.zeros(0, np.uint8), tf.uint8
     if encoded is not None:
         dtype = tf.as_dtype(encoded.payload.dtype)
-        payload = np.asarray(encoded.payload).view(np.uint8)
+        payload = np.asarray(encoded.payload).reshape(-1).view(np.uint8)
         arrays = encoded.scales.tobytes() + encoded.checksums.tobytes()
     if accepted is not None:
         arrays += np.packbits(accepted).tobytes()
@@ -92,9 +92,8 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
         at += scales.nbytes
         sums = np.frombuffer(head, np.uint32, words * blocks, at).reshape(words, blocks)
         at += sums.nbytes
-        payload = np.zeros(0, dtype.as_numpy_dtype)
-        usable = np.ones(blocks, np.bool_)
-        encoded = Encoded(wire_id, length, seed, scales, sums, payload, usable)
+        payload = np.zeros((0, 0), dtype.as_numpy_dtype)
+        encoded = Encoded(wire_id, length, seed, scales, sums, payload)
     if has_accepted:
         bits = np.frombuffer(head, np.uint8, -(-blocks // 8), at)
         accepted = np.unpackbits(bits, count=blocks).astype(np.bool_)
@@ -103,10 +102,22 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
 
 
 def attach(message: Message, payload: Bytes) -> Message:
-    """Give the message the payload that arrived for it, uint8 [bytes]; its memory is kept."""
+    """Give the message the payload that arrived for it, uint8 [bytes]."""
     if message.encoded is not None:
-        dtype = message.encoded.payload.dtype
-        if payload.nbytes % dtype.itemsize:
+        dtype = tf.as_dtype(message.encoded.payload.dtype)
+        blocks = message.encoded.checksums.shape[1]
+        if payload.nbytes % (dtype.size * max(blocks, 1)):
             raise Unreadable("payload cut short")
-        message.encoded.payload = payload.view(dtype)
+        rows = payload.reshape(blocks, -1 if blocks else 0)
+        message.encoded.payload = _as_tensor(rows, dtype)
     return message
+
+
+def _as_tensor(rows: Bytes, dtype: tf.DType) -> tf.Tensor:
+    """uint8 [blocks, bytes] as numbers [blocks, n], without a copy if the memory is aligned."""
+    same_size = rows.view(f"u{dtype.size}")
+    if rows.size and rows.ctypes.data % ALIGNMENT == 0:
+        tensor = tf.experimental.dlpack.from_dlpack(same_size.__dlpack__())
+    else:
+        tensor = tf.convert_to_tensor(same_size)
+    return tensor if tensor.dtype == dtype else tf.bitcast(tensor, dtype)

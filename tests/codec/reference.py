@@ -5,6 +5,7 @@ Where a number lies so close to a boundary that float32 may fall on either side,
 """
 
 import numpy as np
+import tensorflow as tf
 
 BLOCK = 1024
 MOD = 2**32
@@ -21,8 +22,11 @@ def rows(vector):
 
 def key_words(seed, blocks):
     """The words a, b of the hash (a k + b) mod 2^32 of each block: uint64 [blocks, 1] each."""
-    raw = np.random.Philox(key=seed).random_raw(blocks)
-    return (raw % MOD)[:, None], (raw // MOD)[:, None]
+    words = tf.random.stateless_uniform(
+        [blocks, 2], [seed, 0], minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+    a, b = np.asarray(words).astype(np.uint64).T
+    return a[:, None], b[:, None]
 
 
 def dither(seed, blocks, digits):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from swarm_tf import codec as codecs
-from swarm_tf.codec import BLOCK, blocks_of, magnitude
+from swarm_tf.codec import BLOCK, blocks_of
 from swarm_tf.exchange import Kind, Message, Reason
 from swarm_tf.transport import wire
 
@@ -20,7 +20,7 @@ CODECS = [("float32", 8), ("bfloat16", 8), ("float16", 8)] + [
 def _encoded(name="lattice", bits=8, length=2 * BLOCK + 17, seed=2**62 - 1):
     x = tf.constant(np.random.default_rng(0).normal(size=length).astype(np.float32))
     scales = np.linspace(0.01, 0.02, blocks_of(length)).astype(np.float32)
-    return codecs.build(name, bits).encode((x,), seed, scales, magnitude((x,)))
+    return codecs.build(name, bits).encode((x,), seed, scales)
 
 
 def _request(**options):
@@ -101,7 +101,8 @@ def test_a_question_carries_no_payload():
 def test_what_arrived_decodes():
     codec, encoded = codecs.build("lattice", 4), _encoded(bits=4)
     arrived = _there_and_back(Message(Kind.REQUEST, 0, encoded=encoded)).encoded
-    accepted, spread = codec.verify(encoded, arrived)
+    decoded = codec.decode(encoded, arrived)
+    accepted, spread = decoded.accepted, decoded.spread
     assert accepted.all()
     assert not spread.any()
 
