@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build
+from swarm_tf.codec import Codec, Encoded, Lattice, Width, blocks_of, build
 from swarm_tf.codec.base import Bools, Floats
 from swarm_tf.exchange import Reason
 from swarm_tf.published import Published
@@ -33,7 +33,7 @@ class Averaging:
     ) -> None:
         self.lengths, self.one_sided = list(lengths), one_sided
         self.published = Published(lengths)
-        self.codec, self._float32 = codec, build("float32")
+        self.codec = codec
         self._exact_chunks = frozenset(exact)
         # As of the last exchange: measured while encoding, but wanted before.
         self._magnitudes: dict[int, Floats] = {}
@@ -53,7 +53,7 @@ class Averaging:
         for chunk in first.values():
             (base,) = self.published.terms(chunk)
             scales = np.ones(blocks_of(self.lengths[chunk]), np.float32)
-            for codec in {self._float32, self._usual(chunk)}:
+            for codec in set(self._codecs(chunk).values()):
                 onto = None
                 for _ in range(2):
                     terms = (base,) if onto is None else (base, onto)
@@ -65,20 +65,17 @@ class Averaging:
 
         If it is not `finite` it may not travel.
         """
-        codec, steps = self._usual(chunk), _NO_SCALES
+        scales, steps = self.published.scales[chunk], _NO_SCALES
+        codec = self._codecs(chunk)[scales.width]
         if isinstance(codec, Lattice):
-            scales = self.published.scales[chunk]
-            if scales.known:
-                steps = scales.steps(codec.bits, self._magnitudes[chunk])
-            else:
-                codec = self._float32
+            steps = scales.steps(codec.bits, self._magnitudes[chunk])
         return self._encode(chunk, codec, seed, steps)
 
     def answer(self, chunk: int, offer: Encoded) -> tuple[Encoded, Bools] | Reason:
         """The responder's side of `chunk` and the blocks that it has averaged, or why not."""
         if chunk >= len(self.lengths) or offer.length != self.lengths[chunk]:
             return Reason.OTHER_MODEL
-        codec = self._codec_of(offer)
+        codec = self._codec_of(chunk, offer)
         if codec is None:
             return Reason.OTHER_CODEC
         own = self._encode(chunk, codec, offer.seed, offer.scales)
@@ -96,7 +93,7 @@ class Averaging:
         None, with `strict`, if the reply is damaged: the partner averaged blocks that cannot be
         read here, so it must be asked for once more.
         """
-        codec = self._codec_of(own)
+        codec = self._codec_of(chunk, own)
         assert codec is not None
         if strict:
             readable = codec.decode(own, reply).accepted
@@ -110,11 +107,17 @@ class Averaging:
             self._magnitudes[chunk] = own.magnitude
         return own
 
-    def _usual(self, chunk: int) -> Codec:
-        return self._float32 if chunk in self._exact_chunks else self.codec
+    def _codecs(self, chunk: int) -> dict[Width, Codec]:
+        exact = build("float32")
+        if chunk in self._exact_chunks:
+            return dict.fromkeys(Width, exact)
+        if not isinstance(self.codec, Lattice):
+            return dict.fromkeys(Width, self.codec)
+        wide = self.codec.wider() or exact
+        return {Width.EXACT: exact, Width.WIDE: wide, Width.USUAL: self.codec}
 
-    def _codec_of(self, encoded: Encoded) -> Codec | None:
-        return {c.wire_id: c for c in (self._float32, self.codec)}.get(encoded.wire_id)
+    def _codec_of(self, chunk: int, encoded: Encoded) -> Codec | None:
+        return {c.wire_id: c for c in self._codecs(chunk).values()}.get(encoded.wire_id)
 
     def _average(
         self, chunk: int, codec: Codec, own: Encoded, other: Encoded, allowed: Bools | None = None
@@ -124,8 +127,10 @@ class Averaging:
             chunk, lambda onto: codec.decode(own, other, onto, allowed)
         )
         scales = self.published.scales[chunk]
-        if isinstance(codec, Lattice):
+        if not isinstance(codec, Lattice):
+            scales.exact(decoded.spread)
+        elif codec is self.codec:
             scales.update(codec.bits, own.scales, decoded.accepted, decoded.spread)
         else:
-            scales.exact(decoded.spread)
+            scales.wide(decoded.accepted, decoded.spread)
         return decoded.accepted

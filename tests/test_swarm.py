@@ -533,7 +533,7 @@ def test_another_codec_is_refused():
     swarm = _pair("lattice")
     swarm.ask(0, 1)
     swarm.settle()
-    swarm.nodes[1].averaging.codec = codecs.build("lattice", 4)
+    swarm.nodes[1].averaging.codec = codecs.build("lattice", 7)
     swarm.nodes[0].take_finished()
     swarm.ask(0, 1)
     swarm.settle()

@@ -16,6 +16,7 @@ checksum over the full integers shows every block that was read wrong.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +64,12 @@ class Lattice(Codec):
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
+
+    def wider(self) -> Lattice | None:
+        """The lattice for a chunk that this one reads badly: four times the range fits in it."""
+        if self.bits == 16:
+            return None
+        return _wider(8 if self.bits < 6 else 16)
 
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
@@ -165,6 +172,11 @@ class Lattice(Codec):
             return payload
         (numbers,) = xla.optimization_barrier(packing.unpack(payload, self.bits))
         return numbers
+
+
+@functools.cache
+def _wider(bits: int) -> Lattice:
+    return Lattice(bits)
 
 
 def _lattice_points(x: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:

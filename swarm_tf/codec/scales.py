@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import numpy as np
 
 from swarm_tf.codec.base import FLOAT32_DIGITS, Bools, Floats
@@ -12,6 +14,7 @@ TAIL = 10.0
 _LEAST_TAIL = 6.0
 _DECAY = 0.98
 _TOO_MANY = 0.25
+_WIDER = 4.0
 _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 
 
@@ -23,6 +26,16 @@ def longest_tail(bits: int) -> float:
     """
     half: float = 2.0 ** (bits - 1)
     return max(half, min(64.0, 4 * half))
+
+
+class Width(enum.Enum):
+    """How the next exchange of a chunk travels."""
+
+    EXACT = enum.auto()
+    """As float32: nothing is known of the differences yet."""
+    WIDE = enum.auto()
+    """Over a wider lattice: many blocks could not be read."""
+    USUAL = enum.auto()
 
 
 class BlockScales:
@@ -38,39 +51,46 @@ class BlockScales:
       block that was silent for long, such as a row of an embedding, may wake up; the range that
       works at last, over the mean that it shows, is the new tail. Every success shortens the
       tail a little: a few blocks in a hundred fail, and are averaged next time;
-    - a chunk of which a quarter fails is exchanged exactly next time.
+    - after an exchange in which a quarter of the blocks failed, the next one is `WIDE`: it has
+      the bits for four times the range and a finer step too, so nearly all blocks are averaged and
+      show their mean. If a quarter fails even so, the next one is `EXACT`.
     """
 
     def __init__(self, blocks: int) -> None:
+        self.width = Width.EXACT
         self._mean = np.full(blocks, np.nan, np.float32)
         self._tail = np.full(blocks, TAIL, np.float32)
         self._failures = np.zeros(blocks, np.int64)
-
-    @property
-    def known(self) -> bool:
-        """False where the next exchange must be exact, such as the first."""
-        return not np.isnan(self._mean).any()
 
     def steps(self, bits: int, magnitude: Floats) -> Floats:
         """Lattice steps for `bits` a weight: float32 [blocks], above zero.
 
         Args:
-          bits: a weight.
+          bits: a weight; those of the wider lattice if `width` says so.
           magnitude: float32 [blocks], about the largest |weight| of each block.
         """
-        steps = self._mean * self._tail / np.float32(2 ** (bits - 1))
+        reach = self._mean * self._tail
+        if self.width is Width.WIDE:
+            reach *= _WIDER
         # Twice the smallest step that can be read: the partner's weights may be a little larger.
         floor = np.maximum(2 * FLOAT32_DIGITS * magnitude, _TINIEST)
-        chosen: Floats = np.maximum(steps, floor).astype(np.float32)
+        chosen: Floats = np.maximum(reach / np.float32(2 ** (bits - 1)), floor).astype(np.float32)
         return chosen
 
     def exact(self, spread: Floats) -> None:
         """Take in the mean |difference| of an exact exchange."""
         self._mean = np.where(np.isfinite(spread), spread, np.float32(0)).astype(np.float32)
         self._failures[:] = 0
+        self.width = Width.USUAL
+
+    def wide(self, accepted: Bools, spread: Floats) -> None:
+        """Take in an exchange over the wider lattice: the means; the tails are as they were."""
+        self._mean = np.where(accepted, spread, self._mean).astype(np.float32)
+        self._failures = np.where(accepted, 0, self._failures + 1)
+        self.width = Width.EXACT if _too_many(accepted) else Width.USUAL
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
-        """Take in an exchange over the lattice whose initiator chose the steps `used`."""
+        """Take in an exchange over the usual lattice whose initiator chose the steps `used`."""
         least, most = _LEAST_TAIL, longest_tail(bits)
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
@@ -88,5 +108,9 @@ class BlockScales:
         self._mean = np.where(accepted, good_mean, longer / bad_tail).astype(np.float32)
         self._tail = np.where(accepted, good_tail, bad_tail).astype(np.float32)
         self._failures = np.where(accepted, 0, failures)
-        if accepted.size and np.mean(~accepted) > _TOO_MANY:
-            self._mean[:] = np.nan
+        self.width = Width.WIDE if _too_many(accepted) else Width.USUAL
+
+
+def _too_many(accepted: Bools) -> bool:
+    """Whether so many blocks failed that the next exchange had better be a safe one."""
+    return bool(accepted.size) and float(np.mean(~accepted)) > _TOO_MANY

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from swarm_tf.codec.scales import TAIL, BlockScales
+from swarm_tf.codec.scales import TAIL, BlockScales, Width
 
 BLOCKS = 8
 """The first is watched; the others agree, so that the chunk is not exchanged exactly."""
@@ -52,39 +52,56 @@ def _exchange(scales, bits, differences, rng, magnitude=ONES):
     return accepted
 
 
-def test_known_only_after_every_block_was_compared_exactly():
+def test_exact_until_compared_exactly():
     scales = BlockScales(BLOCKS)
-    assert not scales.known
+    assert scales.width is Width.EXACT
     scales.exact(ONES)
-    assert scales.known
+    assert scales.width is Width.USUAL
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_chunk_without_weights_is_always_known():
+def test_a_chunk_without_weights_is_never_exact_again():
     scales = BlockScales(0)
     empty = np.zeros(0, np.float32)
     scales.exact(empty)
     scales.update(8, empty, np.zeros(0, np.bool_), empty)
-    assert scales.known
+    assert scales.width is Width.USUAL
     assert scales.steps(8, empty).shape == (0,)
 
 
-def test_known_after_serving_over_the_lattice_of_another_node():
+def test_usual_after_serving_over_the_lattice_of_another_node():
     """A fresh node may serve before it asks; what it saw is as good."""
     scales = BlockScales(BLOCKS)
     scales.update(8, ONES / 2, ALL_BUT_ONE, ONES / 10)
-    assert scales.known
+    assert scales.width is Width.USUAL
     assert (scales.steps(8, ZEROS) > 0).all()
 
 
-@pytest.mark.parametrize(("failed", "known"), [(0, True), (2, True), (3, False), (8, False)])
-def test_a_chunk_of_which_more_than_a_quarter_fails_goes_back_to_exact(failed, known):
+@pytest.mark.parametrize(("failed", "many"), [(0, False), (2, False), (3, True), (8, True)])
+def test_more_than_a_quarter_of_failures_makes_the_next_exchange_safer(failed, many):
     scales = _known(1e-3)
     accepted = np.arange(BLOCKS) >= failed
-    scales.update(8, scales.steps(8, ZEROS), accepted, ONES * np.float32(1e-3))
-    assert scales.known == known
+    spread = ONES * np.float32(1e-3)
+    scales.update(8, scales.steps(8, ZEROS), accepted, spread)
+    assert scales.width is (Width.WIDE if many else Width.USUAL)
+    scales.wide(accepted, spread)
+    assert scales.width is (Width.EXACT if many else Width.USUAL)
     scales.exact(ONES)
-    assert scales.known
+    assert scales.width is Width.USUAL
+
+
+def test_a_wide_exchange_has_four_times_the_range_and_teaches_the_mean_only():
+    scales = _known(1e-3)
+    scales.update(4, scales.steps(4, ZEROS), ~ALL, ZEROS)
+    assert scales.width is Width.WIDE
+    wide = _ranges(scales, 8)
+    scales.wide(ALL_BUT_ONE, ONES * np.float32(3e-3))
+    usual = _ranges(scales, 4)
+    # The failure made the range 1.5 times as long; then it is that over three times the mean.
+    np.testing.assert_allclose(wide, 4 * 1.5 * TAIL * 1e-3, rtol=1e-5)
+    tail = 1.5 * TAIL * 1e-3 / 1e-3
+    np.testing.assert_allclose(usual[ALL_BUT_ONE], 3e-3 * tail, rtol=1e-5)
+    np.testing.assert_allclose(usual[~ALL_BUT_ONE], 1e-3 * tail, rtol=1e-5)
 
 
 def test_an_exchange_that_saw_nothing_finite_leaves_finite_scales():
@@ -190,16 +207,21 @@ def test_once_read_again_the_range_does_not_grow_further(bits, size):
     assert after <= max(1.01 * before, TAIL * 0.8 * size)
 
 
-def test_a_sleeping_chunk_is_exchanged_exactly_at_once():
-    """Where everything wakes together nobody has to search for the range."""
+def test_a_sleeping_chunk_is_exchanged_exactly_soon():
+    """Where everything wakes together nobody has to search for the range: the third is exact."""
     rng = np.random.default_rng(3)
     scales = _known(0)
-    steps = scales.steps(8, ONES)
-    points = np.abs(np.floor(rng.normal(0, 1e-2, (BLOCKS, 1024)) / steps[:, None]))
-    accepted = points.max(axis=1) <= 127
-    scales.update(8, steps, accepted, ZEROS)
-    assert not accepted.any()
-    assert not scales.known
+    differences = rng.normal(0, 1e-2, (BLOCKS, 1024))
+    for bits in (8, 16):
+        steps = scales.steps(bits, ONES)
+        points = np.abs(np.floor(differences / steps[:, None]))
+        accepted = points.max(axis=1) <= 2 ** (bits - 1) - 1
+        assert not accepted.any()
+        if bits == 8:
+            scales.update(bits, steps, accepted, ZEROS)
+        else:
+            scales.wide(accepted, ZEROS)
+    assert scales.width is Width.EXACT
 
 
 @pytest.mark.parametrize(("outlier", "share"), [(0.02, 0.7), (0.05, 0.7)])
