@@ -12,7 +12,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from swarm_tf import UsageError, config, flags, metrics, world
+from swarm_tf import UsageError, config, flags, metrics, quiet, world
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +41,8 @@ def read(argv: list[str]) -> tuple[config.RunConfig, str]:
 
 def build(settings: config.RunConfig, workdir: str):
     """Everything a run needs; TensorFlow is loaded here, after the flags were found good."""
-    import keras
+    with quiet.start():
+        import keras
 
     import data
     import models

@@ -40,20 +40,12 @@ class Averaging:
 
     def warm_up(self) -> None:
         """Compile the kernels on the published model, so that no exchange waits for that."""
-        logger = tf.get_logger()
-        level = logger.level
-        logger.setLevel("ERROR")  # several traces in a row are what is wanted here
-        try:
-            self._call_each_kernel()
-        finally:
-            logger.setLevel(level)
-
-    def _call_each_kernel(self) -> None:
         first = {length: chunk for chunk, length in reversed(list(enumerate(self.lengths)))}
         for chunk in first.values():
             (base,) = self.published.terms(chunk)
             scales = np.ones(blocks_of(self.lengths[chunk]), np.float32)
-            for codec in set(self._codecs(chunk).values()):
+            codecs = self._codecs(chunk)
+            for codec in {codecs[Width.EXACT], codecs[Width.USUAL]}:  # a wide one comes later
                 onto = None
                 for _ in range(2):
                     terms = (base,) if onto is None else (base, onto)

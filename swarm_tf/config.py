@@ -149,16 +149,6 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """A line for every key in which two results of `to_dict` differ: "swarm.bits: 8, 4"."""
-    left, right = flatten(a), flatten(b)
-    return [
-        f"{key}: {left.get(key, 'absent')}, {right.get(key, 'absent')}"
-        for key in [*left, *(key for key in right if key not in left)]
-        if key not in left or key not in right or left[key] != right[key]
-    ]
-
-
 def describe_type(kind: Any) -> str:
     """What a key of this annotated type takes, in words for an error line."""
     if isinstance(kind, UnionType):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from swarm_tf.transport.service import Service
 from swarm_tf.weights import FlatWeights
 
 _LONGEST_PAUSE = 0.05
+_log = logging.getLogger("swarm_tf")
 
 
 class Member:
@@ -110,7 +112,12 @@ class Member:
         self._apply()
         while True:
             self._ask(choose_partner(), step)
-            if not self._wait() or self.node.averaged or time.monotonic() > deadline:
+            if not self._wait() or self.node.averaged:
+                break
+            if time.monotonic() > deadline:
+                busy = f"all whom it asked in {self.timeout:g} s were waiting themselves"
+                _log.warning("rank %d: no exchange: %s", self.node.rank, busy)
+                self.node.count(exchanges_failed=1)
                 break
             time.sleep(self._jitter.uniform(0, pause))  # all were busy: do not collide again
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -137,10 +144,10 @@ class Member:
         Raises:
           TimeoutError: a rank that is still needed gives no sign of life; names it.
         """
-        self._until(lambda: self.node.owed(), "its answer")
-        self.node.finish(step)
+        self.node.finish(step)  # from here on it asks those who train whether they live
         self._service.wake()
         self._until(lambda: self._missing(), "it to finish its steps")
+        self._until(lambda: self.node.owed(), "its answer")
         self.transport.gather(b"", "the end of training", self.timeout)
         self.node.close()
         self._service.stop()

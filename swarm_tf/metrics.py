@@ -30,6 +30,7 @@ class Counters:
     exchanges_failed: int = 0  # initiated here and given up or refused
     exchanges_served: int = 0  # initiated by others, answered here
     bytes_sent: int = 0  # everything: headers, replies, repetitions
+    messages_dropped: int = 0  # damaged, or of another model or version
     payload_bytes: int = 0  # the encoded models in the requests of `exchanges`
     blocks_skipped: int = 0  # whose checksum failed, of blocks_total
     blocks_total: int = 0

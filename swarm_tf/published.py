@@ -47,10 +47,12 @@ class Published:
             self._applying = [None] * len(self._applying)
 
     def terms(self, chunk: int) -> tuple[tf.Tensor, ...]:
-        """Tensors whose sum is the communication copy now."""
+        """The communication copy now: the base, and where there are any, the corrections."""
         with self._lock:
-            parts = (self._base[chunk], self._applying[chunk], self._pending[chunk])
-        return tuple(part for part in parts if part is not None)
+            base, *parts = self._base[chunk], self._applying[chunk], self._pending[chunk]
+        corrections = [part for part in parts if part is not None]
+        # Never three terms: each number of terms is compiled apart.
+        return (base, tf.add_n(corrections)) if corrections else (base,)
 
     def correct(self, chunk: int, decode: Callable[[tf.Tensor | None], Decoded]) -> Decoded:
         """Add a correction; `decode(onto)` returns it on top of `onto`.

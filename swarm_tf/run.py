@@ -17,6 +17,7 @@ from swarm_tf.callback import SwarmCallback
 from swarm_tf.config import RunConfig, to_dict
 from swarm_tf.metrics import Counters, MetricsWriter, Progress, Status, Summary, merge
 from swarm_tf.trainer import Trainer
+from swarm_tf.weights import FlatWeights, moving_statistics
 
 _RECALIBRATION_BATCHES = 32
 
@@ -31,6 +32,9 @@ class Run:
       train, test: batches; `train` repeats for ever.
       examples: in the training set, all ranks together.
       steps, steps_per_epoch: local steps of this rank.
+
+    Raises:
+      UsageError: on rank 0, if `workdir` cannot be written.
     """
 
     def __init__(
@@ -56,11 +60,12 @@ class Run:
         if config.algorithm == "swarm":
             settings = {k: v for k, v in vars(config.swarm).items() if v is not None}
             self.swarm = SwarmCallback(**settings, seed=config.seed, average_at_end=False)
+        self._writer = MetricsWriter(self.workdir, world.rank())
 
     def __call__(self) -> Summary:
         """Train, evaluate, write."""
         began = time.monotonic()
-        with MetricsWriter(self.workdir, world.rank()) as writer:
+        with self._writer as writer:
             writer.config(to_dict(self.config))
             log = _Log(self, writer, Progress() if world.rank() == 0 else None)
             self.trainer.fit(
@@ -140,6 +145,11 @@ class Run:
         member.assign(mean)
         if not self.config.swarm.average_statistics:
             evaluation.recalibrate(self.model, self.train_data.take(_RECALIBRATION_BATCHES))
+            # Each rank saw its own part of the data.
+            statistics = FlatWeights(moving_statistics(self.model))
+            chunks = [np.array(chunk) for chunk in statistics.gather()]
+            member.transport.mean(chunks)
+            statistics.assign(chunks)
         return distance
 
 

@@ -39,9 +39,7 @@ def averaged_variables(
     """
     variables = list(model.trainable_variables)
     if statistics:
-        for layer in model._flatten_layers(include_self=True):
-            if layer.trainable:
-                variables += [v for v in layer._non_trainable_variables if _is_float(v)]
+        variables += moving_statistics(model)
     if optimizer:
         if not model.optimizer.built:  # it would make its slots at the first step only
             model.optimizer.build(model.trainable_variables)
@@ -50,6 +48,12 @@ def averaged_variables(
         variables += [v for v in slots if id(v) not in own and _is_float(v)]
     unique = {id(v): v for v in variables if _is_float(v)}
     return list(unique.values())
+
+
+def moving_statistics(model: keras.Model) -> list[keras.Variable]:
+    """The float state of trainable layers that is not trained itself."""
+    layers = [layer for layer in model._flatten_layers(include_self=True) if layer.trainable]
+    return [v for layer in layers for v in layer._non_trainable_variables if _is_float(v)]
 
 
 def _is_float(variable: keras.Variable) -> bool:

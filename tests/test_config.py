@@ -139,14 +139,5 @@ def test_dictionary_survives_json():
     assert json.loads(json.dumps(plain)) == plain
 
 
-def test_differences_name_the_key_and_both_values():
-    a, b = c.to_dict(make()), c.to_dict(make(swarm__bits=4, seed=3))
-    assert c.differences(a, a) == []
-    assert c.differences(a, b) == ["seed: 0, 3", "swarm.bits: 8, 4"]
-    del b["swarm"]["bits"]
-    b["new"] = 1
-    assert c.differences(a, b)[1:] == ["swarm.bits: 8, absent", "new: absent, 1"]
-
-
 def test_epochs_of_the_run_include_the_multiplier():
     assert make(train__epoch_multiplier=1.5).train.total_epochs == 15

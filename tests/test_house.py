@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 
 # Rooms from the ground up; a room may use rooms before it, and itself.
 ORDER = [
-    ["errors", "launcher"],
+    ["errors", "launcher", "quiet"],
     ["topology", "local_steps", "config"],
     ["metrics", "flags", "launch", "threads", "optimizers"],
     ["codec"],

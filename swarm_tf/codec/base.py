@@ -22,6 +22,9 @@ BLOCK = 1024
 FLOAT32_DIGITS = 2.0**-22
 """A lattice step below this share of a block's largest magnitude has no float32 digits left."""
 
+# Every kernel is compiled for a few shapes in a row. TensorFlow warns of that.
+tf.get_logger().addFilter(lambda record: "_kernel of <swarm_tf.codec" not in record.getMessage())
+
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint32]

@@ -30,7 +30,6 @@ class Service(threading.Thread):
         super().__init__(name=f"swarm-tf rank {transport.rank}", daemon=True)
         self.node, self.transport, self.fingerprint = node, transport, fingerprint
         self.error: BaseException | None = None
-        self.unreadable = 0
         self._wake = threading.Event()
         self._stop_asked = threading.Event()
 
@@ -78,7 +77,7 @@ class Service(threading.Thread):
                     raise wire.Unreadable("payload cut short")
                 message = wire.attach(message, payload)
             except wire.Unreadable as reason:
-                self.unreadable += 1
+                self.node.count(messages_dropped=1)
                 _log.debug("rank %d dropped a message: %s", self.node.rank, reason)
                 continue
             for to, answer in self.node.handle(message):

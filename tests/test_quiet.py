@@ -1,0 +1,34 @@
+"""TensorFlow's notes are kept from the screen, and nothing else is."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from swarm_tf import quiet
+
+
+def test_other_lines_come_after(capfd):
+    with quiet.start():
+        os.write(2, b"I0000 00:00:1.2 3 port.cc:153] oneDNN custom operations are on.\n")
+        os.write(2, b"something went wrong\n")
+        assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "something went wrong\n"
+
+
+def test_an_error_passes_with_what_was_written_before_it(capfd):
+    @quiet.start()
+    def broken_import():
+        os.write(2, b"libcuda is broken\n")
+        raise ImportError
+
+    with pytest.raises(ImportError):
+        broken_import()
+    assert capfd.readouterr().err == "libcuda is broken\n"
+
+
+def test_tensorflow_starts_without_a_word():
+    code = "from swarm_tf import quiet\nwith quiet.start():\n    import tensorflow"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
