@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from swarm_tf.codec import Codec, Encoded, Lattice, Width, blocks_of, build
 from swarm_tf.codec.base import Bools, Floats

@@ -1,8 +1,6 @@
 """SwarmCallback in model.fit and in Trainer, on each kind of Keras model."""
 
-import sys
-import time
-
+import checks
 import keras
 import numpy as np
 import pytest
@@ -224,19 +222,8 @@ def differing():
         model.fit(x, y, verbose=0, callbacks=[swarm_tf.SwarmCallback()])
 
 
-def main():
-    checks = (
+if __name__ == "__main__":
+    checks.run(
         fit, overrides, without_average_at_end, without_statistics, twice, geometric, modes,
         differing, average_optimizer, unbuilt,
     )  # fmt: skip
-    for check in checks:
-        began = time.monotonic()
-        keras.backend.clear_session()
-        check()
-        if RANK == 0:
-            print(f"{check.__name__}: {time.monotonic() - began:.1f} s", flush=True)
-    print(f"rank {RANK} passed", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
 """The MPI transport by itself, members over it, and the same members over threads."""
 
-import sys
 import time
 
+import checks
 import keras
 import numpy as np
 import pytest
@@ -176,14 +176,5 @@ def differing_settings():
     assert world.together(lambda: RANK) == RANK
 
 
-def main():
-    for check in (collectives, messages, differing_settings, same_bits_as_threads, ring):
-        began = time.monotonic()
-        check()
-        if RANK == 0:
-            print(f"{check.__name__}: {time.monotonic() - began:.1f} s", flush=True)
-    print(f"rank {RANK} passed", flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    checks.run(collectives, messages, differing_settings, same_bits_as_threads, ring)
