@@ -43,8 +43,7 @@ class Averaging:
         for chunk in first.values():
             (base,) = self.published.terms(chunk)
             scales = np.ones(blocks_of(self.lengths[chunk]), np.float32)
-            codecs = self._codecs(chunk)
-            for codec in {codecs[Width.EXACT], codecs[Width.USUAL]}:  # a wide one comes later
+            for codec in set(self._codecs(chunk).values()):
                 onto = None
                 for _ in range(2):
                     terms = (base,) if onto is None else (base, onto)

@@ -73,7 +73,8 @@ class Member:
             chunks = [np.array(chunk) for chunk in self.weights.gather()]
             self.transport.broadcast(chunks)
             self.weights.assign(chunks)
-        self.node.published.publish(self.weights.gather())
+        # Nothing added; but the first correction must not wait until that is compiled.
+        self.node.published.publish(self.weights.add(self.weights.zeros()))
         self.node.averaging.warm_up()
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
         world.begin(self)

@@ -112,11 +112,13 @@ class FlatWeights:
         """
         if all(c is None for c in corrections):
             return self.gather()
+        pairs = zip(corrections, self.zeros(), strict=True)
+        return list(self._add([zero if c is None else c for c, zero in pairs]))
+
+    def zeros(self) -> list[tf.Tensor]:
+        """A correction of nothing, for each chunk."""
         zeros = {n: tf.zeros([n // BLOCK, BLOCK]) for n in set(self.lengths)}
-        filled = [
-            zeros[n] if c is None else c for c, n in zip(corrections, self.lengths, strict=True)
-        ]
-        return list(self._add(filled))
+        return [zeros[n] for n in self.lengths]
 
     def assign(self, chunks: Sequence[tf.Tensor | npt.NDArray[np.float32]]) -> None:
         """Overwrite the variables."""

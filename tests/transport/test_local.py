@@ -1,6 +1,5 @@
 """The transport between threads, its faults, and members that train over it."""
 
-import logging
 import threading
 import time
 
@@ -236,7 +235,7 @@ def test_uneven_speeds_stop_nobody():
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
-def test_a_rank_that_falls_silent_is_named(mode, caplog):
+def test_a_rank_that_falls_silent_is_named(mode):
     network, all_told = LocalNetwork(3), threading.Barrier(3)
 
     def action(rank):
@@ -257,15 +256,13 @@ def test_a_rank_that_falls_silent_is_named(mode, caplog):
         own.member._service.stop()
         return error
 
-    with caplog.at_level(logging.WARNING, "swarm_tf"):
-        errors = in_threads(3, action)
+    errors = in_threads(3, action)
     # Rank 1 asked the silent one; in blocking mode rank 0 may have waited for rank 1 alone.
     assert errors[1].startswith("rank 1 waited 2.5 s")
     assert "rank 2, last heard of" in errors[1]
     assert errors[0].startswith("rank 0 waited 2.5 s")
     if mode == "nonblocking":  # in blocking mode rank 0 may have come to rank 1 each time
         assert "rank 2, last heard of" in errors[0]
-        assert "rank 1 waited 2.5 s for rank 2" in caplog.text
 
 
 def test_an_error_of_the_communication_thread_reaches_training():
