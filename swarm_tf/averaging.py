@@ -103,7 +103,7 @@ class Averaging:
             return dict.fromkeys(Width, exact)
         if not isinstance(self.codec, Lattice):
             return dict.fromkeys(Width, self.codec)
-        wide = self.codec.wider() or exact
+        wide = build("lattice", self.codec.wider) if self.codec.wider else exact
         return {Width.EXACT: exact, Width.WIDE: wide, Width.USUAL: self.codec}
 
     def _codec_of(self, chunk: int, encoded: Encoded) -> Codec | None:

@@ -112,13 +112,12 @@ class FlatWeights:
         """
         if all(c is None for c in corrections):
             return self.gather()
-        pairs = zip(corrections, self.zeros(), strict=True)
-        return list(self._add([zero if c is None else c for c, zero in pairs]))
+        pairs = zip(corrections, self.lengths, strict=True)
+        return list(self._add([_nothing(n) if c is None else c for c, n in pairs]))
 
     def zeros(self) -> list[tf.Tensor]:
         """A correction of nothing, for each chunk."""
-        zeros = {n: tf.zeros([n // BLOCK, BLOCK]) for n in set(self.lengths)}
-        return [zeros[n] for n in self.lengths]
+        return [_nothing(n) for n in self.lengths]
 
     def assign(self, chunks: Sequence[tf.Tensor | npt.NDArray[np.float32]]) -> None:
         """Overwrite the variables."""
@@ -171,6 +170,10 @@ class FlatWeights:
     def _assign_graph(self, chunks: list[tf.Tensor]) -> None:
         for variable, tensor in zip(self.variables, self._split(chunks), strict=True):
             variable.value.assign(tf.cast(tensor, variable.value.dtype))
+
+
+def _nothing(length: int) -> tf.Tensor:
+    return tf.zeros([length // BLOCK, BLOCK])
 
 
 def _chunk_lengths(total: int, most: int) -> list[int]:

@@ -799,8 +799,8 @@ def test_blocking_node_stays_at_its_boundary_while_it_serves():
             over.append(swarm.nodes[1].wait(0))
             return self.inner.encode(terms, *rest)
 
-        def decode(self, *sides):
-            return self.inner.decode(*sides)
+        def _read(self, *sides):
+            return self.inner._read(*sides)
 
     swarm = Swarm(3, codecs.build("float32"), "blocking")
     swarm.nodes[1].averaging.codec = Watching()

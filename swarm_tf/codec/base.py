@@ -115,7 +115,6 @@ class Codec(ABC):
           scales: float32 [blocks]; ignored by codecs without a lattice.
         """
 
-    @abstractmethod
     def decode(
         self,
         own: Encoded,
@@ -130,6 +129,18 @@ class Codec(ABC):
           onto: float32 [blocks, BLOCK], an earlier correction to add to.
           allowed: bool [blocks], those to average, if not all that can be read.
         """
+        if own.length == 0:
+            return Decoded(np.zeros(0, np.bool_), np.zeros(0, np.float32), tf.zeros([0, BLOCK]))
+        allowed = own.usable if allowed is None else allowed & own.usable
+        correction, accepted, distance = self._read(own, other, allowed, onto)
+        spread = distance / weights_in_blocks(own.length)
+        return Decoded(np.asarray(accepted), spread, correction)
+
+    @abstractmethod
+    def _read(
+        self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
+        """Correction and accepted blocks as in `Decoded`, and the sum of |difference| in each."""
 
 
 def in_blocks(vector: tf.Tensor) -> tf.Tensor:
@@ -192,6 +203,12 @@ def dither_keys(seed: tf.Tensor, blocks: int) -> tf.Tensor:
     return tf.random.stateless_uniform(
         [blocks, 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )
+
+
+def position_hash(keys: tf.Tensor) -> tf.Tensor:
+    """The hash that `dither_keys` key, of every position: uint32 [blocks, BLOCK]."""
+    position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
+    return keys[:, 0:1] * position + keys[:, 1:2]
 
 
 def _checksum_weights() -> Words:

@@ -16,7 +16,6 @@ from swarm_tf.codec.base import (
     BLOCK,
     Bools,
     Codec,
-    Decoded,
     Encoded,
     Floats,
     block_sums,
@@ -25,8 +24,8 @@ from swarm_tf.codec.base import (
     in_blocks,
     magnitude_of_blocks,
     partial_magnitude,
+    position_hash,
     seed_tensor,
-    weights_in_blocks,
 )
 from swarm_tf.codec.groups import in_groups
 
@@ -78,21 +77,13 @@ class Float(Codec):
             self.wire_id, length, seed, _NO_SCALES, checksums, payload, magnitude, usable
         )
 
-    def decode(
-        self,
-        own: Encoded,
-        other: Encoded,
-        onto: tf.Tensor | None = None,
-        allowed: Bools | None = None,
-    ) -> Decoded:
-        if own.length == 0:
-            return Decoded(np.zeros(0, np.bool_), np.zeros(0, np.float32), tf.zeros([0, BLOCK]))
-        allowed = own.usable if allowed is None else allowed & own.usable
+    def _read(
+        self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
         correction, accepted, distance = self._decode(
             own.payload, other.payload, seed_tensor(own.seed), other.checksums[0], allowed, onto
         )
-        spread: Floats = np.asarray(distance, np.float32) / weights_in_blocks(own.length)
-        return Decoded(np.asarray(accepted), spread, correction)
+        return correction, accepted, np.asarray(distance, np.float32)
 
     def _encode_kernel(
         self, terms: tuple[tf.Tensor, ...], seed: tf.Tensor
@@ -136,8 +127,7 @@ class Float(Codec):
         """x rounded to the format's own grid, up with the probability of the remainder."""
         if self.format.dtype == tf.float32:
             return x
-        position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
-        hashed = keys[:, 0:1] * position + keys[:, 1:2]
+        hashed = position_hash(keys)
         dither = tf.cast(tf.bitwise.right_shift(hashed, np.uint32(8)), tf.float32) * 2.0**-24
         exponent = tf.bitwise.bitwise_and(tf.bitcast(x, tf.uint32), np.uint32(0x7F800000))
         smallest = np.uint32((self.format.min_exponent + 127) << 23)

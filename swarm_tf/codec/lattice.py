@@ -16,7 +16,6 @@ checksum over the full integers shows every block that was read wrong.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +28,6 @@ from swarm_tf.codec.base import (
     FLOAT32_DIGITS,
     Bools,
     Codec,
-    Decoded,
     Encoded,
     Floats,
     block_sums,
@@ -38,8 +36,8 @@ from swarm_tf.codec.base import (
     in_blocks,
     magnitude_of_blocks,
     partial_magnitude,
+    position_hash,
     seed_tensor,
-    weights_in_blocks,
 )
 from swarm_tf.codec.groups import in_groups
 from swarm_tf.config import BITS
@@ -65,11 +63,12 @@ class Lattice(Codec):
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 
-    def wider(self) -> Lattice | None:
-        """The lattice for a chunk that this one reads badly: four times the range fits in it."""
+    @property
+    def wider(self) -> int | None:
+        """Bits of the lattice for a chunk that this one reads badly, with four times the range."""
         if self.bits == 16:
             return None
-        return _wider(8 if self.bits < 6 else 16)
+        return 8 if self.bits < 6 else 16
 
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
@@ -85,23 +84,15 @@ class Lattice(Codec):
         checksums = np.where(usable, checksums, checksums + _SPOIL)
         return Encoded(self.wire_id, length, seed, scales, checksums, payload, magnitude, usable)
 
-    def decode(
-        self,
-        own: Encoded,
-        other: Encoded,
-        onto: tf.Tensor | None = None,
-        allowed: Bools | None = None,
-    ) -> Decoded:
-        if own.length == 0:
-            return Decoded(np.zeros(0, np.bool_), np.zeros(0, np.float32), tf.zeros([0, BLOCK]))
-        allowed = own.usable if allowed is None else allowed & own.usable
+    def _read(
+        self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
         missing = other.checksums - own.checksums
         seed = seed_tensor(own.seed)
-        correction, accepted, distance = self._decode(
+        correction, accepted, steps = self._decode(
             own.payload, other.payload, seed, own.scales, missing, allowed, onto
         )
-        spread = np.asarray(distance) * (own.scales / weights_in_blocks(own.length))
-        return Decoded(np.asarray(accepted), spread, correction)
+        return correction, accepted, np.asarray(steps) * own.scales
 
     # The kernels: rows of blocks in, rows of blocks out, for XLA does not vectorise across a
     # change of shape.
@@ -174,15 +165,9 @@ class Lattice(Codec):
         return numbers
 
 
-@functools.cache
-def _wider(bits: int) -> Lattice:
-    return Lattice(bits)
-
-
 def _lattice_points(x: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     """floor(x/s + u) as uint32 (two's complement) [blocks, BLOCK]; exact for |x/s| < 2^22."""
-    position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
-    hashed = keys[:, 0:1] * position + keys[:, 1:2]
+    hashed = position_hash(keys)
     # 23 random bits under the exponent of 1.0 make u + 1; minus 1.5 turns the rounding to the
     # nearest integer below into a floor.
     mantissa = tf.bitwise.right_shift(hashed, np.uint32(9))
