@@ -94,7 +94,7 @@ class Float(Codec):
         def sums(keys: tf.Tensor, *terms: tf.Tensor) -> Sequence[tf.Tensor]:
             x = tf.add_n(terms)
             bits = _bits(rounded(keys, x))
-            checksums = block_sums(_mixed(bits) * checksum_weights(keys, 0), 128)
+            checksums = block_sums(_mixed(bits) * checksum_weights(keys, 0))
             return partial_magnitude(x), checksums
 
         blocks = [in_blocks(term) for term in terms]
@@ -112,9 +112,9 @@ class Float(Codec):
         onto: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         def sums(own: tf.Tensor, other: tf.Tensor, keys: tf.Tensor) -> Sequence[tf.Tensor]:
-            found = block_sums(_mixed(_bits(other)) * checksum_weights(keys, 0), 128)
+            found = block_sums(_mixed(_bits(other)) * checksum_weights(keys, 0))
             distance = tf.abs(tf.cast(other, tf.float32) - tf.cast(own, tf.float32))
-            return block_sums(distance, 128), found
+            return block_sums(distance), found
 
         distance, found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))
         accepted = tf.logical_and(allowed, found == checksums)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
-GROUP = 128
-"""Blocks in a group: half a megabyte of float32."""
+GROUP = 64
+"""Blocks in a group: a quarter of a megabyte of float32."""
 
 
 def in_groups(

@@ -106,7 +106,7 @@ class Lattice(Codec):
             low = tf.bitwise.bitwise_and(integers, np.uint32(2**self.bits - 1))
             numbers = tf.cast(low, self.dtype)
             weighted = [integers * checksum_weights(keys, word) for word in range(self.words)]
-            return numbers, partial_magnitude(x), *(block_sums(w, 128) for w in weighted)
+            return numbers, partial_magnitude(x), *(block_sums(w) for w in weighted)
 
         blocks = [in_blocks(term) for term in terms]
         keys = dither_keys(seed, blocks[0].shape[0])
@@ -127,7 +127,7 @@ class Lattice(Codec):
             steps = self._differences(own, other)
             integers = tf.bitcast(steps, tf.uint32)
             weighted = [integers * checksum_weights(keys, word) for word in range(self.words)]
-            return block_sums(tf.abs(steps), 64), *(block_sums(w, 64) for w in weighted)
+            return block_sums(tf.abs(steps)), *(block_sums(w) for w in weighted)
 
         own, other = self._unpacked(own), self._unpacked(other)
         distance, *found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))

@@ -77,10 +77,9 @@ def test_no_two_checksum_weights_agree_where_small_errors_look():
     assert len(np.unique(first % 2**17 * 2**17 + second % 2**17)) == base.BLOCK
 
 
-@pytest.mark.parametrize("lanes", [64, 128])
-def test_block_sums_lose_nothing(lanes):
+def test_block_sums_lose_nothing():
     values = np.random.default_rng(0).integers(0, 2**32, (3, 1024), np.uint32)
-    sums = tf.function(lambda x: base.block_sums(x, lanes), jit_compile=True)(values)
+    sums = tf.function(base.block_sums, jit_compile=True)(values)
     np.testing.assert_array_equal(sums, values.sum(axis=1, dtype=np.uint32))
 
 
