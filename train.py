@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
         agreed = config.flatten(config.to_dict(settings))
         world.agree(world.transport(), "the configuration", agreed)
         run = world.together(lambda: build(settings, workdir))
-        run()
+        summary = run()
+        if world.rank() == 0:
+            print(summary)
     except UsageError as error:
         if world.is_first():
             print(f"{argv[0]}: {error}", file=sys.stderr, flush=True)
@@ -46,12 +48,14 @@ def build(settings: config.RunConfig, workdir: str):
 
     import data
     import models
-    from swarm_tf import optimizers, threads
+    from swarm_tf import devices, optimizers
     from swarm_tf.run import Run
 
-    threads.limit(settings.train.threads)
-    keras.utils.set_random_seed(settings.seed + world.rank())
     train = settings.train
+    devices.limit_threads(train.threads)
+    gpu = devices.claim_gpu()
+    devices.set_precision(train.mixed_precision, jit_compile=train.jit_compile, gpu=gpu)
+    keras.utils.set_random_seed(settings.seed + world.rank())
     loaded = data.load(
         settings.data,
         rank=world.rank(),
@@ -66,11 +70,15 @@ def build(settings: config.RunConfig, workdir: str):
         seed=settings.seed,
     )
     batches = loaded.train_examples / (train.batch_size * world.size())
-    steps = train.max_steps or math.ceil(train.total_epochs * batches)
+    steps = train.max_steps or math.ceil(settings.total_epochs * batches)
     model.compile(
-        optimizers.build(settings.optimizer, steps=steps, steps_per_epoch=loaded.steps_per_epoch),
+        optimizers.build(
+            settings.optimizer,
+            steps=steps,
+            steps_per_epoch=loaded.steps_per_epoch * settings.epoch_multiplier,
+        ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy")],
         jit_compile=False,
     )
     return Run(

@@ -1,9 +1,10 @@
-"""Does swarm reach what one rank reaches, and at what price? The same passes over the data each.
+"""Does swarm reach what one rank reaches, and at what price?
 
     python -m benchmarks.compare --config=configs/digits_resnet.py --out=demo
 
 trains once per algorithm, one after another, then prints a table and draws OUT/curves.png from
-the files the runs left in OUT/ALGORITHM. Any --config.KEY=VALUE goes to every run.
+the files the runs left in OUT/ALGORITHM. Any --config.KEY=VALUE goes to every run. All make the
+same passes over the data, unless the recipe gives the swarm more (train.epoch_multiplier).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from rich.table import Table
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 150
-WIDTH = 120  # columns of the table
+WIDTH = 130  # columns of the table
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ def table(runs: Sequence[Run]) -> Table:
     result.add_column("algorithm", style="bold", no_wrap=True)
     for heading in (
         "ranks",
+        "passes",
         "accuracy",
         "per rank",
         "loss",
         "exchanges",
         "MB sent",
         "exposed",
+        "data",
         "train s",
         "examples/s",
     ):
@@ -167,8 +170,7 @@ def _names(text: str) -> list[str]:
 
 def _title(runs: Sequence[Run]) -> str:
     config = runs[0].config
-    passes = _number(runs[0].summary["epochs"], ".3g")
-    return f"{config['model']['name']} on {config['data']['name']}, {passes} passes"
+    return f"{config['model']['name']} on {config['data']['name']}"
 
 
 def _label(run: Run) -> str:
@@ -181,12 +183,14 @@ def _cells(summary: dict[str, Any]) -> list[str]:
     low, high = (_number(separate.get(end), ".1%") for end in ("min", "max"))
     return [
         str(summary["ranks"]),
+        _number(summary["epochs"], ".3g"),
         _number(summary["final"].get("accuracy"), ".2%"),
         f"{low}..{high}",
         _number(summary["final"].get("loss"), ".4f"),
         str(summary["exchanges"]),
         f"{summary['bytes_sent'] / 1e6:.1f}",
         _number(summary["exposed_fraction"], ".1%"),
+        _number(summary["data_wait_fraction"], ".1%"),
         _number(summary["train_seconds"], ".1f"),
         _number(summary["examples_per_second"], ".0f"),
     ]

@@ -19,6 +19,7 @@ PARTITIONS = ("iid", "static", "dirichlet")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 MODES = ("nonblocking", "blocking", "pull")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CODECS = ("lattice", "float32", "bfloat16", "float16")
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 
@@ -48,16 +49,13 @@ class TrainConfig:
     epochs: float
     max_steps: int | None = None  # local steps a rank; wins over epochs
     batch_size: int  # a rank
-    epoch_multiplier: float = 1.0  # the paper's factor on the epochs of the sequential recipe
+    epoch_multiplier: float = 1.0  # the paper's factor on the epochs of algorithm=single
+    mixed_precision: str = "float32"  # or mixed_bfloat16, mixed_float16; weights stay float32
     jit_compile: bool = False  # XLA made the training step slower on CPUs
     log_every: int = 10  # local steps
     evaluate_every: float = 1.0  # epochs
+    recalibrate: bool = False  # estimate the mean model's BatchNorm statistics anew
     threads: int = 0  # intra-op threads a rank; 0 is its share of the cores
-
-    @property
-    def total_epochs(self) -> float:
-        """Passes over the data in the whole run, unless `max_steps` is set."""
-        return self.epochs * self.epoch_multiplier
 
 
 @dataclass(kw_only=True)
@@ -69,8 +67,9 @@ class OptimizerConfig:
     momentum: float = 0.9  # only for name=momentum
     nesterov: bool = False
     weight_decay: float = 0.0
+    decay_all: bool = False  # also biases and BatchNorm's scales and offsets
     schedule: str = "constant"
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 0.0  # of the sequential recipe, as train.epochs
     step_boundaries: tuple[float, ...] = ()  # fractions of the run, for schedule=step
     step_factor: float = 0.1  # the learning rate is multiplied by it at each boundary
 
@@ -103,6 +102,16 @@ class RunConfig:
     train: TrainConfig
     optimizer: OptimizerConfig
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
+
+    @property
+    def epoch_multiplier(self) -> float:
+        """How much longer than the sequential recipe the run is; `single` is that recipe."""
+        return 1.0 if self.algorithm == "single" else self.train.epoch_multiplier
+
+    @property
+    def total_epochs(self) -> float:
+        """Passes over the data in the whole run, unless `train.max_steps` is set."""
+        return self.train.epochs * self.epoch_multiplier
 
 
 def validate(config: RunConfig, size: int) -> None:
@@ -219,6 +228,7 @@ def _rules() -> dict[str, _Rule]:
         "train.max_steps": _at_least(1),
         "train.batch_size": _at_least(1),
         "train.epoch_multiplier": _POSITIVE,
+        "train.mixed_precision": _one_of(PRECISIONS),
         "train.log_every": _at_least(1),
         "train.evaluate_every": _POSITIVE,
         "train.threads": _at_least(0),
@@ -259,10 +269,10 @@ def _validate_optimizer(config: RunConfig) -> None:
             f"optimizer.momentum={optimizer.momentum} has no effect; it needs "
             "optimizer.name=momentum and a momentum above 0"
         )
-    if train.max_steps is None and optimizer.warmup_epochs >= train.total_epochs:
+    if train.max_steps is None and optimizer.warmup_epochs >= train.epochs:
         raise UsageError(
             f"optimizer.warmup_epochs={optimizer.warmup_epochs} must be below the "
-            f"{train.total_epochs:g} epochs of the run (train.epochs x train.epoch_multiplier)"
+            f"{train.epochs:g} of train.epochs"
         )
 
 

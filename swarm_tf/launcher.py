@@ -7,6 +7,7 @@ import re
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
 
 
@@ -18,6 +19,11 @@ def size() -> int:
 def rank() -> int:
     """This rank; 0 without a launcher."""
     return _first(_RANKS, 0)
+
+
+def local_rank() -> int:
+    """This rank among those on its machine; 0 without a launcher."""
+    return _first(_LOCAL_RANKS, 0)
 
 
 def local_size() -> int:

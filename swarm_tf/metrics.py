@@ -81,9 +81,20 @@ class Summary:
     blocks_skipped: int
     exposed_seconds: float  # a rank's mean
     exposed_fraction: float  # of train_seconds
+    data_wait_fraction: float  # of train_seconds: steps waited for the input pipeline
     step_seconds_median: float
     staleness_mean: float  # local steps
     consensus_distance: float  # root mean square distance to the mean model, over its norm
+
+    def __str__(self) -> str:
+        final, each = self.final.get("accuracy", math.nan), self.per_rank_accuracy
+        alone = f" (mean model; separate ones {each['min']:.2%} to {each['max']:.2%})"
+        return (
+            f"accuracy {final:.2%}{alone if self.ranks > 1 else ''}, "
+            f"{self.train_seconds:.1f} s of training, {self.examples_per_second:,.0f} examples/s; "
+            f"of the time {self.exposed_fraction:.1%} waiting for exchanges, "
+            f"{self.data_wait_fraction:.1%} for data"
+        )
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> None:

@@ -13,8 +13,13 @@ from swarm_tf.config import OptimizerConfig
 _NOT_DECAYED = ("bias", "beta", "gamma")
 
 
-def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> keras.Optimizer:
-    """The optimizer of one rank for a run of `steps` local steps."""
+def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> keras.Optimizer:
+    """The optimizer of one rank for a run of `steps` local steps.
+
+    Args:
+      steps_per_epoch: local steps that stand for one epoch of the recipe, epoch multiplier
+        included.
+    """
     rate = schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
     decay = config.weight_decay or None
     optimizer: keras.Optimizer
@@ -25,12 +30,12 @@ def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> keras
         optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
     else:
         optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
-    if config.weight_decay:
+    if config.weight_decay and not config.decay_all:
         optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     return optimizer
 
 
-def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: int) -> Any:
+def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> Any:
     """Learning rate over local steps: a linear warm-up, then constant, cosine or step."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     peak = config.learning_rate

@@ -94,6 +94,7 @@ class Run:
             {
                 "accuracy": own.get("accuracy", float("nan")),
                 "train_seconds": self.trainer.train_seconds,
+                "data_wait": self.trainer.wait_seconds / max(self.trainer.train_seconds, 1e-9),
                 "step_seconds": self.trainer.step_seconds_median,
                 "counters": dataclasses.asdict(self.counters),
             }
@@ -130,6 +131,7 @@ class Run:
             blocks_skipped=total.blocks_skipped,
             exposed_seconds=exposed,
             exposed_fraction=exposed / max(train_seconds, 1e-9),
+            data_wait_fraction=float(np.mean([one["data_wait"] for one in every])),
             step_seconds_median=float(np.median([one["step_seconds"] for one in every])),
             staleness_mean=total.staleness_mean,
             consensus_distance=distance,
@@ -143,7 +145,7 @@ class Run:
         mean = member.mean()
         distance = member.distance(mean)
         member.assign(mean)
-        if not self.config.swarm.average_statistics:
+        if self.config.train.recalibrate or not self.config.swarm.average_statistics:
             evaluation.recalibrate(self.model, self.train_data.take(_RECALIBRATION_BATCHES))
             # Each rank saw its own part of the data.
             statistics = FlatWeights(moving_statistics(self.model))

@@ -28,6 +28,10 @@ class Trainer:
       model: compiled.
       jit_compile: compile a training step with XLA; slower than not on most CPUs.
       longest_block: steps after which the hooks run at the latest.
+
+    Attributes:
+      train_seconds: spent in steps and exchanges so far.
+      wait_seconds: of these, spent waiting for the next batch of data.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class Trainer:
         self.model = model
         self._longest = longest_block
         self.train_seconds = 0.0
+        self.wait_seconds = 0.0
         self._step_seconds: list[float] = []
         self._step = (
             tf.function(model.train_step, jit_compile=True) if jit_compile else (model.train_step)
@@ -103,7 +108,8 @@ class Trainer:
     ) -> dict[str, float]:
         """One block and its hook."""
         began = time.perf_counter()
-        results = self._block(batches, tf.constant(count))
+        results, waited = self._block(batches, tf.constant(count))
+        self.wait_seconds += float(waited)
         logs = {name: float(value) for name, value in results.items()}
         ended = time.perf_counter()
         self._step_seconds.append((ended - began) / count)
@@ -111,7 +117,15 @@ class Trainer:
         self.train_seconds += time.perf_counter() - began
         return logs
 
-    def _block_graph(self, batches: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _block_graph(
+        self, batches: Any, count: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        waited = tf.constant(0.0, tf.float64)
         for _ in tf.range(count):
-            self._step(next(batches))
-        return self.model.get_metrics_result()  # type: ignore[no-any-return]
+            began = tf.timestamp()
+            with tf.control_dependencies([began]):
+                batch = next(batches)
+            with tf.control_dependencies(tf.nest.flatten(batch)):
+                waited += tf.timestamp() - began
+            self._step(batch)
+        return self.model.get_metrics_result(), waited

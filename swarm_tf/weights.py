@@ -41,10 +41,12 @@ def averaged_variables(
     if statistics:
         variables += moving_statistics(model)
     if optimizer:
+        # What scales the loss in mixed precision keeps to itself how.
+        optimizing = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         if not model.optimizer.built:  # it would make its slots at the first step only
             model.optimizer.build(model.trainable_variables)
-        slots = model.optimizer.variables
-        own = {id(model.optimizer.iterations), id(model.optimizer._learning_rate)}
+        slots = optimizing.variables
+        own = {id(optimizing.iterations), id(optimizing._learning_rate)}
         variables += [v for v in slots if id(v) not in own and _is_float(v)]
     unique = {id(v): v for v in variables if _is_float(v)}
     return list(unique.values())

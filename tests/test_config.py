@@ -78,6 +78,10 @@ def test_accepted(overrides):
         ({"train__epochs": math.inf}, "train.epochs=inf must be a finite number"),
         ({"train__max_steps": 0}, "train.max_steps=0 must be 1 or more"),
         ({"train__batch_size": 0}, "train.batch_size=0 must be 1 or more"),
+        (
+            {"train__mixed_precision": "bfloat16"},
+            "train.mixed_precision=bfloat16 must be one of float32, mixed_bfloat16, mixed_float16",
+        ),
         ({"train__threads": -1}, "train.threads=-1 must be 0 or more"),
         (
             {"optimizer__name": "lars"},
@@ -113,9 +117,9 @@ def test_impossible_value(overrides, line):
         ({"optimizer__nesterov": True, "optimizer__name": "adam"}, 1, "optimizer.nesterov=True"),
         ({"optimizer__nesterov": True, "optimizer__momentum": 0.0}, 1, "a momentum above 0"),
         (
-            {"optimizer__warmup_epochs": 20.0, "train__epoch_multiplier": 2.0},
+            {"optimizer__warmup_epochs": 10.0, "train__epoch_multiplier": 2.0},
             1,
-            "optimizer.warmup_epochs=20.0 must be below the 20 epochs of the run",
+            "optimizer.warmup_epochs=10.0 must be below the 10 of train.epochs",
         ),
     ],
 )
@@ -139,5 +143,6 @@ def test_dictionary_survives_json():
     assert json.loads(json.dumps(plain)) == plain
 
 
-def test_epochs_of_the_run_include_the_multiplier():
-    assert make(train__epoch_multiplier=1.5).train.total_epochs == 15
+def test_epochs_of_a_swarm_include_the_multiplier():
+    assert make(train__epoch_multiplier=1.5).total_epochs == 15
+    assert make(train__epoch_multiplier=1.5, algorithm="single").total_epochs == 10

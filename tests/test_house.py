@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 ORDER = [
     ["errors", "launcher", "quiet"],
     ["topology", "local_steps", "config"],
-    ["metrics", "flags", "launch", "threads", "optimizers"],
+    ["metrics", "flags", "launch", "devices", "optimizers"],
     ["codec"],
     ["exchange", "published", "admission"],
     ["averaging"],

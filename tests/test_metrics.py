@@ -30,6 +30,7 @@ SUMMARY = metrics.Summary(
     blocks_skipped=0,
     exposed_seconds=0.1,
     exposed_fraction=0.0125,
+    data_wait_fraction=0.004,
     step_seconds_median=0.02,
     staleness_mean=4.0,
     consensus_distance=0.01,

@@ -41,8 +41,9 @@ def test_warm_up_rises_linearly_to_the_peak(fields):
     assert got.max() == pytest.approx(0.5, rel=0.06)
 
 
-def test_decay_pulls_kernels_only():
-    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.0)
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_decay_pulls_kernels_only_unless_it_is_to_pull_all(decay_all):
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.0, decay_all=decay_all)
     optimizer = optimizers.build(config, steps=10, steps_per_epoch=10)
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization()]
@@ -54,5 +55,5 @@ def test_decay_pulls_kernels_only():
     zeros = [np.zeros(v.shape, np.float32) for v in model.trainable_variables]
     optimizer.apply(zeros, model.trainable_variables)
     for v in model.trainable_variables:
-        factor = 1 - 0.1 * 0.5 if v.name == "kernel" else 1
+        factor = 1 - 0.1 * 0.5 if decay_all or v.name == "kernel" else 1
         np.testing.assert_allclose(v.numpy(), factor * before[v.path], rtol=1e-6)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -16,7 +17,7 @@ SUMMARY_KEYS = {
     "wall_seconds", "train_seconds", "examples_per_second", "final", "per_rank_accuracy",
     "exchanges", "exchanges_failed", "bytes_sent", "payload_bytes_per_exchange",
     "blocks_skipped", "exposed_seconds", "exposed_fraction", "step_seconds_median",
-    "staleness_mean", "consensus_distance",
+    "staleness_mean", "consensus_distance", "data_wait_fraction",
 }  # fmt: skip
 
 
@@ -84,6 +85,32 @@ def test_the_other_modes_train_too(tmp_path, mode):
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path)["local_steps_total"] == 120
     assert summary(tmp_path)["exchanges"] > 0
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_averages_float32_weights(tmp_path, precision):
+    done = train(
+        2,
+        DIGITS,
+        f"--workdir={tmp_path}",
+        f"--config.train.mixed_precision={precision}",
+        "--config.train.recalibrate=True",
+        "--config.train.epochs=10",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no GPU") == 1
+    told = summary(tmp_path)
+    assert told["exchanges"] > 20
+    assert told["exchanges_failed"] == 0
+    assert told["final"]["accuracy"] > 0.9
+    assert told["final"]["top5_accuracy"] >= told["final"]["accuracy"]
+    # Weights rounded to 8 or 11 bits would sit on a coarse grid.
+    with h5py.File(tmp_path / "consensus.weights.h5") as file:
+        kernels = []
+        file.visititems(lambda _, item: kernels.append(item) if hasattr(item, "shape") else None)
+        assert {str(kernel.dtype) for kernel in kernels} == {"float32"}
+        largest = max(kernels, key=lambda kernel: kernel.size)[()]
+    assert (largest.astype("float16").astype("float32") != largest).mean() > 0.9
 
 
 BAD = {

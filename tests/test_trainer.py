@@ -1,5 +1,7 @@
 """The custom loop: the same steps as model.fit, whatever the blocks."""
 
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -130,3 +132,19 @@ def test_a_model_without_variables_yet_is_built_from_the_data():
         model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
         Trainer(model).fit(batches(), steps=6, steps_per_epoch=6)
         assert int(model.optimizer.iterations) == 6
+
+
+def test_waiting_for_data_is_told_from_computing():
+    pause = 0.02
+
+    def slow(x, y):
+        tf.py_function(lambda: time.sleep(pause), [], [])
+        return x, y
+
+    starved, fed = Trainer(make()), Trainer(make())
+    starved.fit(batches().map(slow), steps=20, steps_per_epoch=10)
+    assert 20 * pause <= starved.wait_seconds <= starved.train_seconds
+    original = fed.model.train_step
+    fed._step = lambda batch: (tf.py_function(lambda: time.sleep(pause), [], []), original(batch))
+    fed.fit(batches().cache().prefetch(2), steps=20, steps_per_epoch=10)
+    assert fed.train_seconds >= 20 * pause + fed.wait_seconds

@@ -318,3 +318,14 @@ def test_whole_model_survives_the_way_through_chunks():
     assert not np.allclose(np.asarray(model(x)), before)
     weights.assign(chunks)
     np.testing.assert_array_equal(np.asarray(model(x)), before)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_slots_travel_but_not_what_counts_steps_or_scales_the_loss(scaled):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    optimizer = keras.optimizers.Adam(0.1)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, "mse", jit_compile=False)
+    chosen = averaged_variables(model, optimizer=True)
+    assert sorted(tuple(v.shape) for v in chosen) == sorted([(3, 2), (2,)] * 3)

@@ -1,0 +1,54 @@
+"""What of its machine a rank may use: a share of the cores, and one GPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from swarm_tf import launcher
+
+_log = logging.getLogger("swarm_tf")
+
+
+def limit_threads(threads: int) -> None:
+    """Give TensorFlow `threads` threads for its operations, or with 0 this rank's share of the
+    cores; call it before TensorFlow runs anything.
+    """
+    import tensorflow as tf
+
+    if threads == 0:
+        threads = max(1, len(os.sched_getaffinity(0)) // launcher.local_size())
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(max(1, threads))
+
+
+def claim_gpu() -> bool:
+    """Make one GPU of this machine the only one that this rank sees; False if there is none.
+
+    Ranks of a machine take its GPUs in turn. Memory is taken as it is needed, so that ranks may
+    share a GPU. Call it before TensorFlow runs anything.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return False
+    gpu = gpus[launcher.local_rank() % len(gpus)]
+    tf.config.set_visible_devices(gpu, "GPU")
+    tf.config.experimental.set_memory_growth(gpu, True)
+    if launcher.local_rank() == 0 and launcher.local_size() > len(gpus):
+        _log.warning("%d ranks share %d GPUs", launcher.local_size(), len(gpus))
+    return True
+
+
+def set_precision(precision: str, *, jit_compile: bool, gpu: bool) -> None:
+    """Compute in `precision` from here on, a Keras dtype policy; variables stay float32.
+
+    Rank 0 says so where the machine has no unit for what is asked.
+    """
+    import keras
+
+    keras.config.set_dtype_policy(precision)
+    asked = [precision] * (precision != "float32") + ["jit_compile"] * jit_compile
+    if asked and not gpu and launcher.rank() == 0:
+        _log.warning("no GPU: slower on the CPU: %s", ", ".join(asked))

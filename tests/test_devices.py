@@ -1,0 +1,75 @@
+"""The part of its machine that a rank takes."""
+
+import logging
+
+import keras
+import pytest
+import tensorflow as tf
+
+from swarm_tf import devices
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with GPUs; this one has none. Tells what was made visible and may grow."""
+
+    def make(gpus, local_rank, local_size):
+        done = {}
+        config = tf.config
+        monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+        monkeypatch.setattr(
+            config, "set_visible_devices", lambda gpu, kind: done.update(visible=gpu)
+        )
+        monkeypatch.setattr(
+            config.experimental, "set_memory_growth", lambda gpu, on: done.update(grows=(gpu, on))
+        )
+        monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", str(local_rank))
+        monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", str(local_size))
+        return done
+
+    return make
+
+
+@pytest.mark.parametrize(("local_rank", "gpu"), [(0, "a"), (1, "b"), (2, "a"), (3, "b")])
+def test_ranks_of_a_machine_take_its_gpus_in_turn(machine, local_rank, gpu):
+    done = machine(["a", "b"], local_rank, 4)
+    assert devices.claim_gpu()
+    assert done == {"visible": gpu, "grows": (gpu, True)}
+
+
+def test_ranks_that_share_a_gpu_are_told_once(machine, caplog):
+    machine(["a", "b"], 0, 2)
+    devices.claim_gpu()
+    assert not caplog.records
+    for local_rank in range(3):
+        machine(["a", "b"], local_rank, 3)
+        devices.claim_gpu()
+    assert [r.getMessage() for r in caplog.records] == ["3 ranks share 2 GPUs"]
+
+
+def test_a_machine_without_gpu_is_fine(machine):
+    assert not devices.claim_gpu()
+    assert machine([], 0, 1) == {}
+    assert not devices.claim_gpu()
+
+
+@pytest.mark.parametrize(
+    ("precision", "jit_compile", "gpu", "told"),
+    [
+        ("float32", False, False, []),
+        ("mixed_bfloat16", True, True, []),
+        ("mixed_float16", False, False, ["no GPU: slower on the CPU: mixed_float16"]),
+        ("mixed_bfloat16", True, False, ["no GPU: slower on the CPU: mixed_bfloat16, jit_compile"]),
+    ],
+)
+def test_precision_is_the_policy_of_what_is_built_next(precision, jit_compile, gpu, told, caplog):
+    caplog.set_level(logging.WARNING, "swarm_tf")
+    try:
+        devices.set_precision(precision, jit_compile=jit_compile, gpu=gpu)
+        layer = keras.layers.Dense(1)
+        layer.build((None, 2))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert layer.compute_dtype == precision.removeprefix("mixed_")
+    assert layer.kernel.dtype == "float32"
+    assert [r.getMessage() for r in caplog.records] == told
