@@ -3,7 +3,8 @@
 Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), section 5, trains this network on this set.
 Run:       swarmrun -n 8 train.py --config=configs/cifar10_resnet20.py --workdir=runs/cifar10
            (one rank: --config.algorithm=single, which is the recipe of He et al.)
-Data:      TFDS cifar10, prepared once: python -c "import tensorflow_datasets as t; t.load('cifar10')"
+Data:      TFDS cifar10, prepared once:
+           python -c "import tensorflow_datasets as t; t.load('cifar10')"
 Hardware:  8 GPUs, or 8 nodes of 8 CPU cores.
 Hours:     not run at this length.
 Metric:    test accuracy of the mean model; He et al. report 91.25 % for one model.

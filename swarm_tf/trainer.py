@@ -122,10 +122,14 @@ class Trainer:
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         waited = tf.constant(0.0, tf.float64)
         for _ in tf.range(count):
-            began = tf.timestamp()
+            with tf.control_dependencies([waited]):  # and so the whole step before
+                began = tf.timestamp()
             with tf.control_dependencies([began]):
                 batch = next(batches)
             with tf.control_dependencies(tf.nest.flatten(batch)):
-                waited += tf.timestamp() - began
+                ended = tf.timestamp()
+            with tf.control_dependencies([ended]):  # or a lone thread might take the step first
+                batch = tf.nest.map_structure(tf.identity, batch)
             self._step(batch)
+            waited += ended - began
         return self.model.get_metrics_result(), waited
