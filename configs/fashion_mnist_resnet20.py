@@ -23,7 +23,7 @@ def get_config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(name="resnet20"),
         data=DataConfig(name="fashion_mnist", augment=True),
-        train=TrainConfig(epochs=8, epoch_multiplier=2.0, batch_size=128),
+        train=TrainConfig(epochs=5, epoch_multiplier=3.0, batch_size=128),
         optimizer=OptimizerConfig(
             learning_rate=0.1,
             weight_decay=1e-4,
