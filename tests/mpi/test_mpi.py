@@ -109,6 +109,10 @@ def test_two_ranks_fit_like_the_reference():
     passes(2, "reference.py")
 
 
+def test_an_evaluation_delays_nobody(tmp_path):
+    passes(2, "evaluate.py", tmp_path)
+
+
 def test_gather_names_the_rank_that_is_late():
     output = ends_together(3, "late.py")
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output

@@ -1,0 +1,78 @@
+"""Rank 0 evaluates in mid-training until rank 1 has taken all its steps: it must not wait."""
+
+import sys
+import time
+from pathlib import Path
+
+import checks
+import keras
+import numpy as np
+import tensorflow as tf
+
+import swarm_tf
+from swarm_tf import config as c
+from swarm_tf.run import Run
+
+RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
+assert SIZE == 2
+STEPS, PER_EPOCH, BATCH = 200, 20, 4
+WORKDIR = Path(sys.argv[1])
+DONE, EVALUATED = WORKDIR / "rank 1 has its last batch", WORKDIR / "rank 0 has evaluated"
+
+
+def batches(count):
+    rng = np.random.default_rng(RANK)
+    for _ in range(count):
+        x = rng.normal(size=[BATCH, 6]).astype(np.float32)
+        yield x, (x.sum(axis=1) > 0).astype(np.int32)
+
+
+def train():
+    yield from batches(STEPS)
+    if RANK == 1:
+        DONE.touch()
+    yield from batches(STEPS)  # for those who read ahead
+
+
+def test():
+    if RANK == 0:
+        deadline = time.monotonic() + 60
+        while not DONE.exists():
+            assert time.monotonic() < deadline, "rank 1 waits for rank 0, which evaluates"
+            time.sleep(0.01)
+        EVALUATED.touch()
+    yield from batches(3)
+
+
+def dataset(generator):
+    signature = tf.TensorSpec([BATCH, 6], tf.float32), tf.TensorSpec([BATCH], tf.int32)
+    return tf.data.Dataset.from_generator(generator, output_signature=signature)
+
+
+def an_evaluation_delays_nobody():
+    model = keras.Sequential([keras.Input([6]), keras.layers.Dense(2)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"], jit_compile=False)
+    config = c.RunConfig(
+        model=c.ModelConfig(name="linear"),
+        data=c.DataConfig(name="noise"),
+        train=c.TrainConfig(epochs=STEPS / PER_EPOCH, batch_size=BATCH),
+        optimizer=c.OptimizerConfig(learning_rate=0.1),
+    )
+    run = Run(
+        config,
+        str(WORKDIR / "run"),
+        model,
+        train=dataset(train),
+        test=dataset(test),
+        examples=SIZE * BATCH * PER_EPOCH,
+        steps=STEPS,
+        steps_per_epoch=PER_EPOCH,
+    )
+    summary = run()
+    assert EVALUATED.exists()
+    assert summary.exchanges_failed == 0
+    assert summary.exchanges > 2
+
+
+checks.run(an_evaluation_delays_nobody)
