@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import models
-from models import resnet
+from models import cifar_resnet
 from swarm_tf.errors import UsageError
 
 CIFAR = {"classes": 10, "input_shape": (32, 32, 3)}
@@ -68,7 +68,7 @@ def test_shortcut_is_option_a(stride, height, channels):
     expected = np.zeros((2, -(-height // stride), -(-6 // stride), channels), np.float32)
     for row, column in np.ndindex(expected.shape[1:3]):
         expected[:, row, column, :3] = x[:, stride * row, stride * column]
-    actual = resnet.shortcut(keras.ops.convert_to_tensor(x), channels, stride)
+    actual = cifar_resnet.shortcut(keras.ops.convert_to_tensor(x), channels, stride)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(actual), expected)
 
 
@@ -79,7 +79,7 @@ def test_a_fresh_network_is_its_shortcuts():
     stem = next(layer for layer in model.layers if isinstance(layer, keras.layers.ReLU))
     features = keras.Model(model.input, stem.output)(images)
     for channels, stride in ((12, 1), (24, 2), (48, 2)):
-        features = resnet.shortcut(features, channels, stride)
+        features = cifar_resnet.shortcut(features, channels, stride)
     pooled = keras.ops.mean(features, axis=(1, 2))
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(model(images)),
