@@ -10,6 +10,9 @@ setup: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[cpu,mpi,recipes,dev]'
+# Tests compare our models with KerasHub's. Alone: its requirement tensorflow-text would bring the
+# full tensorflow in beside tensorflow-cpu.
+	$(BIN)/pip install --quiet --no-deps keras-hub
 	touch $@
 
 demo: setup

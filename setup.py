@@ -26,7 +26,8 @@ setup(
             "tensorboard",
             "tensorflow-datasets>=4.9.9",
         ],
-        "dev": ["hypothesis", "mypy", "pytest", "ruff"],
+        # keras-hub, which the Makefile installs alone, imports regex and tokenizers.
+        "dev": ["hypothesis", "mypy", "pytest", "regex", "ruff", "tokenizers"],
     },
     entry_points={"console_scripts": ["swarmrun = swarm_tf.launch:main"]},
 )

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import keras
 
-from models import resnet
+from models import cifar_resnet, imagenet_resnet, wide_resnet
 from swarm_tf.errors import UsageError
 
 # A name maps to build(classes, input_shape, seed); a new family adds its own lines here.
 _BUILDERS: dict[str, Callable[[int, tuple[int, ...], int | None], keras.Model]] = {
-    **resnet.BUILDERS,
+    **cifar_resnet.BUILDERS,
+    **wide_resnet.BUILDERS,
+    **imagenet_resnet.BUILDERS,
 }
 
 NAMES = tuple(_BUILDERS)

@@ -1,15 +1,25 @@
-"""Laws of the models: the paper's weight counts, the shortcut, what a seed fixes."""
+"""Laws of the models: weight counts, outputs of independent implementations, what a seed fixes."""
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 
 import models
-from models import resnet
+from models import cifar_resnet
 from swarm_tf.errors import UsageError
+from tests import numpy_networks
 
 CIFAR = {"classes": 10, "input_shape": (32, 32, 3)}
 DIGITS = {"classes": 10, "input_shape": (8, 8, 1)}
+IMAGENET = {"classes": 1000, "input_shape": (None, None, 3)}  # None: any size
+FAMILIES = {
+    "resnet8": DIGITS,
+    "resnet20": CIFAR,
+    "wideresnet28_10": CIFAR,
+    "resnet18": IMAGENET,
+    "resnet50": IMAGENET,
+}
 
 
 def _trainable(model):
@@ -25,20 +35,34 @@ def _formula(blocks, widths, channels_in, classes):
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "millions"),  # table 6 of the paper
-    [
-        ("resnet20", 3, 0.27),
-        ("resnet32", 5, 0.46),
-        ("resnet44", 7, 0.66),
-        ("resnet56", 9, 0.85),
-        ("resnet110", 18, 1.7),
+    ("name", "blocks", "millions", "exact"),
+    [  # millions: table 6 of He et al.
+        ("resnet20", 3, 0.27, 269_722),
+        ("resnet32", 5, 0.46, 464_154),
+        ("resnet44", 7, 0.66, 658_586),
+        ("resnet56", 9, 0.85, 853_018),
+        ("resnet110", 18, 1.7, 1_727_962),
     ],
 )
-def test_weights_are_the_papers(name, blocks, millions):
+def test_weights_of_cifar_resnets(name, blocks, millions, exact):
     model = models.build(name, **CIFAR)
     assert model.name == name
-    assert _trainable(model) == _formula(blocks, (16, 32, 64), 3, 10)
-    assert _trainable(model) / 1e6 == pytest.approx(millions, rel=0.02)
+    assert _trainable(model) == _formula(blocks, (16, 32, 64), 3, 10) == exact
+    assert exact / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "exact"),
+    [
+        ("wideresnet28_10", CIFAR, 36_479_194),  # table 4 of Zagoruyko and Komodakis: 36.5M
+        ("resnet18", IMAGENET, 11_689_512),  # this and the next: torchvision's documentation
+        ("resnet50", IMAGENET, 25_557_032),
+    ],
+)
+def test_weights_of_larger_networks(name, data, exact):
+    model = models.build(name, **data)
+    assert model.name == name
+    assert _trainable(model) == exact
 
 
 def test_resnet8_is_small():
@@ -48,7 +72,14 @@ def test_resnet8_is_small():
 
 @pytest.mark.parametrize(
     ("name", "classes", "shape"),
-    [("resnet8", 10, (8, 8, 1)), ("resnet8", 7, (9, 11, 2)), ("resnet20", 100, (32, 32, 3))],
+    [
+        ("resnet8", 10, (8, 8, 1)),
+        ("resnet8", 7, (9, 11, 2)),
+        ("resnet20", 100, (32, 32, 3)),
+        ("wideresnet28_10", 100, (10, 12, 3)),
+        ("resnet18", 1000, (32, 32, 3)),
+        ("resnet50", 9, (33, 47, 1)),
+    ],
 )
 def test_logits(name, classes, shape):
     model = models.build(name, classes=classes, input_shape=shape, seed=0)
@@ -60,6 +91,78 @@ def test_logits(name, classes, shape):
     assert np.abs(logits).max() > 0
 
 
+def _randomised(name, data):
+    """A model whose scales, offsets and statistics are all random, for nothing to hide behind."""
+    model = models.build(name, **data, seed=0)
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape
+            spread = [rng.uniform(0.5, 1.5, size), rng.normal(0, 0.3, size)]
+            layer.set_weights([*spread, rng.normal(0, 0.3, size), rng.uniform(0.5, 1.5, size)])
+    return model
+
+
+def _images(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+def _assert_close(actual, expected):
+    """To 1e-4 of the largest."""
+    actual, expected = (keras.ops.convert_to_numpy(x) for x in (actual, expected))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (14, 18), (9, 11)])
+@pytest.mark.parametrize(
+    ("name", "reference", "blocks"),
+    [
+        ("resnet20", numpy_networks.cifar_resnet, 3),
+        ("resnet110", numpy_networks.cifar_resnet, 18),
+        ("wideresnet28_10", numpy_networks.wide_resnet, 4),
+    ],
+)
+def test_cifar_networks_in_numpy(name, reference, blocks, size):
+    """At inference, with random statistics: logits are those of the network written in NumPy."""
+    model = _randomised(name, {"classes": 10, "input_shape": (None, None, 3)})
+    weights = {layer.name: layer.get_weights() for layer in model.layers}
+    images = _images(1, *size, 3)
+    _assert_close(model(images), reference(weights, images, blocks))
+
+
+def _name_in_keras_hub(name):
+    """Of the layer conv1, bn1, layer2.0.conv3, layer2.0.bn3, layer2.0.downsample.0 or .1."""
+    if "." not in name:
+        return f"conv1_{name[:-1]}"
+    stage, block, part, *which = name.removeprefix("layer").split(".")
+    layer = f"0_{('conv', 'bn')[int(which[0])]}" if which else f"{part[-1]}_{part[:-1]}"
+    return f"stack{int(stage) - 1}_block{block}_{layer}"
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "blocks"),
+    [("resnet18", "basic_block", [2, 2, 2, 2]), ("resnet50", "bottleneck_block", [3, 4, 6, 3])],
+)
+def test_imagenet_networks_are_those_of_keras_hub(name, block, blocks):
+    """At inference, with random statistics: features and logits for images of any size.
+
+    KerasHub's network takes torchvision's weights (v1.5: the stride is in the 3 x 3 convolution).
+    """
+    ours = _randomised(name, IMAGENET)
+    theirs = keras_hub.models.ResNetBackbone(
+        [64], [7], [64, 128, 256, 512], blocks, [1, 2, 2, 2], block_type=block
+    )
+    *body, head = [layer for layer in ours.layers if layer.weights]
+    for layer in body:
+        theirs.get_layer(_name_in_keras_hub(layer.name)).set_weights(layer.get_weights())
+    assert len(body) == sum(bool(layer.weights) for layer in theirs.layers)
+    kernel, bias = head.get_weights()
+    for height, width in [(32, 32), (64, 96), (75, 49), (224, 224)]:
+        images = _images(1, height, width, 3)
+        features = keras.ops.mean(theirs(images), axis=(1, 2))
+        _assert_close(ours(images), features @ kernel + bias)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height", [7, 8])
 @pytest.mark.parametrize("channels", [3, 5])
@@ -68,7 +171,7 @@ def test_shortcut_is_option_a(stride, height, channels):
     expected = np.zeros((2, -(-height // stride), -(-6 // stride), channels), np.float32)
     for row, column in np.ndindex(expected.shape[1:3]):
         expected[:, row, column, :3] = x[:, stride * row, stride * column]
-    actual = resnet.shortcut(keras.ops.convert_to_tensor(x), channels, stride)
+    actual = cifar_resnet.shortcut(keras.ops.convert_to_tensor(x), channels, stride)
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(actual), expected)
 
 
@@ -79,7 +182,7 @@ def test_a_fresh_network_is_its_shortcuts():
     stem = next(layer for layer in model.layers if isinstance(layer, keras.layers.ReLU))
     features = keras.Model(model.input, stem.output)(images)
     for channels, stride in ((12, 1), (24, 2), (48, 2)):
-        features = resnet.shortcut(features, channels, stride)
+        features = cifar_resnet.shortcut(features, channels, stride)
     pooled = keras.ops.mean(features, axis=(1, 2))
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(model(images)),
@@ -89,33 +192,84 @@ def test_a_fresh_network_is_its_shortcuts():
     )
 
 
-def _weights(seed):
-    return models.build("resnet8", **DIGITS, seed=seed).get_weights()
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet20", "bn2"), ("resnet18", "bn2"), ("resnet50", "bn3")]
+)
+def test_only_the_last_scales_of_branches_start_at_zero(name, last):
+    model = models.build(name, classes=10, input_shape=(32, 32, 3))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            scale, *_ = layer.get_weights()
+            assert (scale == (0 if layer.name.endswith(f".{last}") else 1)).all()
 
 
-def test_the_seed_fixes_the_weights():
-    for a, b in zip(_weights(3), _weights(3), strict=True):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_mixed_precision(name):
+    """The network in bfloat16; its variables and logits in float32."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = models.build(name, **FAMILIES[name])
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert {variable.dtype for variable in model.variables} == {"float32"}
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.output.dtype for layer in convolutions} == {"bfloat16"}
+    images = _images(2, *(size or 32 for size in model.input.shape[1:]))
+    logits = keras.ops.convert_to_numpy(model(images))
+    assert logits.dtype == np.float32
+    assert (logits.view(np.uint32) & 0xFFFF).any()  # more digits than bfloat16 has
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras', on writing a variable
+def test_weights_are_saved_and_loaded(tmp_path):
+    """Dots in layer names are no obstacle to Keras' files."""
+    model = _randomised("resnet8", DIGITS)
+    model.save_weights(tmp_path / "resnet8.weights.h5")
+    other = models.build("resnet8", **DIGITS, seed=1)
+    other.load_weights(tmp_path / "resnet8.weights.h5")
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+def _weights(name, seed):
+    return models.build(name, **FAMILIES[name], seed=seed).get_weights()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_seed_fixes_the_weights(name):
+    for a, b in zip(_weights(name, 3), _weights(name, 3), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18"])
 @pytest.mark.parametrize(("one", "other"), [(3, 4), (None, None)])
-def test_other_seeds_give_other_weights(one, other):
-    kernels = [(a, b) for a, b in zip(_weights(one), _weights(other), strict=True) if a.ndim > 1]
-    assert all((a != b).any() for a, b in kernels)
+def test_other_seeds_give_other_weights(name, one, other):
+    pairs = zip(_weights(name, one), _weights(name, other), strict=True)
+    assert all((a != b).any() for a, b in pairs if a.ndim > 1)
 
 
-def test_layers_of_one_shape_differ():
-    kernels = [w for w in models.build("resnet20", **CIFAR, seed=0).get_weights() if w.ndim == 4]
-    same_shape = [w for w in kernels if w.shape == (3, 3, 16, 16)]
-    assert len({w.tobytes() for w in same_shape}) == len(same_shape) == 6
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_two_layers_start_equal(name):
+    kernels = [w for w in _weights(name, 0) if w.ndim > 1]
+    assert len({w.tobytes() for w in kernels}) == len(kernels)
 
 
 def test_initial_kernels_have_he_variance():
-    model = models.build("resnet20", **CIFAR, seed=0)
-    kernels = [w for w in model.get_weights() if w.shape == (3, 3, 64, 64)]
+    kernels = [w for w in _weights("resnet20", 0) if w.shape == (3, 3, 64, 64)]
     assert len(kernels) == 5
     for kernel in kernels:
         assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.03)
+
+
+def test_initial_imagenet_kernels_have_torchvisions_variance():
+    model = models.build("resnet50", **IMAGENET, seed=0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            height, width, _, channels_out = layer.kernel.shape
+            deviation = np.sqrt(2 / (height * width * channels_out))
+            assert layer.get_weights()[0].std() == pytest.approx(deviation, rel=0.03)
+    assert model.get_layer("logits").get_weights()[0].std() == pytest.approx(0.01, rel=0.03)
 
 
 def test_unknown_names_are_refused():

@@ -11,6 +11,8 @@ from typing import Any
 
 import keras
 
+from models import layers
+
 PAPER_WIDTHS = (16, 32, 64)
 
 
@@ -41,53 +43,19 @@ def resnet(
 ) -> keras.Model:
     """The network with `blocks` basic blocks a stage and `widths` channels in the stages.
 
-    The last BatchNorm scale of a block starts at zero, so each block starts as its shortcut
-    (Goyal et al. 2017, arXiv 1706.02677, 5.1).
-
     Returns:
       A model from [batch, *input_shape] to logits [batch, classes].
     """
     seeds = random.Random(seed)  # seeded by the system when None
     inputs = keras.Input(input_shape, name="images")
-    x = _conv(inputs, widths[0], 1, seeds)
-    x = keras.layers.ReLU()(_norm(x))
-    for stage, channels in enumerate(widths):
-        for block in range(blocks):
-            x = _block(x, channels, 2 if stage and not block else 1, seeds)
-    x = keras.layers.GlobalAveragePooling2D()(x)
-    logits = keras.layers.Dense(classes, kernel_initializer=_he_normal(seeds), name="logits")(x)
+    x = layers.conv(inputs, widths[0], 3, 1, seeds, "conv1")
+    x = keras.layers.ReLU()(layers.norm(x, "bn1"))
+    for name, channels, stride in layers.stages(widths, [blocks] * len(widths)):
+        residual = layers.branch(x, [(channels, 3, stride), (channels, 3, 1)], seeds, name)
+        x = keras.layers.Add()([residual, shortcut(x, channels, stride)])
+        x = keras.layers.ReLU()(x)
+    logits = layers.head(x, classes, layers.he_normal(seeds))
     return keras.Model(inputs, logits, name=f"resnet{2 * blocks * len(widths) + 2}")
-
-
-def _block(x: Any, channels: int, stride: int, seeds: random.Random) -> Any:
-    residual = _conv(x, channels, stride, seeds)
-    residual = keras.layers.ReLU()(_norm(residual))
-    residual = _conv(residual, channels, 1, seeds)
-    residual = _norm(residual, scale="zeros")
-    return keras.layers.ReLU()(keras.layers.Add()([residual, shortcut(x, channels, stride)]))
-
-
-def _conv(x: Any, channels: int, stride: int, seeds: random.Random) -> Any:
-    padding = "same"
-    if stride > 1:
-        # "same" would pad even images only below and right, which puts the filters' centres one
-        # pixel beside those that the shortcut keeps.
-        x = keras.layers.ZeroPadding2D(1)(x)
-        padding = "valid"
-    return keras.layers.Conv2D(
-        channels, 3, stride, padding, use_bias=False, kernel_initializer=_he_normal(seeds)
-    )(x)
-
-
-def _norm(x: Any, scale: str = "ones") -> Any:
-    # The customary constants of these recipes; Keras' own momentum of 0.99 needs more steps
-    # than a short run has.
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, gamma_initializer=scale)(x)
-
-
-def _he_normal(seeds: random.Random) -> keras.initializers.Initializer:
-    # A seed a layer: with one seed for all, Keras gives layers of one shape the same weights.
-    return keras.initializers.HeNormal(seeds.getrandbits(31))
 
 
 BUILDERS: dict[str, Callable[..., keras.Model]] = {

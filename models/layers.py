@@ -1,0 +1,110 @@
+"""The parts that the residual networks share.
+
+Convolutions are padded by the same number of pixels on all sides, as in PyTorch, and layers with
+weights bear the names of torchvision's (its `fc` is `logits` here): weights move between the two by
+name, kernels transposed from [out, in, height, width] to [height, width, in, out].
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+
+def conv(
+    x: Any,
+    channels: int,
+    size: int,
+    stride: int,
+    seeds: random.Random,
+    name: str,
+    fan: str = "fan_in",
+) -> Any:
+    """A convolution without bias: BatchNorm subtracts the mean, and has an offset of its own.
+
+    Args:
+      x: images [batch, height, width, c].
+      size: of the filters in both directions, odd.
+
+    Returns:
+      [batch, ceil(height / stride), ceil(width / stride), channels].
+    """
+    padding = "same"
+    if stride > 1:
+        # "same" would pad images of even size more below and right than above and left.
+        padding = "valid"
+        if size > 1:
+            x = keras.layers.ZeroPadding2D(size // 2)(x)
+    return keras.layers.Conv2D(
+        channels,
+        size,
+        stride,
+        padding,
+        use_bias=False,
+        kernel_initializer=he_normal(seeds, fan),
+        name=name,
+    )(x)
+
+
+def norm(x: Any, name: str, scale: str = "ones") -> Any:
+    """BatchNorm whose scale starts at "ones" or "zeros"; shapes stay.
+
+    The constants are customary for these networks; Keras' own momentum of 0.99 needs more steps
+    than a short run has.
+    """
+    return keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-5, gamma_initializer=scale, name=name
+    )(x)
+
+
+def branch(
+    x: Any,
+    convolutions: Sequence[tuple[int, int, int]],
+    seeds: random.Random,
+    name: str,
+    fan: str = "fan_in",
+) -> Any:
+    """The residual branch of He et al. 2016, figure 5: every convolution with BatchNorm and ReLU.
+
+    The last ReLU comes after the sum and is the caller's. The last BatchNorm scale starts at zero,
+    so a block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677, 5.1).
+
+    Args:
+      x: images [batch, height, width, c].
+      convolutions: (channels, size, stride) of each.
+    """
+    for number, (channels, size, stride) in enumerate(convolutions, 1):
+        last = number == len(convolutions)
+        x = conv(x, channels, size, stride, seeds, f"{name}.conv{number}", fan)
+        x = norm(x, f"{name}.bn{number}", scale="zeros" if last else "ones")
+        if not last:
+            x = keras.layers.ReLU()(x)
+    return x
+
+
+def stages(widths: Sequence[int], blocks: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+    """(name, channels, stride) of each block: all stages but the first halve height and width."""
+    for stage, (channels, count) in enumerate(zip(widths, blocks, strict=True), 1):
+        for block in range(count):
+            yield f"layer{stage}.{block}", channels, 2 if stage > 1 and block == 0 else 1
+
+
+def head(x: Any, classes: int, initializer: keras.initializers.Initializer) -> Any:
+    """Features [batch, height, width, channels] to logits [batch, classes].
+
+    Float32 under every dtype policy: rounding to bfloat16 would move a logit by up to 1/256 of
+    itself.
+    """
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32")(x)
+    return keras.layers.Dense(
+        classes, kernel_initializer=initializer, dtype="float32", name="logits"
+    )(x)
+
+
+def he_normal(seeds: random.Random, fan: str = "fan_in") -> keras.initializers.Initializer:
+    """Variance 2 / fan (He et al. 2015, arXiv 1502.01852, equation 10; 14 for "fan_out").
+
+    A seed a layer: with one seed for all, Keras gives layers of one shape the same weights.
+    """
+    return keras.initializers.VarianceScaling(2.0, fan, seed=seeds.getrandbits(31))
