@@ -32,6 +32,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.input
 	$(BIN)/swarmrun -n 2 -m benchmarks.exchange
 
 clean:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import tensorflow as tf
 
-from data import partition, pipeline, sources
+from data import partition, pipeline, sources, streaming
 from swarm_tf.errors import UsageError
 
 
@@ -19,15 +20,19 @@ class Config(Protocol):
     partition: str
     dirichlet_alpha: float
     augment: bool
+    image_size: int
 
 
 @dataclass(frozen=True)
 class Data:
     """What one rank trains and tests on.
 
+    A set of uint8 images of one size that takes at most `sources.MEMORY_LIMIT` bytes is held in
+    memory; any other is streamed from its files, as RGB images cropped and resized to image_size.
+
     Attributes:
       train: endless batches of float32 images [batch_size, height, width, channels] and int32
-        labels [batch_size].
+        labels [batch_size]; a batch may straddle two epochs.
       test: the whole test split in order, batched alike; the last batch may be smaller.
       classes: number of classes.
       input_shape: (height, width, channels).
@@ -50,7 +55,9 @@ def load(config: Config, *, rank: int, size: int, batch_size: int, seed: int) ->
     """Reads the set and cuts this rank's part; the same seed gives the same batches.
 
     Args:
-      config: name, data_dir, partition, dirichlet_alpha, and augment (crops and flips).
+      config: name, data_dir, partition, dirichlet_alpha, augment (flips and crops: of images in
+        memory padded by 4 pixels, of streamed ones as of Szegedy et al. 2015), and image_size (of
+        streamed images).
       rank: this rank, of `size`.
       batch_size: examples a local step.
       seed: the same on all ranks, or their parts would overlap; at least 0.
@@ -65,6 +72,13 @@ def load(config: Config, *, rank: int, size: int, batch_size: int, seed: int) ->
             f"data.augment=True would change what the images of data.name={config.name} mean; "
             "set data.augment=False"
         )
+    streamed = isinstance(source.train, sources.Records)
+    return (_streamed if streamed else _held)(source, config, rank, size, batch_size, seed)
+
+
+def _held(
+    source: sources.Source, config: Config, rank: int, size: int, batch_size: int, seed: int
+) -> Data:
     scale = pipeline.scale_of(source.train.images)
     examples = len(source.train.labels)
 
@@ -85,6 +99,44 @@ def load(config: Config, *, rank: int, size: int, batch_size: int, seed: int) ->
         test=pipeline.test(source.test, scale, batch_size),
         classes=source.classes,
         input_shape=source.train.images.shape[1:],
+        train_examples=examples,
+        shard_examples=shard,
+        steps_per_epoch=math.ceil(examples / (size * batch_size)),
+    )
+
+
+def _streamed(
+    source: sources.Source, config: Config, rank: int, size: int, batch_size: int, seed: int
+) -> Data:
+    files, side = source.train.counts, config.image_size
+
+    def epochs() -> Iterator[partition.Ranges]:
+        return partition.range_epochs(config.partition, files, rank=rank, size=size, seed=seed)
+
+    examples, keep = sum(files), None
+    shard = int(next(epochs())[:, 1].sum())  # also raises here, before all labels are read
+    if config.partition == "dirichlet":
+        labels = streaming.labels(source.train)
+        own = next(
+            partition.epochs(
+                "dirichlet", labels, rank=rank, size=size, alpha=config.dirichlet_alpha, seed=seed
+            )
+        )
+        keep = np.isin(np.arange(examples), own)
+        shard = len(own)
+    return Data(
+        train=streaming.train(
+            source.train,
+            epochs,
+            batch_size,
+            side,
+            key=(seed, rank),
+            augment=config.augment,
+            keep=keep,
+        ),
+        test=streaming.test(source.test, batch_size, side),
+        classes=source.classes,
+        input_shape=(side, side, 3),
         train_examples=examples,
         shard_examples=shard,
         steps_per_epoch=math.ceil(examples / (size * batch_size)),

@@ -2,9 +2,14 @@
 
 A partition gives every rank the indices of its part; parts are disjoint and complete: together
 they are 0..examples-1, each once, in every epoch.
+
+Examples in memory are dealt one by one (`epochs`). Those of a set that is read from disk are dealt
+as ranges of neighbours (`range_epochs`), because a file of records can only be read forwards.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +18,11 @@ from swarm_tf.config import PARTITIONS
 from swarm_tf.errors import UsageError
 
 Indices = npt.NDArray[np.int64]
+Ranges = npt.NDArray[np.int64]  # [k, 2]: number of the first record, and how many
+
+# Ranges a rank. More mix better, but each is found by reading over what stands before it in its
+# file: with f files that is (1 + 32 ranks/f)/2 times the bytes if 32 ranks > f, else none.
+_RANGES = 32
 
 # One stream of random numbers for each purpose: no two of them may share a seed by accident.
 _COMMON, _CUT, _OWN = range(3)
@@ -67,17 +77,9 @@ def epochs(
       UsageError: for an unknown partition, alpha <= 0, or fewer examples than ranks; at the
         call, before the first epoch is asked for.
     """
-    if partition not in PARTITIONS:
-        raise UsageError(
-            f"data.partition={partition} is unknown; use one of {', '.join(PARTITIONS)}"
-        )
-    if len(labels) < size:
-        raise UsageError(
-            f"data.partition={partition} cannot give {size} ranks an example each of "
-            f"{len(labels)}; use fewer ranks"
-        )
+    _check(partition, len(labels), size)
     if partition == "iid":
-        return _reshuffled_together(len(labels), rank, size, seed)
+        return (iid(len(labels), size, seed, epoch)[rank] for epoch in count())
     if partition == "static":
         return _reshuffled_alone(static(len(labels), size, seed)[rank], rank, seed)
     if not alpha > 0:
@@ -85,18 +87,68 @@ def epochs(
     return _reshuffled_alone(dirichlet(labels, size, alpha, seed)[rank], rank, seed)
 
 
-def _reshuffled_together(examples: int, rank: int, size: int, seed: int) -> Iterator[Indices]:
-    epoch = 0
-    while True:
-        yield iid(examples, size, seed, epoch)[rank]
-        epoch += 1
+def range_epochs(
+    partition: str, files: Sequence[int], *, rank: int, size: int, seed: int
+) -> Iterator[Ranges]:
+    """The records that `rank` reads in epoch 0, 1, 2, ..., as ranges in the order of use.
+
+    iid deals the ranges anew in every epoch, static keeps the deal of epoch 0; sizes differ by at
+    most 1 and are the same in every epoch. dirichlet gives every rank all records, each in an
+    order of its own: the caller keeps those of `dirichlet`.
+
+    Args:
+      files: records in each file; records are numbered through all of them, and no range goes
+        over the end of a file.
+
+    Raises:
+      UsageError: as `epochs`.
+    """
+    _check(partition, sum(files), size)
+    whole = ranges(files, size)
+    if partition == "dirichlet":
+        return _reshuffled_alone(whole, rank, seed)
+    if partition == "static":
+        return _reshuffled_alone(deal(whole, size, seed, 0)[rank], rank, seed)
+    return (deal(whole, size, seed, epoch)[rank] for epoch in count())
+
+
+def ranges(files: Sequence[int], size: int) -> Ranges:
+    """All records in order, every file cut evenly, `_RANGES` or more a rank if there are as many
+    records."""
+    ends = np.cumsum([0, *files])
+    parts = math.ceil(_RANGES * size / len(files))
+    cuts = np.linspace(0, len(files), len(files) * parts + 1)
+    edges = np.unique(np.interp(cuts, np.arange(len(ends)), ends).round().astype(np.int64))
+    return np.stack([edges[:-1], np.diff(edges)], axis=1)
+
+
+def deal(whole: Ranges, size: int, seed: int, epoch: int) -> list[Ranges]:
+    """The ranges in an order that is new in every epoch, laid end to end and cut into equal parts;
+    a range that lies over a cut is shared by two ranks."""
+    first, taken = _rng(seed, _COMMON, epoch).permutation(whole).T
+    ends = np.cumsum(taken)
+    parts = []
+    for share in np.array_split(np.arange(ends[-1]), size):
+        low, high = (np.clip(e, share[0], share[-1] + 1) for e in (ends - taken, ends))
+        part = np.stack([first + low - (ends - taken), high - low], axis=1)
+        parts.append(part[part[:, 1] > 0])
+    return parts
+
+
+def _check(partition: str, examples: int, size: int) -> None:
+    if partition not in PARTITIONS:
+        raise UsageError(
+            f"data.partition={partition} is unknown; use one of {', '.join(PARTITIONS)}"
+        )
+    if examples < size:
+        raise UsageError(
+            f"data.partition={partition} cannot give {size} ranks an example each of "
+            f"{examples}; use fewer ranks"
+        )
 
 
 def _reshuffled_alone(part: Indices, rank: int, seed: int) -> Iterator[Indices]:
-    epoch = 0
-    while True:
-        yield _rng(seed, _OWN, rank, epoch).permutation(part)
-        epoch += 1
+    return (_rng(seed, _OWN, rank, epoch).permutation(part) for epoch in count())
 
 
 def _without_empty(parts: list[Indices]) -> list[Indices]:

@@ -1,4 +1,4 @@
-"""Images and labels as arrays: scikit-learn's digits, or a TFDS image classification set."""
+"""Sets of images: scikit-learn's digits, or a TFDS image classification set; arrays or records."""
 
 import math
 import re
@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core.file_adapters import FileFormat
 
 from swarm_tf.errors import UsageError
 
-# What every rank may hold of a set. Sharding by index is exact and fast that way; a larger set
-# (ImageNet) needs a source that reads its shard from disk, beside `_tfds` and with its result.
+# What every rank may hold of a set. Sharding by index is exact and fast that way; a larger set,
+# or one of images that vary in size, is read from disk all the time.
 MEMORY_LIMIT = 1 << 30
 
 # The held-out fifth of the digits is the same for everybody, whatever the seed of a run.
@@ -34,15 +36,44 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Records:
+    """A split as TFDS wrote it: TFRecord files, and how many records each holds.
+
+    `features` are those of the whole record; `keys` name the image and the label in it.
+    """
+
+    paths: tuple[str, ...]
+    counts: tuple[int, ...]
+    features: tfds.features.FeaturesDict
+    keys: tuple[str, str]
+
+    def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """A record's image, still encoded (a scalar string), and its label (int32)."""
+        image, label = self.keys
+        example = self._only(image, label).deserialize_example(
+            record, decoders={image: tfds.decode.SkipDecoding()}
+        )
+        return example[image], tf.cast(example[label], tf.int32)
+
+    def parse_label(self, record: tf.Tensor) -> tf.Tensor:
+        """A record's label (int32); its image is not even copied."""
+        label = self.keys[1]
+        return tf.cast(self._only(label).deserialize_example(record)[label], tf.int32)
+
+    def _only(self, *keys: str) -> tfds.features.FeaturesDict:
+        return tfds.features.FeaturesDict({key: self.features[key] for key in keys})
+
+
+@dataclass(frozen=True)
 class Source:
-    """A whole set, the same on every rank.
+    """A whole set, the same on every rank: both splits as arrays, or both as records.
 
     `augmentable` says whether an image keeps its class when it is mirrored and shifted by a few
     pixels.
     """
 
-    train: Split
-    test: Split
+    train: Split | Records
+    test: Split | Records
     classes: int
     augmentable: bool = True
 
@@ -53,8 +84,8 @@ def read(name: str, data_dir: str | None) -> Source:
     Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
 
     Raises:
-      UsageError: if the name is unknown, the set is not there or not one of classified images
-        of one size, or takes more than `MEMORY_LIMIT` bytes.
+      UsageError: if the name is unknown, the set is not there or not one of classified uint8
+        images, or must be streamed but lies in files of another kind than TFRecord.
     """
     if name == "digits":
         return _digits()
@@ -94,10 +125,10 @@ def _tfds(name: str, data_dir: str | None) -> Source:
             f"data.name={name} has the splits {', '.join(info.splits) or 'none'}, but needs train "
             "and test or validation; choose another set"
         )
-    _fits(name, info, keys[0], ("train", test))
+    read_split = _arrays if _fits_memory(name, info, keys[0], ("train", test)) else _records
     return Source(
-        _read_split(builder, "train", keys),
-        _read_split(builder, test, keys),
+        read_split(builder, "train", keys),
+        read_split(builder, test, keys),
         classes=info.features[keys[1]].num_classes,
     )
 
@@ -114,11 +145,15 @@ def _prepared(name: str, data_dir: str | None) -> Any:
             f"data.name={name} is unknown: neither digits, nor a set in {where}, nor one of TFDS; "
             "see tensorflow.org/datasets/catalog"
         )
+    # Of ImageNet, for one: archives that its owners hand out to registered users only.
+    by_hand = " ".join((tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    if by_hand:
+        by_hand = f"; before that, in its downloads/manual (manual_dir): {by_hand}"
     call = f"tensorflow_datasets.load('{name}', data_dir={data_dir!r})"
     raise UsageError(
         f"data.name={name} is not in {where}: prepare it with "
         f'python -c "import tensorflow_datasets; {call}" on a machine with network, '
-        "or set data.data_dir"
+        f"or set data.data_dir{by_hand}"
     )
 
 
@@ -139,22 +174,37 @@ def _image_and_label(name: str, info: Any) -> tuple[str, str]:
     )
 
 
-def _fits(name: str, info: Any, image_key: str, splits: tuple[str, str]) -> None:
+def _fits_memory(name: str, info: Any, image_key: str, splits: tuple[str, str]) -> bool:
     feature = info.features[image_key]
-    if None in feature.shape or feature.np_dtype != np.uint8:
+    if feature.np_dtype != np.uint8:
         raise UsageError(
-            f"data.name={name} has {np.dtype(feature.np_dtype)} images of shape {feature.shape}; "
-            "only uint8 images of one size can be read yet, choose a set of those"
+            f"data.name={name} has {np.dtype(feature.np_dtype)} images; only uint8 images can be "
+            "read, choose a set of those"
         )
+    if None in feature.shape:
+        return False
     total = sum(info.splits[split].num_examples for split in splits) * math.prod(feature.shape)
-    if total > MEMORY_LIMIT:
+    return total <= MEMORY_LIMIT
+
+
+def _records(builder: Any, split: str, keys: tuple[str, str]) -> Records:
+    info = builder.info
+    if info.file_format is not FileFormat.TFRECORD:
         raise UsageError(
-            f"data.name={name} takes {total / 2**30:.1f} GiB a rank, but only sets up to "
-            f"{MEMORY_LIMIT / 2**30:.1f} GiB can be read yet; choose a smaller set"
+            f"data.name={info.name} is too large to be held in memory, and to be streamed it must "
+            f"lie in files of format tfrecord, not {info.file_format.value}; prepare it again with "
+            "tensorflow_datasets.builder(..., file_format='tfrecord')"
         )
+    files = info.splits[split].file_instructions
+    return Records(
+        tuple(file.filename for file in files),
+        tuple(file.examples_in_shard for file in files),
+        info.features,
+        keys,
+    )
 
 
-def _read_split(builder: Any, split: str, keys: tuple[str, str]) -> Split:
+def _arrays(builder: Any, split: str, keys: tuple[str, str]) -> Split:
     image, label = keys
     stored = builder.as_dataset(
         split=split,

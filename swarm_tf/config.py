@@ -40,6 +40,7 @@ class DataConfig:
     partition: str = "iid"
     dirichlet_alpha: float = 0.5  # the smaller, the fewer classes a rank sees
     augment: bool = False
+    image_size: int = 224  # height and width of images that are streamed, not held in memory
 
 
 @dataclass(kw_only=True)
@@ -224,6 +225,7 @@ def _rules() -> dict[str, _Rule]:
         "data.data_dir": (lambda value: value != "", "a directory, not empty"),
         "data.partition": _one_of(PARTITIONS),
         "data.dirichlet_alpha": _POSITIVE,
+        "data.image_size": _at_least(1),
         "train.epochs": _POSITIVE,
         "train.max_steps": _at_least(1),
         "train.batch_size": _at_least(1),

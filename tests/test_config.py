@@ -74,6 +74,7 @@ def test_accepted(overrides):
         ({"data__data_dir": ""}, "data.data_dir= must be a directory, not empty"),
         ({"data__partition": "x"}, "data.partition=x must be one of iid, static, dirichlet"),
         ({"data__dirichlet_alpha": 0.0}, "data.dirichlet_alpha=0.0 must be above 0"),
+        ({"data__image_size": 0}, "data.image_size=0 must be 1 or more"),
         ({"train__epochs": math.nan}, "train.epochs=nan must be a finite number"),
         ({"train__epochs": math.inf}, "train.epochs=inf must be a finite number"),
         ({"train__max_steps": 0}, "train.max_steps=0 must be 1 or more"),

@@ -105,3 +105,70 @@ def test_dirichlet_shares_have_the_laws_mean_and_variance():
 def test_refusals_come_at_the_call(kind, size, alpha, words):
     with pytest.raises(UsageError, match=words):
         partition.epochs(kind, LABELS, rank=0, size=size, alpha=alpha, seed=0)
+
+
+# --- ranges of records ----------------------------------------------------------------------------
+
+FILES = (13, 1, 400, 7, 582)
+
+
+def _range_epochs(kind, rank, size, count=3, seed=5):
+    stream = partition.range_epochs(kind, FILES, rank=rank, size=size, seed=seed)
+    return list(itertools.islice(stream, count))
+
+
+def _records(ranges):
+    return np.concatenate([np.arange(first, first + count) for first, count in ranges])
+
+
+@pytest.mark.parametrize("kind", ["iid", "static"])
+@pytest.mark.parametrize("size", [1, 3, 4, 50])
+def test_ranges_are_disjoint_and_complete_in_every_epoch(kind, size):
+    shares = [_range_epochs(kind, rank, size) for rank in range(size)]
+    sizes = [[len(_records(part)) for part in epochs] for epochs in shares]
+    assert all(len(set(of_rank)) == 1 for of_rank in sizes)
+    assert np.ptp(sizes) <= 1
+    for parts in zip(*shares, strict=True):
+        together = np.sort(np.concatenate([_records(part) for part in parts]))
+        np.testing.assert_array_equal(together, np.arange(sum(FILES)))
+
+
+def test_dirichlet_reads_everything_in_an_order_of_its_own():
+    orders = [_records(part) for rank in range(2) for part in _range_epochs("dirichlet", rank, 2)]
+    assert len({order.tobytes() for order in orders}) == 6
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(sum(FILES)))
+
+
+@pytest.mark.parametrize("kind", partition.PARTITIONS)
+def test_no_range_goes_over_the_end_of_a_file(kind):
+    ends = np.cumsum(FILES)
+    for first, count in np.concatenate(_range_epochs(kind, 1, 3)):
+        assert np.searchsorted(ends, first, "right") == np.searchsorted(
+            ends, first + count - 1, "right"
+        )
+
+
+def test_ranges_are_many_and_no_more_than_records():
+    assert len(partition.ranges(FILES, 4)) >= 32
+    assert len(partition.ranges([1250] * 1024, 8)) == 1024  # ImageNet: files stay whole
+    assert len(partition.ranges([1250] * 1024, 64)) == 2048
+    assert len(partition.ranges([5], 4)) == 5
+
+
+def test_iid_deals_ranges_anew_and_static_keeps_its_own():
+    iid, static = ([set(_records(e)) for e in _range_epochs(k, 0, 4)] for k in ("iid", "static"))
+    assert 0.1 < len(iid[0] & iid[1]) / len(iid[0]) < 0.4
+    assert static[0] == static[1] == static[2] == iid[0]
+
+
+@pytest.mark.parametrize("kind", partition.PARTITIONS)
+def test_the_seed_decides_the_ranges(kind):
+    for a, b in zip(_range_epochs(kind, 1, 4), _range_epochs(kind, 1, 4), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(_range_epochs(kind, 1, 4, 1), _range_epochs(kind, 1, 4, 1, seed=6))
+
+
+def test_ranges_are_refused_at_the_call():
+    with pytest.raises(UsageError, match="1004 ranks an example each of 1003"):
+        partition.range_epochs("iid", FILES, rank=0, size=1004, seed=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+import tfds_standin
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
@@ -113,6 +114,26 @@ def test_mixed_precision_averages_float32_weights(tmp_path, precision):
     assert (largest.astype("float16").astype("float32") != largest).mean() > 0.9
 
 
+def test_two_ranks_train_on_a_set_that_is_streamed(tmp_path):
+    where = str(tmp_path / "tfds")
+    example = tfds_standin.coloured((20, 60), file_name="x")
+    tfds_standin.write("imagenet2012", where, example, {"train": 60, "validation": 11}, shards=3)
+    done = train(
+        2,
+        DIGITS,
+        f"--workdir={tmp_path / 'run'}",
+        "--config.data.name=imagenet2012",
+        f"--config.data.data_dir={where}",
+        "--config.data.image_size=16",
+        "--config.data.augment=True",
+        "--config.train.batch_size=8",
+        "--config.train.max_steps=12",
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["local_steps_total"] == 24
+    assert summary(tmp_path / "run")["epochs"] == pytest.approx(24 * 8 / 60)
+
+
 BAD = {
     "misspelt key": (2, ["--config.swarm.bitz=8"], ["bitz", "bits"]),
     "bits": (2, ["--config.swarm.bits=9"], ["swarm.bits=9", "8"]),
@@ -120,6 +141,11 @@ BAD = {
     "hypercube of 6": (6, ["--config.swarm.topology=hypercube"], ["hypercube", "6"]),
     "unknown model": (2, ["--config.model.name=resnet21"], ["model.name=resnet21"]),
     "no data": (2, ["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"], ["cifar10"]),
+    "no ImageNet": (
+        2,
+        ["--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"],
+        ["imagenet2012", "downloads/manual", "ILSVRC2012_img_train.tar"],
+    ),
     "workdir": (2, ["--workdir=/dev/null/run"], ["/dev/null/run"]),
     "alone": (2, ["--config.algorithm=single"], ["algorithm=single"]),
 }

@@ -14,14 +14,25 @@ import tensorflow_datasets as tfds
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "tfds"
 
 
-def write(name: str, data_dir: str, example: Callable[[int], Any], splits: dict[str, int]) -> None:
-    """Prepares the set `name` under data_dir with example(0), example(1), ... in each split."""
-    builder = tfds.builder(name, data_dir=data_dir)
+def write(
+    name: str,
+    data_dir: str,
+    example: Callable[[int], Any],
+    splits: dict[str, int],
+    *,
+    shards: int | None = None,
+    **builder_options: str,
+) -> None:
+    """Prepares the set `name` under data_dir with example(0), example(1), ... in each split.
+
+    Each split goes into `shards` files, or as many as TFDS finds right.
+    """
+    builder = tfds.builder(name, data_dir=data_dir, **builder_options)
     builder._split_generators = lambda *_: {
         split: ((i, example(i)) for i in range(count)) for split, count in splits.items()
     }
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False, num_shards=shards)
     )
 
 
@@ -31,6 +42,22 @@ def images(shape: tuple[int, int, int], classes: int, **more: str) -> Callable[[
     def example(i: int) -> dict[str, Any]:
         pixels = np.random.default_rng(i).integers(0, 256, shape, np.uint8)
         return {**more, "image": pixels, "label": i % classes}
+
+    return example
+
+
+def colour(i: int) -> Any:
+    """The colour of `coloured(...)(i)`, float [3] of 0..255."""
+    return np.random.default_rng(i).uniform(0, 255, 3).round()
+
+
+def coloured(sides: tuple[int, int], **more: str) -> Callable[[int], Any]:
+    """Images of one colour each, which survives JPEG; sizes vary; the label is the index itself."""
+
+    def example(i: int) -> dict[str, Any]:
+        height, width = np.random.default_rng(i).integers(*sides, 2)
+        pixels = np.broadcast_to(colour(i), (height, width, 3)).astype(np.uint8)
+        return {**more, "image": pixels, "label": i}
 
     return example
 
