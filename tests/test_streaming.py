@@ -142,6 +142,13 @@ def test_the_seed_decides_whatever_the_number_of_threads(where):
     assert len({_digest(where), _digest(where, seed=1), _digest(where, rank=1, size=2)}) == 3
 
 
+@pytest.mark.parametrize("everywhere", [0, 1])
+def test_the_global_seed_changes_nothing(where, everywhere):
+    expected = _digest(where)
+    tf.random.set_seed(everywhere)
+    assert _digest(where) == expected
+
+
 def test_crops_and_flips_differ_between_epochs(where):
     part = _load(where, "caltech101", partition="static", size=100, rank=5)
     assert part.shard_examples == 3
