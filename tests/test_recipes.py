@@ -1,15 +1,21 @@
 """Every recipe says what it is, and is one that a run accepts."""
 
 import importlib
+import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tfds_standin
 
 import models
 from swarm_tf import config as c
 from swarm_tf import optimizers
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 def load(recipe):
@@ -50,3 +56,45 @@ def test_the_swarm_takes_the_schedule_of_the_sequential_recipe_stretched(recipe)
         return [float(rate(int(share * steps)) if callable(rate) else rate) for share in shares]
 
     assert rates("swarm") == pytest.approx(rates("single"), rel=0.05)
+
+
+# What stands in for the sets of the recipes: a few examples with the shapes of the real ones.
+STANDINS = {
+    "cifar10": (tfds_standin.images((32, 32, 3), 10, id="x"), "test"),
+    "cifar100": (tfds_standin.images((32, 32, 3), 100, id="x", coarse_label=0), "test"),
+    "fashion_mnist": (tfds_standin.images((28, 28, 1), 10), "test"),
+    "imagenet2012": (tfds_standin.coloured((200, 500), file_name="x"), "validation"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_ranks_train_it_at_full_size(recipe, tmp_path):
+    name = load(recipe).get_config().data.name
+    data_dir = str(tmp_path / "tfds")
+    if name in STANDINS:
+        example, held_out = STANDINS[name]
+        tfds_standin.write(name, data_dir, example, {"train": 40, held_out: 10})
+    flags = [
+        f"--config=configs/{recipe}.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={data_dir}",
+        "--config.train.batch_size=8",
+        "--config.train.threads=1",
+        "--config.train.max_steps=2",
+        "--config.swarm.local_steps=1",
+    ]
+    done = subprocess.run(
+        [Path(sys.executable).parent / "swarmrun", "-n", "2", "train.py", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["local_steps_total"] == 4
+    assert summary["exchanges"] >= 1
+    assert summary["exchanges_failed"] == 0
+    assert math.isfinite(summary["final"]["loss"])
+    assert (tmp_path / "run" / "consensus.weights.h5").exists()
