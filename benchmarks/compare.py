@@ -2,12 +2,18 @@
 
     python -m benchmarks.compare --config=configs/digits_resnet.py --out=demo
 
-trains once per algorithm, one after another, then prints a table and draws OUT/curves.png from
-the files the runs left in OUT/ALGORITHM. Any --config.KEY=VALUE goes to every run. All make the
-same passes over the data, unless the recipe gives the swarm more (train.epoch_multiplier).
+trains once per algorithm, one after another, then prints a table (OUT/table.md) and draws
+OUT/curves.png from the files the runs left in OUT/ALGORITHM. Any --config.KEY=VALUE goes to every
+run. All make the same passes over the data, unless the recipe gives the swarm more
+(train.epoch_multiplier).
+
+    python -m benchmarks.compare --workdirs DIR DIR --out=demo
+
+does the same with runs that are finished, on a cluster for instance.
 """
 
 import argparse
+import io
 import json
 import shutil
 import subprocess
@@ -24,17 +30,25 @@ from rich.table import Table
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 150
-WIDTH = 130  # columns of the table
+WIDTH = 145  # columns of the table
 
 
 @dataclass(frozen=True)
 class Run:
     """The files of one workdir."""
 
-    algorithm: str
     lines: list[dict[str, Any]]
     summary: dict[str, Any]
     config: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What tells the run from the others."""
+        ranks, data = self.summary["ranks"], self.config["data"]
+        words = [self.summary["algorithm"], f"{ranks} rank{'s' * (ranks > 1)}"]
+        if data["partition"] == "dirichlet":
+            words.append(f"dirichlet {data['dirichlet_alpha']:g}")
+        return ", ".join(words)
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Passes over the data and values of one key, from rank 0's own model."""
@@ -52,7 +66,7 @@ def read(workdir: Path) -> Run:
     summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
     config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in text.splitlines()]
-    return Run(summary["algorithm"], lines, summary, config)
+    return Run(lines, summary, config)
 
 
 def command(algorithm: str, ranks: int, config: str, out: Path, rest: Sequence[str]) -> list[str]:
@@ -72,12 +86,11 @@ def command(algorithm: str, ranks: int, config: str, out: Path, rest: Sequence[s
     return [swarmrun, "-n", str(ranks), *run]
 
 
-def table(runs: Sequence[Run]) -> Table:
+def table(runs: Sequence[Run], frame: box.Box = box.SIMPLE_HEAD) -> Table:
     """A line a run; accuracy is the mean model's, "per rank" the worst and the best model's."""
-    result = Table(title=_title(runs), box=box.SIMPLE_HEAD, pad_edge=False)
-    result.add_column("algorithm", style="bold", no_wrap=True)
+    result = Table(title=_title(runs), box=frame, pad_edge=frame is box.MARKDOWN)
+    result.add_column("run", style="bold", no_wrap=True)
     for heading in (
-        "ranks",
         "passes",
         "accuracy",
         "per rank",
@@ -91,7 +104,7 @@ def table(runs: Sequence[Run]) -> Table:
     ):
         result.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
-        result.add_row(run.algorithm, *_cells(run.summary))
+        result.add_row(run.label, *_cells(run.summary))
     return result
 
 
@@ -106,7 +119,7 @@ def draw(runs: Sequence[Run], path: Path, size: tuple[int, int] = (1650, 660)) -
     figure, (left, right) = pyplot.subplots(1, 2, figsize=inches, layout="constrained")
     figure.suptitle(_title(runs))
     for run, colour in zip(runs, COLOURS, strict=False):
-        label = _label(run)
+        label = run.label
         final = _number(run.summary["final"].get("accuracy"), ".2%")
         left.plot(*run.curve("loss"), color=colour, label=label, linewidth=1.4)
         right.plot(*run.curve("test_accuracy"), color=colour, label=f"{label}: {final}", marker=".")
@@ -125,8 +138,7 @@ def draw(runs: Sequence[Run], path: Path, size: tuple[int, int] = (1650, 660)) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, prints, draws; returns 0, or the exit code of the first run that failed."""
     args, rest = _parse(argv)
-    workdirs = []
-    for algorithm in args.algorithms:
+    for algorithm in [] if args.workdirs else args.algorithms:
         line = command(algorithm, args.ranks, args.config, args.out, rest)
         print("$", *line, flush=True)
         try:
@@ -137,13 +149,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code:
             print(f"{algorithm} failed with exit code {code}", file=sys.stderr)
             return code if code > 0 else 128 - code  # a signal, as a shell reports it
-        workdirs.append(args.out / algorithm)
-    runs = [read(workdir) for workdir in workdirs]
+    try:
+        runs = [read(d) for d in args.workdirs or [args.out / name for name in args.algorithms]]
+    except FileNotFoundError as error:
+        print(f"{error.filename} is missing: not a finished run", file=sys.stderr)
+        return 2
+    _report(runs, args.out)
+    return 0
+
+
+def _report(runs: Sequence[Run], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     # Never cut a number short: a narrow terminal may wrap, a pipe has no width at all.
     Console(width=max(Console().width, WIDTH)).print(table(runs))
-    draw(runs, args.out / "curves.png")
-    print(f"curves: {args.out / 'curves.png'}")
-    return 0
+    markdown = Console(width=WIDTH, file=io.StringIO(), record=True)
+    markdown.print(table(runs, box.MARKDOWN))
+    lines = [line.strip() for line in markdown.export_text().splitlines()]
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    draw(runs, out / "curves.png")
+    print(f"curves: {out / 'curves.png'}")
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -153,7 +177,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         epilog="--config.KEY=VALUE goes to every run.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="configs/NAME.py")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="configs/NAME.py")
+    what.add_argument("--workdirs", nargs="+", type=Path, help="of finished runs: train nothing")
     parser.add_argument("--algorithms", type=_names, default="single,swarm", help="%(default)s")
     parser.add_argument("--ranks", type=int, default=4, help="all but single; %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
@@ -173,16 +199,10 @@ def _title(runs: Sequence[Run]) -> str:
     return f"{config['model']['name']} on {config['data']['name']}"
 
 
-def _label(run: Run) -> str:
-    ranks = run.summary["ranks"]
-    return f"{run.algorithm}, {ranks} rank{'s' * (ranks > 1)}"
-
-
 def _cells(summary: dict[str, Any]) -> list[str]:
     separate = summary["per_rank_accuracy"]
     low, high = (_number(separate.get(end), ".1%") for end in ("min", "max"))
     return [
-        str(summary["ranks"]),
         _number(summary["epochs"], ".3g"),
         _number(summary["final"].get("accuracy"), ".2%"),
         f"{low}..{high}",

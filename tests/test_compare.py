@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import compare
 
 
-def write_run(workdir, algorithm, ranks, *, accuracy=0.95):
+def write_run(workdir, algorithm, ranks, *, accuracy=0.95, partition="iid"):
     """A workdir as a run leaves it, with a null loss as of a NaN."""
     workdir.mkdir(parents=True)
     lines = [
@@ -39,6 +39,7 @@ def write_run(workdir, algorithm, ranks, *, accuracy=0.95):
         "examples_per_second": 1600.0,
     }
     config = {"model": {"name": "resnet8"}, "data": {"name": "digits"}}
+    config["data"] |= {"partition": partition, "dirichlet_alpha": 0.3}
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (workdir / "summary.json").write_text(json.dumps(summary))
     (workdir / "config.json").write_text(json.dumps(config))
@@ -63,13 +64,11 @@ def test_table(runs):
     console.print(compare.table(runs))
     text = console.export_text()
     assert "resnet8 on digits" in text
-    single, swarm = (
-        next(x for x in text.splitlines() if f" {n} " in x) for n in ("single", "swarm")
-    )
-    cells = ["1", "8", "95.00%", "93.0%..96.0%", "0.2500", "123", "4.5"]
+    single, swarm = (next(x for x in text.splitlines() if n in x) for n in ("single", "swarm"))
+    cells = ["8", "95.00%", "93.0%..96.0%", "0.2500", "123", "4.5"]
     cells += ["1.2%", "0.4%", "7.5", "1600"]
-    assert single.split()[1:] == cells
-    assert swarm.split()[1:4] == ["4", "8", "-"]
+    assert single.split() == ["single,", "1", "rank", *cells]
+    assert swarm.split()[:5] == ["swarm,", "4", "ranks", "8", "-"]
 
 
 def test_picture_is_a_png_of_the_size_asked_for(runs, tmp_path):
@@ -124,6 +123,20 @@ def test_whole_comparison(trained, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "--config.algorithm=swarm --config.seed=3" in shown
     assert "curves.png" in shown
+
+
+def test_finished_runs_are_compared_without_training(runs, trained, tmp_path, capsys):
+    write_run(tmp_path / "skewed", "swarm", 4, partition="dirichlet")
+    workdirs = [str(tmp_path / name) for name in ("swarm", "skewed")]
+    out = tmp_path / "new" / "out"
+    assert compare.main(["--workdirs", *workdirs, f"--out={out}"]) == 0
+    assert trained[1] == []
+    assert (out / "curves.png").exists()
+    for text in (capsys.readouterr().out, (out / "table.md").read_text()):
+        assert "swarm, 4 ranks, dirichlet 0.3" in text
+    assert "|---" in (out / "table.md").read_text()
+    assert compare.main(["--workdirs", str(tmp_path / "none"), f"--out={out}"]) == 2
+    assert "not a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("code", "expected"), [(2, 2), (-9, 137)])
