@@ -4,9 +4,9 @@ Shows:     the paper's CIFAR-10 experiment on data of the same size (60,000 imag
 Paper:     Nadiradze et al. 2021 (arXiv 1910.12308): ResNets recover the sequential top-1.
 Run:       swarmrun -n 4 train.py --config=configs/fashion_mnist_resnet20.py --workdir=runs/fashion
            (with --config.data.data_dir=DIR where TFDS keeps its files elsewhere)
-Hardware:  one GPU or 8 CPU cores.
-Minutes:   not run.
-Metric:    test accuracy of the mean model; ours: not run.
+Hardware:  2 CPU cores.
+Minutes:   15 on four ranks (53 s an epoch).
+Metric:    test accuracy of the mean model, 89.9 % (one rank alone: 89.7 %; docs/results.md).
 """
 
 from swarm_tf.config import (
