@@ -1,0 +1,239 @@
+"""Beam search for any model that predicts the next token; one beam is greedy search.
+
+The model is two values: a `cache`, any nest of tensors [rows, ...] that holds what it has to know
+of the tokens before, and `step`, which reads one more token of every row.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from swarm_tf.errors import UsageError
+
+PADDING = 0  # what follows the end
+Step = Callable[[tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
+
+
+class _Hypotheses(NamedTuple):
+    tokens: tf.Tensor  # int32 [batch, n, 1 + max_length], the first is `start`
+    scores: tf.Tensor  # float32 [batch, n]
+
+
+def search(
+    step: Step,
+    cache: Any,
+    *,
+    batch: int | tf.Tensor,
+    max_length: int | tf.Tensor,
+    limits: tf.Tensor | None = None,
+    beams: int = 4,
+    best: int = 1,
+    alpha: float = 0.6,
+    start: int = 1,
+    end: int = 2,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The best hypotheses that beam search finds; to be called inside a tf.function, XLA or not.
+
+    The score of a hypothesis is its log-probability over its `length_penalty`. As in tensor2tensor,
+    those that ended are kept apart from the live ones, of which there are always `beams`. The
+    search stops as soon as no live one can change the result. Of equal candidates, the one from the
+    earlier beam wins, then the one of smaller id.
+
+    One beam is greedy search: the most probable token, again and again. (Beam search by the rule
+    above would also keep an end that was second to another token.)
+
+    The defaults are those of Vaswani et al. 2017 (arXiv 1706.03762, 6.1), who limit the length to
+    that of the source + 50.
+
+    Args:
+      step: (tokens int32 [rows], position int32 [], cache) -> (float32 logits [rows, vocabulary],
+        cache): reads the tokens before `position`, which at 0 are `start`, and predicts those at
+        `position`. The rows are batch * beams, those of one sentence side by side.
+      cache: for the first step, tensors [batch, ...]. A tensor that `step` hands on untouched, as
+        it will the keys and values of the source, is the same for all beams and never moved.
+      batch: number of sentences. This and `max_length` may be tensors, but not under XLA.
+      max_length: of a hypothesis, in tokens with the end.
+      limits: int32 [batch], a smaller `max_length` for each sentence; for 0 nothing is sought.
+      beams: live hypotheses of each sentence.
+      best: how many hypotheses to return of each sentence; the fewer, the sooner the search stops.
+      alpha: exponent of the length penalty, at least 0.
+      start: id that stands before the first token and, like padding, is never produced.
+      end: id of the last token of a hypothesis.
+
+    Returns:
+      tokens int32 [batch, best, max_length] with 0 after the end, and scores float32 [batch, best].
+      First come hypotheses that ended, from the highest score down. Only where these are fewer than
+      `best`, live ones of the greatest length follow without an end, again from the highest score
+      down. Where these are too few as well (there are no others of a probability above 0, or
+      logits were NaN), the rest is zeros with the score -inf.
+
+    Raises:
+      UsageError: for values out of range.
+    """
+    if not 1 <= best <= beams:
+        raise UsageError(f"best={best} with beams={beams}; use 1 <= best <= beams")
+    if alpha < 0:
+        raise UsageError(f"alpha={alpha} would make long hypotheses worse than 0 does; use >= 0")
+    if end in (PADDING, start):
+        raise UsageError(f"end={end} is padding (0) or start={start}; use another id")
+    limits = tf.minimum(max_length if limits is None else limits, max_length)
+    limits = tf.broadcast_to(limits, [batch])
+    tokens = tf.pad(tf.fill([batch, beams, 1], start), [[0, 0], [0, 0], [0, max_length]])
+    if beams == 1:
+        found = _greedy(step, cache, tokens, limits, alpha, start, end)
+    else:
+        found = _beam_search(step, cache, tokens, limits, best, alpha, start, end)
+    possible = _possible(found.scores)[:, :, None]
+    return tf.where(possible, found.tokens[:, :, 1:], PADDING), found.scores
+
+
+def length_penalty(length: tf.Tensor, alpha: float) -> tf.Tensor:
+    """((5 + length) / 6)^alpha, float32 (Wu et al. 2016, arXiv 1609.08144, equation 14)."""
+    return ((5.0 + tf.cast(length, tf.float32)) / 6.0) ** alpha
+
+
+def _greedy(
+    step: Step,
+    cache: Any,
+    tokens: tf.Tensor,
+    limits: tf.Tensor,
+    alpha: float,
+    start: int,
+    end: int,
+) -> _Hypotheses:
+    """As `search`, from tokens int32 [batch, 1, 1 + max_length] that begin with `start`."""
+
+    def extend(position, tokens, log_probs, live, cache):
+        logits, cache = step(tf.gather(tokens, position, axis=1), position, cache)
+        likely, candidates = _likely(logits, 1, start)
+        likely, place = tf.math.top_k(likely, 1)
+        token = tf.where(live, tf.gather(candidates, place, batch_dims=1)[:, 0], PADDING)
+        log_probs += tf.where(live, likely[:, 0], 0.0)
+        live &= (token != end) & (position + 1 < limits) & _possible(log_probs)
+        return position + 1, _write(tokens, position + 1, token), log_probs, live, cache
+
+    _, tokens, log_probs, _, _ = tf.while_loop(
+        lambda position, tokens, log_probs, live, cache: tf.reduce_any(live),
+        extend,
+        (tf.constant(0), tokens[:, 0], tf.zeros_like(limits, tf.float32), limits > 0, cache),
+    )
+    lengths = tf.math.count_nonzero(tokens[:, 1:], axis=1)
+    scores = log_probs / length_penalty(lengths, alpha)
+    return _Hypotheses(tokens[:, None], scores[:, None])
+
+
+def _beam_search(
+    step: Step,
+    cache: Any,
+    tokens: tf.Tensor,
+    limits: tf.Tensor,
+    best: int,
+    alpha: float,
+    start: int,
+    end: int,
+) -> _Hypotheses:
+    """As `search`, from tokens int32 [batch, beams, 1 + max_length] that begin with `start`."""
+    beams = tokens.shape[1]
+    cache = tf.nest.map_structure(lambda x: tf.repeat(x, beams, axis=0), cache)
+    none = tf.fill(tf.shape(tokens)[:2], -math.inf)
+    # All beams start the same: only the first one counts.
+    live = _Hypotheses(tokens, tf.where(tf.range(beams) == 0, 0.0, none))
+    ended = _Hypotheses(tokens[:, :best], none[:, :best])
+    rows = tf.range(tf.shape(tokens)[0])[:, None] * beams  # the first of each sentence
+
+    def undecided(position, live, ended, cache):
+        # Whatever follows, a live hypothesis ends with a log-probability of at most its present one
+        # and at most at its limit, where the penalty divides it by the most; a draw changes nothing.
+        attainable = live.scores[:, 0] / length_penalty(limits, alpha)
+        return tf.reduce_any((position < limits) & (attainable > ended.scores[:, -1]))
+
+    def extend(position, live, ended, cache):
+        last = tf.reshape(tf.gather(live.tokens, position, axis=2), [-1])
+        logits, next_cache = step(last, position, cache)
+        # Each beam has one end: of twice as many candidates as beams, enough stay live.
+        likely, tokens = _likely(logits, 2 * beams, start)
+        width = likely.shape[1]
+        log_probs = live.scores[:, :, None] + tf.reshape(likely, [-1, beams, width])
+        log_probs, chosen = tf.math.top_k(tf.reshape(log_probs, [-1, beams * width]), 2 * beams)
+        tokens = tf.gather(tf.reshape(tokens, [-1, beams * width]), chosen, batch_dims=1)
+        parents, position = chosen // width, position + 1
+
+        within = (position <= limits)[:, None]
+        scores = log_probs / length_penalty(position, alpha)
+        scores = tf.where(within & (tokens == end), scores, -math.inf)
+        kept = tf.broadcast_to(tf.range(best), tf.shape(ended.scores))
+        next_ended, _ = _choose(
+            best,
+            tf.concat([ended.tokens, live.tokens], 1),
+            tf.concat([kept, best + parents], 1),
+            tf.concat([tf.fill(tf.shape(kept), PADDING), tokens], 1),
+            tf.concat([ended.scores, scores], 1),
+            position,
+        )
+        log_probs = tf.where(tokens == end, -math.inf, log_probs)
+        grown, parents = _choose(beams, live.tokens, parents, tokens, log_probs, position)
+        next_live = _Hypotheses(
+            tf.where(within[:, :, None], grown.tokens, live.tokens),
+            tf.where(within, grown.scores, live.scores),
+        )
+        sources = tf.reshape(rows + parents, [-1])
+        next_cache = tf.nest.map_structure(
+            lambda new, old: old if new is old else tf.gather(new, sources), next_cache, cache
+        )
+        return position, next_live, next_ended, next_cache
+
+    _, live, ended, _ = tf.while_loop(undecided, extend, (tf.constant(0), live, ended, cache))
+    number = tf.math.count_nonzero(_possible(ended.scores), axis=1, dtype=tf.int32)[:, None]
+    place = tf.range(best)
+    place = tf.where(place < number, place, best + place - number)
+    scores = tf.concat([ended.scores, live.scores / length_penalty(limits, alpha)[:, None]], 1)
+    tokens = tf.concat([ended.tokens, live.tokens], 1)
+    return _Hypotheses(*(tf.gather(x, place, batch_dims=1) for x in (tokens, scores)))
+
+
+def _likely(logits: tf.Tensor, count: int, start: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Log-probabilities and ids [rows, count + 2] of the likeliest tokens, from high to low.
+
+    Two more than asked for (or the whole vocabulary), as padding and `start` may be among them:
+    theirs are -inf.
+    """
+    top, tokens = tf.math.top_k(logits, min(count + 2, logits.shape[-1]))
+    log_probs = top - tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
+    allowed = (tokens != PADDING) & (tokens != start) & ~tf.math.is_nan(log_probs)
+    # Rounding must not make a probability greater than 1.
+    return tf.where(allowed, tf.minimum(log_probs, 0.0), -math.inf), tokens
+
+
+def _choose(
+    count: int,
+    hypotheses: tf.Tensor,
+    parents: tf.Tensor,
+    tokens: tf.Tensor,
+    scores: tf.Tensor,
+    position: tf.Tensor,
+) -> tuple[_Hypotheses, tf.Tensor]:
+    """The best of `hypotheses[parents] + tokens`, and the parents of these.
+
+    Args:
+      count: how many.
+      hypotheses: int32 [batch, m, 1 + max_length].
+      parents: int32 [batch, n], numbers below m.
+      tokens: int32 [batch, n], which come to `position`.
+      scores: float32 [batch, n].
+    """
+    scores, chosen = tf.math.top_k(scores, count)
+    parents, tokens = (tf.gather(x, chosen, batch_dims=1) for x in (parents, tokens))
+    hypotheses = tf.gather(hypotheses, parents, batch_dims=1)
+    return _Hypotheses(_write(hypotheses, position, tokens), scores), parents
+
+
+def _write(hypotheses: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+    """Hypotheses [..., 1 + max_length] with tokens [...] at `position`."""
+    here = tf.range(tf.shape(hypotheses)[-1]) == position
+    return tf.where(here, tokens[..., None], hypotheses)
+
+
+def _possible(scores: tf.Tensor) -> tf.Tensor:
+    return scores > -math.inf
