@@ -144,8 +144,8 @@ def _beam_search(
     rows = tf.range(tf.shape(tokens)[0])[:, None] * beams  # the first of each sentence
 
     def undecided(position, live, ended, cache):
-        # Whatever follows, a live hypothesis ends with a log-probability of at most its present one
-        # and at most at its limit, where the penalty divides it by the most; a draw changes nothing.
+        # What follows adds at most 0 to a log-probability, and the penalty divides it by at most
+        # that of the limit: no live hypothesis can come above `attainable`. A draw changes nothing.
         attainable = live.scores[:, 0] / length_penalty(limits, alpha)
         return tf.reduce_any((position < limits) & (attainable > ended.scores[:, -1]))
 
