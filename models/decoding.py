@@ -108,8 +108,7 @@ def _greedy(
     def extend(position, tokens, log_probs, live, cache):
         logits, cache = step(tf.gather(tokens, position, axis=1), position, cache)
         likely, candidates = _likely(logits, 1, start)
-        likely, place = tf.math.top_k(likely, 1)
-        token = tf.where(live, tf.gather(candidates, place, batch_dims=1)[:, 0], PADDING)
+        token = tf.where(live, candidates[:, 0], PADDING)
         log_probs += tf.where(live, likely[:, 0], 0.0)
         live &= (token != end) & (position + 1 < limits) & _possible(log_probs)
         return position + 1, _write(tokens, position + 1, token), log_probs, live, cache
@@ -194,16 +193,14 @@ def _beam_search(
 
 
 def _likely(logits: tf.Tensor, count: int, start: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Log-probabilities and ids [rows, count + 2] of the likeliest tokens, from high to low.
-
-    Two more than asked for (or the whole vocabulary), as padding and `start` may be among them:
-    theirs are -inf.
-    """
-    top, tokens = tf.math.top_k(logits, min(count + 2, logits.shape[-1]))
+    """Log-probabilities and ids [rows, at most count] of the likeliest tokens, from high to low."""
+    vocabulary = logits.shape[-1]
+    tokens = tf.range(vocabulary)
+    barred = tf.where((tokens == PADDING) | (tokens == start), -math.inf, 0.0)
+    top, tokens = tf.math.top_k(logits + barred, min(count, vocabulary))
     log_probs = top - tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
-    allowed = (tokens != PADDING) & (tokens != start) & ~tf.math.is_nan(log_probs)
     # Rounding must not make a probability greater than 1.
-    return tf.where(allowed, tf.minimum(log_probs, 0.0), -math.inf), tokens
+    return tf.where(tf.math.is_nan(log_probs), -math.inf, tf.minimum(log_probs, 0.0)), tokens
 
 
 def _choose(
