@@ -18,7 +18,7 @@ Step = Callable[[tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 class _Hypotheses(NamedTuple):
     tokens: tf.Tensor  # int32 [batch, n, 1 + max_length], the first is `start`
-    scores: tf.Tensor  # float32 [batch, n]
+    scores: tf.Tensor  # float32 [batch, n]; log-probabilities until they are divided
 
 
 def search(
@@ -75,7 +75,7 @@ def search(
     if not 1 <= best <= beams:
         raise UsageError(f"best={best} with beams={beams}; use 1 <= best <= beams")
     if alpha < 0:
-        raise UsageError(f"alpha={alpha} would make long hypotheses worse than 0 does; use >= 0")
+        raise UsageError(f"alpha={alpha} would favour short hypotheses; use 0 or more")
     if end in (PADDING, start):
         raise UsageError(f"end={end} is padding (0) or start={start}; use another id")
     limits = tf.minimum(max_length if limits is None else limits, max_length)
@@ -140,7 +140,7 @@ def _beam_search(
     # All beams start the same: only the first one counts.
     live = _Hypotheses(tokens, tf.where(tf.range(beams) == 0, 0.0, none))
     ended = _Hypotheses(tokens[:, :best], none[:, :best])
-    rows = tf.range(tf.shape(tokens)[0])[:, None] * beams  # the first of each sentence
+    first_rows = beams * tf.range(tf.shape(tokens)[0])[:, None]
 
     def undecided(position, live, ended, cache):
         # What follows adds at most 0 to a log-probability, and the penalty divides it by at most
@@ -151,45 +151,67 @@ def _beam_search(
     def extend(position, live, ended, cache):
         last = tf.reshape(tf.gather(live.tokens, position, axis=2), [-1])
         logits, next_cache = step(last, position, cache)
-        # Each beam has one end: of twice as many candidates as beams, enough stay live.
-        likely, tokens = _likely(logits, 2 * beams, start)
-        width = likely.shape[1]
-        log_probs = live.scores[:, :, None] + tf.reshape(likely, [-1, beams, width])
-        log_probs, chosen = tf.math.top_k(tf.reshape(log_probs, [-1, beams * width]), 2 * beams)
-        tokens = tf.gather(tf.reshape(tokens, [-1, beams * width]), chosen, batch_dims=1)
-        parents, position = chosen // width, position + 1
+        position += 1
+        # A beam has one end: of twice as many candidates as beams, enough stay live.
+        candidates, parents = _candidates(live, *_likely(logits, 2 * beams, start), position)
+        ends = tf.gather(candidates.tokens, position, axis=2) == end
+        within = (position <= limits)[:, None]  # else the sentence keeps what it has
 
-        within = (position <= limits)[:, None]
-        scores = log_probs / length_penalty(position, alpha)
-        scores = tf.where(within & (tokens == end), scores, -math.inf)
-        kept = tf.broadcast_to(tf.range(best), tf.shape(ended.scores))
-        next_ended, _ = _choose(
-            best,
-            tf.concat([ended.tokens, live.tokens], 1),
-            tf.concat([kept, best + parents], 1),
-            tf.concat([tf.fill(tf.shape(kept), PADDING), tokens], 1),
-            tf.concat([ended.scores, scores], 1),
-            position,
-        )
-        log_probs = tf.where(tokens == end, -math.inf, log_probs)
-        grown, parents = _choose(beams, live.tokens, parents, tokens, log_probs, position)
-        next_live = _Hypotheses(
+        scores = candidates.scores / length_penalty(position, alpha)
+        scores = tf.where(within & ends, scores, -math.inf)
+        all_tokens = tf.concat([ended.tokens, candidates.tokens], 1)
+        ended, _ = _highest(best, all_tokens, tf.concat([ended.scores, scores], 1))
+
+        log_probs = tf.where(ends, -math.inf, candidates.scores)
+        grown, chosen = _highest(beams, candidates.tokens, log_probs)
+        live = _Hypotheses(
             tf.where(within[:, :, None], grown.tokens, live.tokens),
             tf.where(within, grown.scores, live.scores),
         )
-        sources = tf.reshape(rows + parents, [-1])
-        next_cache = tf.nest.map_structure(
+        sources = tf.reshape(first_rows + tf.gather(parents, chosen, batch_dims=1), [-1])
+        cache = tf.nest.map_structure(
             lambda new, old: old if new is old else tf.gather(new, sources), next_cache, cache
         )
-        return position, next_live, next_ended, next_cache
+        return position, live, ended, cache
 
     _, live, ended, _ = tf.while_loop(undecided, extend, (tf.constant(0), live, ended, cache))
+    return _filled(ended, live.tokens, live.scores / length_penalty(limits, alpha)[:, None])
+
+
+def _candidates(
+    live: _Hypotheses, likely: tf.Tensor, tokens: tf.Tensor, position: tf.Tensor
+) -> tuple[_Hypotheses, tf.Tensor]:
+    """The likeliest hypotheses, two for each beam, with one more token, and their beams.
+
+    Args:
+      live: [batch, beams, ...].
+      likely, tokens: [batch * beams, n] as of `_likely`.
+      position: where the new token goes.
+    """
+    beams, width = live.scores.shape[1], tokens.shape[1]
+    log_probs = live.scores[:, :, None] + tf.reshape(likely, [-1, beams, width])
+    log_probs, chosen = tf.math.top_k(tf.reshape(log_probs, [-1, beams * width]), 2 * beams)
+    tokens = tf.gather(tf.reshape(tokens, [-1, beams * width]), chosen, batch_dims=1)
+    parents = chosen // width
+    before = tf.gather(live.tokens, parents, batch_dims=1)
+    return _Hypotheses(_write(before, position, tokens), log_probs), parents
+
+
+def _highest(count: int, tokens: tf.Tensor, scores: tf.Tensor) -> tuple[_Hypotheses, tf.Tensor]:
+    """Those of the highest scores, and their places int32 [batch, count]; of equals the first."""
+    scores, places = tf.math.top_k(scores, count)
+    return _Hypotheses(tf.gather(tokens, places, batch_dims=1), scores), places
+
+
+def _filled(ended: _Hypotheses, tokens: tf.Tensor, scores: tf.Tensor) -> _Hypotheses:
+    """Hypotheses that ended, and where there are too few of them, others."""
+    best = ended.scores.shape[1]
     number = tf.math.count_nonzero(_possible(ended.scores), axis=1, dtype=tf.int32)[:, None]
-    place = tf.range(best)
-    place = tf.where(place < number, place, best + place - number)
-    scores = tf.concat([ended.scores, live.scores / length_penalty(limits, alpha)[:, None]], 1)
-    tokens = tf.concat([ended.tokens, live.tokens], 1)
-    return _Hypotheses(*(tf.gather(x, place, batch_dims=1) for x in (tokens, scores)))
+    places = tf.range(best)
+    places = tf.where(places < number, places, best + places - number)
+    tokens = tf.gather(tf.concat([ended.tokens, tokens], 1), places, batch_dims=1)
+    scores = tf.gather(tf.concat([ended.scores, scores], 1), places, batch_dims=1)
+    return _Hypotheses(tokens, scores)
 
 
 def _likely(logits: tf.Tensor, count: int, start: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -201,29 +223,6 @@ def _likely(logits: tf.Tensor, count: int, start: int) -> tuple[tf.Tensor, tf.Te
     log_probs = top - tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
     # Rounding must not make a probability greater than 1.
     return tf.where(tf.math.is_nan(log_probs), -math.inf, tf.minimum(log_probs, 0.0)), tokens
-
-
-def _choose(
-    count: int,
-    hypotheses: tf.Tensor,
-    parents: tf.Tensor,
-    tokens: tf.Tensor,
-    scores: tf.Tensor,
-    position: tf.Tensor,
-) -> tuple[_Hypotheses, tf.Tensor]:
-    """The best of `hypotheses[parents] + tokens`, and the parents of these.
-
-    Args:
-      count: how many.
-      hypotheses: int32 [batch, m, 1 + max_length].
-      parents: int32 [batch, n], numbers below m.
-      tokens: int32 [batch, n], which come to `position`.
-      scores: float32 [batch, n].
-    """
-    scores, chosen = tf.math.top_k(scores, count)
-    parents, tokens = (tf.gather(x, chosen, batch_dims=1) for x in (parents, tokens))
-    hypotheses = tf.gather(hypotheses, parents, batch_dims=1)
-    return _Hypotheses(_write(hypotheses, position, tokens), scores), parents
 
 
 def _write(hypotheses: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:

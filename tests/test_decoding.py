@@ -229,15 +229,21 @@ def test_scores_are_those_of_the_tokens(way, beams):
 def test_a_sentence_does_not_depend_on_its_neighbours(way, beams):
     """To the last bit: among sentences that end sooner, later, or were replaced."""
     network = Network(5, batch=4, vocabulary=9, end=1)
+    keys = {"batch": 4, "max_length": 12, "beams": beams, "best": beams}
+
+    @WAYS[way]
+    def run(sources, limits):
+        cache = network.cache() | {"source": sources}
+        return decoding.search(network.step, cache, limits=limits, **keys)
+
+    sources = network.sources.astype(np.float32)
+    replacements = np.random.default_rng(0).normal(0, 3, (4, UNITS)).astype(np.float32)
     limits = np.array([3, 9, 12, 5], np.int32)
-    search = {"max_length": 12, "beams": beams, "best": beams}
-    tokens, scores = network.search(way, limits=tf.constant(limits), **search)
-    sources, replacements = network.sources, np.random.default_rng(0).normal(0, 3, (4, UNITS))
+    tokens, scores = run(tf.constant(sources), tf.constant(limits))
     for row in range(4):
         others = np.arange(4) != row
-        network.sources = np.where(others[:, None], replacements, sources)
-        changed = np.where(others, limits[::-1], limits)
-        again = network.search(way, limits=tf.constant(changed), **search)
+        changed = np.where(others[:, None], replacements, sources)
+        again = run(tf.constant(changed), tf.constant(np.where(others, limits[::-1], limits)))
         np.testing.assert_array_equal(again[0][row], tokens[row])
         np.testing.assert_array_equal(again[1][row], scores[row])
 
@@ -258,6 +264,27 @@ def test_one_trace_serves_all_sizes():
         np.testing.assert_array_equal(several[0], tokens[:batch])
         np.testing.assert_allclose(several[1], scores[:batch], rtol=1e-5)
     assert run.experimental_get_tracing_count() == 1
+
+
+def test_only_what_differs_between_beams_is_moved():
+    """The source's part of the cache never, greedily nothing at all."""
+    network = Network(0, batch=2, vocabulary=9, end=-9)
+    given, returned = [], []
+
+    def step(tokens, position, cache):
+        given.append(cache)
+        logits, cache = network.step(tokens, position, cache)
+        returned.append(cache)
+        return logits, cache
+
+    for beams in (3, 1):
+        given.clear()
+        returned.clear()
+        decoding.search(step, network.cache(), batch=2, max_length=5, beams=beams)
+        assert len(given) == 5
+        for before, after in zip(returned, given[1:], strict=False):
+            assert after["source"] is before["source"]
+            assert (after["state"][0] is before["state"][0]) == (beams == 1)
 
 
 # --- when it stops --------------------------------------------------------------------------------
@@ -393,7 +420,7 @@ def test_a_sentence_that_never_ends_is_cut_at_its_limit(beams):
     [
         ({"beams": 0}, r"best=1 with beams=0; use 1 <= best <= beams"),
         ({"beams": 4, "best": 5}, r"best=5 with beams=4; use 1 <= best <= beams"),
-        ({"alpha": -0.1}, r"alpha=-0.1 .* use >= 0"),
+        ({"alpha": -0.1}, r"alpha=-0.1 .* use 0 or more"),
         ({"end": 0}, r"end=0 is padding"),
         ({"end": 7, "start": 7}, r"end=7 is .* start=7"),
     ],
