@@ -51,8 +51,8 @@ def search(
       step: (tokens int32 [rows], position int32 [], cache) -> (float32 logits [rows, vocabulary],
         cache): reads the tokens before `position`, which at 0 are `start`, and predicts those at
         `position`. The rows are batch * beams, those of one sentence side by side.
-      cache: for the first step, tensors [batch, ...]. A tensor that `step` hands on untouched, as
-        it will the keys and values of the source, is the same for all beams and never moved.
+      cache: for the first step, tensors [batch, ...]. A tensor that `step` always hands on as it
+        came, such as the keys and values of the source, is the same for all beams and never moved.
       batch: number of sentences. This and `max_length` may be tensors, but not under XLA.
       max_length: of a hypothesis, in tokens with the end.
       limits: int32 [batch], a smaller `max_length` for each sentence; for 0 nothing is sought.
