@@ -221,8 +221,7 @@ def _likely(logits: tf.Tensor, count: int, start: int) -> tuple[tf.Tensor, tf.Te
     barred = tf.where((tokens == PADDING) | (tokens == start), -math.inf, 0.0)
     top, tokens = tf.math.top_k(logits + barred, min(count, vocabulary))
     log_probs = top - tf.reduce_logsumexp(logits, axis=-1, keepdims=True)
-    # Rounding must not make a probability greater than 1.
-    return tf.where(tf.math.is_nan(log_probs), -math.inf, tf.minimum(log_probs, 0.0)), tokens
+    return tf.where(tf.math.is_nan(log_probs), -math.inf, log_probs), tokens
 
 
 def _write(hypotheses: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
