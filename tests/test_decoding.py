@@ -404,6 +404,13 @@ def test_what_is_no_probability_gives_no_hypothesis(way, beams, logit):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+def test_a_dead_end_is_not_walked_on(beams):
+    step, calls = _chain(-1.0, math.nan, *[-1.0] * 8)
+    decoding.search(step, (), batch=1, max_length=10, beams=beams, best=beams)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 def test_a_sentence_that_never_ends_is_cut_at_its_limit(beams):
     step = _constant(0.0, 0.0, -math.inf, 1.0, 0.0)
     limits = tf.constant([2, 0, 4, 9])
@@ -419,6 +426,7 @@ def test_a_sentence_that_never_ends_is_cut_at_its_limit(beams):
     ("keys", "line"),
     [
         ({"beams": 0}, r"best=1 with beams=0; use 1 <= best <= beams"),
+        ({"best": 0}, r"best=0 with beams=4; use 1 <= best <= beams"),
         ({"beams": 4, "best": 5}, r"best=5 with beams=4; use 1 <= best <= beams"),
         ({"alpha": -0.1}, r"alpha=-0.1 .* use 0 or more"),
         ({"end": 0}, r"end=0 is padding"),
