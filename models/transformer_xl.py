@@ -51,26 +51,15 @@ class TransformerXL(Transformer):
     def __init__(self, *args: Any, memory_length: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.memory_length = memory_length
-        self.built = memory_length == 0
-
-    def build(self, input_shape: dict[str, tuple[int | None, ...]]) -> None:
-        batch = input_shape["source"][0]
-        self._check_batch(batch is not None, "not of any size")
-        with tf.init_scope():  # once, wherever the first call is traced
-            empty = tf.nest.flatten(self.empty_memory(batch))
-            # Not Keras' variables, which it would save and the swarm average.
-            self._kept = [tf.Variable(tensor, trainable=False) for tensor in empty]
-        self.built = True
+        self._kept: list[tf.Variable] | None = None
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         source, target = inputs["source"], inputs["target"]
-        memory = self.empty_memory(tf.shape(source)[0])
         if self.memory_length == 0:
+            memory = self.empty_memory(tf.shape(source)[0])
             return self.forward(source, target, memory, training)[0]
-        batch = self._kept[0].shape[0]
-        self._check_batch(source.shape[0] == batch, f"{source.shape[0]} rows after {batch}")
-        memory = tf.nest.pack_sequence_as(memory, [tf.identity(kept) for kept in self._kept])
-        logits, memory = self.forward(source, target, forget(memory, inputs["reset"]), training)
+        memory = forget(self._recall(source.shape[0]), inputs["reset"])
+        logits, memory = self.forward(source, target, memory, training)
         for kept, new in zip(self._kept, tf.nest.flatten(memory), strict=True):
             kept.assign(new)
         return logits
@@ -156,11 +145,20 @@ class TransformerXL(Transformer):
         """Of falling distances, as RelativeAttention wants them."""
         return sinusoids(first - tf.range(count), self.encoder.size.width)
 
-    def _check_batch(self, fits: bool, what: str) -> None:
-        if not fits:
+    def _recall(self, batch: int | None) -> Memory:
+        """The memory that calls keep; made by the first one, for batches of that size."""
+        if self._kept is None and batch is not None:
+            with tf.init_scope():  # not as part of what is being traced
+                empty = tf.nest.flatten(self.empty_memory(batch))
+                # Not Keras' variables, which it would save and the swarm average.
+                self._kept = [tf.Variable(tensor, trainable=False) for tensor in empty]
+        if batch is None or batch != self._kept[0].shape[0]:
             raise UsageError(
-                f"model.memory_length={self.memory_length} needs batches of one size, {what}"
+                f"model.memory_length={self.memory_length} needs batches of one fixed size; "
+                f"got {batch or 'an unknown number of'} rows"
             )
+        kept = [tf.identity(variable) for variable in self._kept]
+        return tf.nest.pack_sequence_as(self.empty_memory(batch), kept)
 
 
 def after(recent: Recent, reads: tuple[tf.Tensor, ...], tokens: tf.Tensor) -> Recent:
