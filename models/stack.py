@@ -110,7 +110,7 @@ class Block(keras.layers.Layer):
         memory: tf.Tensor | None,
         source: tuple[Pair, tf.Tensor] | None,
         distances: tf.Tensor | None,
-    ) -> Pair:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """New states [batch, n, width], and what self-attention read [batch, memory + n, width]."""
         entered = self.residuals[0].enter(x)
         read = entered if memory is None else tf.concat([memory, entered], axis=1)

@@ -39,8 +39,8 @@ class TransformerXL(Transformer):
 
     `forward` takes and returns the memory. With `memory_length` above 0 a call keeps it: row i of a
     batch goes on where row i of the batch before ended, unless "reset", bool [batch] among the
-    inputs, tells the row to forget. Batches then are of one size. What is kept is no weight: it is
-    neither saved nor averaged.
+    inputs, tells the row to forget. Calls that train and calls that do not each keep their own, for
+    batches of one size each. What is kept is no weight: it is neither saved nor averaged.
 
     Args:
       memory_length: tokens to look back at before the segment.
@@ -51,16 +51,18 @@ class TransformerXL(Transformer):
     def __init__(self, *args: Any, memory_length: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.memory_length = memory_length
-        self._kept: list[tf.Variable] | None = None
+        self._kept: dict[str, list[tf.Variable]] = {}
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         source, target = inputs["source"], inputs["target"]
         if self.memory_length == 0:
             memory = self.empty_memory(tf.shape(source)[0])
             return self.forward(source, target, memory, training)[0]
-        memory = forget(self._recall(source.shape[0]), inputs["reset"])
-        logits, memory = self.forward(source, target, memory, training)
-        for kept, new in zip(self._kept, tf.nest.flatten(memory), strict=True):
+        variables = self._variables("train" if training else "test", source.shape[0])
+        memory = self.empty_memory(source.shape[0])
+        memory = tf.nest.pack_sequence_as(memory, [tf.identity(kept) for kept in variables])
+        logits, memory = self.forward(source, target, forget(memory, inputs["reset"]), training)
+        for kept, new in zip(variables, tf.nest.flatten(memory), strict=True):
             kept.assign(new)
         return logits
 
@@ -145,20 +147,19 @@ class TransformerXL(Transformer):
         """Of falling distances, as RelativeAttention wants them."""
         return sinusoids(first - tf.range(count), self.encoder.size.width)
 
-    def _recall(self, batch: int | None) -> Memory:
-        """The memory that calls keep; made by the first one, for batches of that size."""
-        if self._kept is None and batch is not None:
+    def _variables(self, use: str, batch: int | None) -> list[tf.Variable]:
+        """The memory that calls for that use keep, flat; made by the first one."""
+        if use not in self._kept and batch is not None:
             with tf.init_scope():  # not as part of what is being traced
                 empty = tf.nest.flatten(self.empty_memory(batch))
                 # Not Keras' variables, which it would save and the swarm average.
-                self._kept = [tf.Variable(tensor, trainable=False) for tensor in empty]
-        if batch is None or batch != self._kept[0].shape[0]:
+                self._kept[use] = [tf.Variable(tensor, trainable=False) for tensor in empty]
+        if batch is None or batch != self._kept[use][0].shape[0]:
             raise UsageError(
                 f"model.memory_length={self.memory_length} needs batches of one fixed size; "
                 f"got {batch or 'an unknown number of'} rows"
             )
-        kept = [tf.identity(variable) for variable in self._kept]
-        return tf.nest.pack_sequence_as(self.empty_memory(batch), kept)
+        return self._kept[use]
 
 
 def after(recent: Recent, reads: tuple[tf.Tensor, ...], tokens: tf.Tensor) -> Recent:

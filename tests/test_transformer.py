@@ -343,7 +343,7 @@ def test_fit_learns_to_copy():
         seed=0,
         name="copies",
     )
-    source = tokens(64, 5)
+    source = np.maximum(tokens(16, 5), 2)  # 1 begins the target
     target = np.pad(source[:, :-1], [(0, 0), (1, 0)], constant_values=1)
     model.compile(
         keras.optimizers.Adam(0.01),
@@ -351,10 +351,11 @@ def test_fit_learns_to_copy():
         jit_compile=False,
     )
     inputs = {"source": source, "target": target}
-    losses = model.fit(inputs, source, batch_size=64, epochs=100, verbose=0).history["loss"]
-    assert losses[0] > 3 > 0.1 > losses[-1]
+    data = tf.data.Dataset.from_tensors((inputs, source)).repeat()
+    fit = model.fit(data, steps_per_epoch=60, epochs=2, shuffle=False, verbose=0)
+    assert fit.history["loss"][0] > 1 > 0.05 > fit.history["loss"][1]
     decoded = greedy(model, tf.constant(source), 5, beams=1)
-    assert (decoded.numpy() == source).mean() > 0.97
+    np.testing.assert_array_equal(decoded, source)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

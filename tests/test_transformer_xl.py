@@ -144,6 +144,16 @@ def test_call_is_forward_with_the_memory_kept():
         np.testing.assert_array_equal(called, logits)
 
 
+def test_evaluation_leaves_the_memory_of_training_alone():
+    model = _build(dropout=0.0)
+    inputs = {"source": tokens(2, 3), "target": tokens(2, 3), "reset": np.zeros(2, bool)}
+    _, memory = model.forward(inputs["source"], inputs["target"], model.empty_memory(2))
+    expected, _ = model.forward(inputs["source"], inputs["target"], memory)
+    model(inputs, training=True)
+    model({"source": tokens(5, 4), "target": tokens(5, 4), "reset": np.ones(5, bool)})
+    np.testing.assert_array_equal(model(inputs, training=True), expected)
+
+
 def test_memory_holds_the_last_real_tokens():
     model = _build()
     sources, targets = list(_segments(SOURCE_LENGTHS, 0)), list(_segments(TARGET_LENGTHS, 50))
@@ -167,7 +177,7 @@ def test_rows_that_forget_forget_all():
     model = _build()
     inputs = {"source": tokens(2, 3), "target": tokens(2, 3, seed=1)}
     expected = model(inputs | {"reset": np.array([True, True])})
-    for kept in model._kept[: SIZE.layers]:
+    for kept in model._kept["test"][: SIZE.layers]:
         kept.assign(kept * np.nan)
     logits = model(inputs | {"reset": np.array([True, False])}).numpy()
     np.testing.assert_array_equal(logits[0], expected[0])
@@ -295,7 +305,8 @@ def test_the_seed_fixes_the_weights():
 
 
 def test_fit_learns_what_only_memory_tells():
-    """The target of a second segment is the source of the first."""
+    """The target of a second segment is the source of the first: guessing costs about 3, half the
+    time."""
     model = TransformerXL(
         VOCABULARY,
         Size(layers=1, width=32, hidden=64, heads=2, dropout=0.0),
@@ -313,8 +324,9 @@ def test_fit_learns_what_only_memory_tells():
     told, nothing = tokens(32, 1), np.ones((32, 1), np.int32)
     source, target = np.concatenate([told, nothing]), np.concatenate([nothing, told])
     inputs = {"source": source, "target": np.ones_like(source), "reset": np.arange(64) < 32}
-    fit = model.fit(inputs, target, batch_size=32, epochs=80, shuffle=False, verbose=0)
-    assert fit.history["loss"][0] > 2 > 0.2 > fit.history["loss"][-1]
+    data = tf.data.Dataset.from_tensor_slices((inputs, target)).batch(32, drop_remainder=True)
+    fit = model.fit(data.repeat(), steps_per_epoch=40, epochs=4, shuffle=False, verbose=0)
+    assert fit.history["loss"][-1] < 0.2
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -337,7 +349,7 @@ def test_mixed_precision(policy):
     logits, _ = model.step(tf.constant([1, 2, 3]), 0, cache)
     assert logits.dtype == tf.float32
     assert np.isfinite(logits).all()
-    assert {v.dtype for v in model._kept} == {tf.as_dtype(model.compute_dtype), tf.int32}
+    assert {v.dtype for v in model._kept["test"]} == {tf.as_dtype(model.compute_dtype), tf.int32}
 
 
 def test_other_batches_are_refused():
@@ -347,6 +359,6 @@ def test_other_batches_are_refused():
     refusal = "model.memory_length=4 needs batches of one fixed size; got"
     with pytest.raises(UsageError, match=f"{refusal} 1 rows"):
         model({key: value[:1] for key, value in inputs.items()})
-    varying = tf.data.Dataset.from_tensor_slices(inputs).batch(2)
+    varying = {key: tf.TensorSpec([None, *v.shape[1:]], v.dtype) for key, v in inputs.items()}
     with pytest.raises(UsageError, match=f"{refusal} an unknown number of rows"):
-        model.predict(varying, verbose=0)
+        tf.function(model, autograph=False).get_concrete_function(varying)
