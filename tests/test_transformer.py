@@ -353,7 +353,7 @@ def test_fit_learns_to_copy():
     inputs = {"source": source, "target": target}
     data = tf.data.Dataset.from_tensors((inputs, source)).repeat()
     fit = model.fit(data, steps_per_epoch=60, epochs=2, shuffle=False, verbose=0)
-    assert fit.history["loss"][0] > 1 > 0.05 > fit.history["loss"][1]
+    assert fit.history["loss"][1] < 0.05  # guessing costs 3.1
     decoded = greedy(model, tf.constant(source), 5, beams=1)
     np.testing.assert_array_equal(decoded, source)
 
