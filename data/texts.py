@@ -53,7 +53,7 @@ class _Tfds:
 
     @property
     def identity(self) -> str:
-        sizes = [(s.num_examples, s.num_bytes) for s in map(self._stored, ("train", "test"))]
+        sizes = [(s.num_examples, int(s.num_bytes)) for s in map(self._stored, ("train", "test"))]
         return f"{self.info.full_name} {sizes}"
 
     def examples(self, split: str) -> int:

@@ -112,7 +112,12 @@ def load(
 
     def epochs() -> Iterator[Indices]:
         dealt = partition.epochs(
-            config.partition, np.zeros(len(kept)), rank=rank, size=size, alpha=1.0, seed=seed
+            config.partition,
+            np.zeros(len(kept), np.int8),  # no classes
+            rank=rank,
+            size=size,
+            alpha=config.dirichlet_alpha,
+            seed=seed,
         )
         return (kept[part] for part in dealt)
 
