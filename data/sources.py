@@ -142,13 +142,14 @@ def prepared(name: str, data_dir: str | None, *, embedded: str) -> Any:
     except (tfds.core.DatasetNotFoundError, ValueError):
         pass
     where = f"data.data_dir={data_dir or tfds.core.constants.DATA_DIR}"
-    if re.split("[:/]", name)[0] not in tfds.list_builders(with_community_datasets=False):
+    family = re.split("[:/]", name)[0]  # "wmt17_translate" of "wmt17_translate/de-en"
+    if family not in tfds.list_builders(with_community_datasets=False):
         raise UsageError(
             f"data.name={name} is unknown: neither {embedded}, nor a set in {where}, nor one of "
             "TFDS; see tensorflow.org/datasets/catalog"
         )
     # Of ImageNet, for one: archives that its owners hand out to registered users only.
-    by_hand = " ".join((tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    by_hand = " ".join((tfds.builder_cls(family).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
     if by_hand:
         by_hand = f"; before that, in its downloads/manual (manual_dir): {by_hand}"
     call = f"tensorflow_datasets.load('{name}', data_dir={data_dir!r})"

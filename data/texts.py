@@ -114,11 +114,11 @@ def direction(
 def _languages(name: str, info: Any) -> tuple[str, ...]:
     """The keys of the features that are texts, those of the supervised order first."""
     if isinstance(info.features, tfds.features.FeaturesDict):
-        texts = [
+        texts = sorted(
             key
             for key, feature in info.features.items()
             if isinstance(feature, tfds.features.Text) and feature.tf_dtype == tf.string
-        ]
+        )
         first = [key for key in info.supervised_keys or () if key in texts]
         found = tuple(dict.fromkeys([*first, *texts]))
         if len(found) >= 2 and len(found) == len(info.features):

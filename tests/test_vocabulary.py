@@ -1,4 +1,4 @@
-"""Laws of the vocabulary: no text is lost, the texts alone decide, and its size is the one asked."""
+"""Laws of the vocabulary: no text is lost, the texts alone decide, its size is the one asked."""
 
 import pytest
 import tfds_standin

@@ -70,7 +70,7 @@ def sentences(i: int) -> dict[str, str]:
     rng = np.random.default_rng(i)
     words = rng.integers(0, 300, 1 + int(rng.lognormal(2.3, 0.7)) % 60)
     more = rng.integers(0, 300, rng.integers(0, 3))
-    odd = ("", "", "", f" {chr(0x4E00 + i)} ", "  – „Übergröße“\t", "½ ﬁ …")[i % 6]
+    odd = ("", "", "", f" {chr(0x4E00 + i)} ", "  «Übergröße»\t", "½ ﬁ …")[i % 6]
     return {
         "de": " ".join(f"wört{w:x}er" for w in [i, *words, *more]) + odd,
         "en": " ".join(f"word{w:x}s" for w in [i, *words]) + odd,
