@@ -62,7 +62,7 @@ def main() -> int:
         f"target tokens/CPU-second: {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}), "
         f"median of {args.rounds} rounds"
     )
-    missed = (padding >= SHARE) + (rate < RATE)
+    missed = int(padding >= SHARE) + int(rate < RATE)
     print(f"{missed} of 2 limits missed")
     return missed
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -76,10 +75,14 @@ def write(corpus: Corpus, languages: Sequence[str], size: int, place: Path) -> N
         unfinished.mkdir()
         model = vocabulary.train(_sample(corpus, sorted(languages)), size)
         (unfinished / _VOCABULARY).write_bytes(model)
+        learnt = vocabulary.load(model)
         for split in SPLITS:
-            _tokenize(corpus, split, languages, vocabulary.load(model), unfinished)
-        with suppress(FileExistsError):  # another run was quicker
+            _tokenize(corpus, split, languages, learnt, unfinished)
+        try:
             unfinished.rename(place)
+        except OSError:
+            if not place.exists():  # else another run was quicker
+                raise
 
 
 def copy_vocabulary(place: Path, workdir: str) -> None:
@@ -115,16 +118,16 @@ def _tokenize(
     corpus: Corpus,
     split: str,
     languages: Sequence[str],
-    vocabulary_: vocabulary.Vocabulary,
+    learnt: vocabulary.Vocabulary,
     place: Path,
 ) -> None:
-    kind = np.uint16 if vocabulary_.get_piece_size() <= 2**16 else np.int32
+    kind = np.uint16 if learnt.get_piece_size() <= 2**16 else np.int32
     threads = len(os.sched_getaffinity(0))  # the other ranks wait
     ids: dict[str, list[npt.NDArray[np.integer]]] = {language: [] for language in languages}
     lengths: dict[str, list[int]] = {language: [] for language in languages}
     for texts in corpus.read(split):
         for language in languages:
-            encoded = vocabulary_.encode(texts[language], add_eos=True, num_threads=threads)
+            encoded = learnt.encode(texts[language], add_eos=True, num_threads=threads)
             lengths[language] += map(len, encoded)
             ids[language].append(np.fromiter(chain.from_iterable(encoded), kind))
     for language in languages:

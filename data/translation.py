@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -91,13 +92,7 @@ def load(
     corpus = texts.find(config.name, config.data_dir, seed)
     _check(config, corpus, documents)
     languages = texts.direction(config.name, corpus.languages, config.source, config.target)
-    place = tokens.folder(corpus, languages, config.vocabulary_size, config.cache_dir or workdir)
-
-    def prepare() -> None:
-        tokens.write(corpus, languages, config.vocabulary_size, place)
-        tokens.copy_vocabulary(place, workdir)
-
-    first(prepare, "the vocabulary and the tokens")
+    place = _tokenize(config, corpus, languages, workdir, first)
     vocabulary = tokens.read_vocabulary(place)
     segments = corpus.segments if documents else None
     train, test = (
@@ -164,6 +159,20 @@ def _check(config: DataConfig, corpus: Corpus, documents: bool) -> None:
             f"data.name={config.name} does not say where documents begin, which a model with a "
             "memory must know; use number_words, or a model without"
         )
+
+
+def _tokenize(
+    config: DataConfig, corpus: Corpus, languages: tuple[str, str], workdir: str, first: First
+) -> Path:
+    """The folder of the tokens; once it returns, they are there."""
+    place = tokens.folder(corpus, languages, config.vocabulary_size, config.cache_dir or workdir)
+
+    def prepare() -> None:
+        tokens.write(corpus, languages, config.vocabulary_size, place)
+        tokens.copy_vocabulary(place, workdir)
+
+    first(prepare, "the vocabulary and the tokens")
+    return place
 
 
 def _kept(lengths: Lengths, config: DataConfig) -> Indices:

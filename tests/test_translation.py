@@ -335,6 +335,19 @@ def test_unfinished_tokens_are_not_there(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_of_two_runs_that_tokenize_at_once_the_first_wins(tmp_path):
+    place = tokens.folder(_Broken(), ("de", "en"), 500, str(tmp_path))
+
+    class Overtaken(_Broken):
+        def read(self, split):
+            place.mkdir(exist_ok=True)
+            (place / "theirs").touch()
+            return super().read("train")
+
+    tokens.write(Overtaken(), ("de", "en"), 500, place)
+    assert [path.name for path in tmp_path.rglob("*")] == [place.name, "theirs"]
+
+
 def test_a_large_set_is_sampled_evenly(small, monkeypatch):
     corpus = texts.find(small["name"], small["data_dir"], 0)
     everything = list(tokens._sample(corpus, ("de", "en")))
