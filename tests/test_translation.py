@@ -346,19 +346,29 @@ def test_of_two_runs_that_tokenize_at_once_the_first_wins(tmp_path):
 
     tokens.write(Overtaken(), ("de", "en"), 500, place)
     assert [path.name for path in tmp_path.rglob("*")] == [place.name, "theirs"]
+    tokens.write(_Broken(), ("de", "en"), 500, place)  # what is there is not even read again
 
 
-def test_a_large_set_is_sampled_evenly(small, monkeypatch):
-    corpus = texts.find(small["name"], small["data_dir"], 0)
-    everything = list(tokens._sample(corpus, ("de", "en")))
+def test_a_large_set_is_sampled_evenly(monkeypatch):
+    class Large(_Broken):
+        def examples(self, split):
+            return 120
+
+        def read(self, split):
+            for part in np.arange(120).reshape(12, 10):
+                yield {language: [b"%s %d" % (language.encode(), i) for i in part]
+                       for language in self.languages}  # fmt: skip
+
+    everything = list(tokens._sample(Large(), ("de", "en")))
     assert len(everything) == len(set(everything)) == 240
     monkeypatch.setattr(tokens, "_SAMPLE", 60)
-    some = list(tokens._sample(corpus, ("de", "en")))
+    some = list(tokens._sample(Large(), ("de", "en")))
+    assert some == list(tokens._sample(Large(), ("de", "en")))
     assert len(some) == len(set(some)) == 60
-    assert some == list(tokens._sample(corpus, ("de", "en")))
-    places = np.array([everything.index(text) for text in some]) / 240
-    assert places.mean() == pytest.approx(0.5, abs=0.15)  # deviation 0.05
-    assert sum(text.startswith(b"Das") for text in some) == 30
+    chosen = [int(text.split()[1]) for text in some if text.startswith(b"de")]
+    assert len(chosen) == 30
+    assert len({i % 10 for i in chosen}) > 5
+    assert np.mean(chosen) == pytest.approx(60, abs=20)  # deviation 5.5
 
 
 # --- documents ------------------------------------------------------------------------------------
@@ -416,9 +426,17 @@ def test_documents_with_a_long_pair_are_left_out_whole(load, numbers):
     assert part.dropped > 0
     assert part.dropped % 20 == part.train_examples % 20 == 0
     assert part.dropped + part.train_examples == 10_000
-    for inputs, labels, _ in part.train.take(100):
-        for ids in (inputs["source"].numpy(), labels.numpy()):
-            assert (ids == EOS).any(axis=1).all()  # nothing was cut off
+    corpus = texts.find("number_words", None, 0)
+    expected = []
+    for some in corpus.read("train"):
+        document = [(s.decode(), t.decode()) for s, t in zip(some["en"], some["de"], strict=True)]
+        tokenized = part.vocabulary.encode([text for pair in document for text in pair])
+        if max(map(len, tokenized)) < 12:  # and EOS
+            expected += document
+    assert part.train_examples == len(expected)
+    ((rows, _),) = part.shapes
+    whole = part.train.take(20 * -(-len(expected) // (20 * rows)))
+    assert set(_pairs(part, whole)) == set(expected)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -444,6 +462,17 @@ def test_texts_of_three_languages_and_a_validation_split(load, odd):
     assert (part.source, part.target) == ("fr", "de")
     assert sorted(part.test_sources) == [f"Phrase {i}" for i in range(5)]
     assert _pairs(part, part.train.take(1))[0][0].startswith("Phrase ")
+
+
+def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
+    where = str(tmp_path / "tfds")
+    features = tfds.features.Translation(("de", "en"))
+    pair = lambda i: {"de": "ä " * i + "x", "en": "ö " * i + "y"}  # noqa: E731
+    tfds_standin.write_own("growing", where, features, {"train": 30, "test": 40}, pair)
+    part = load({"name": "growing", "data_dir": where}, vocabulary_size=267)
+    assert sorted(part.test_order) == list(range(40))
+    told = list(zip(part.test_sources, part.test_references, strict=True))
+    assert _pairs(part, part.test) == [told[number] for number in part.test_order]
 
 
 @pytest.mark.parametrize(
