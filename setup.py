@@ -21,8 +21,10 @@ setup(
             "importlib_resources",  # tensorflow-datasets 4.9.10 uses it without declaring it
             "matplotlib",
             "ml_collections>=1.0",
+            "num2words",
             "rich",
             "scikit-learn",
+            "sentencepiece>=0.2.1",
             "tensorboard",
             "tensorflow-datasets>=4.9.9",
         ],

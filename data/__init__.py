@@ -1,57 +1,65 @@
-"""The recipes' data: one call gives a rank its training stream and the common test set."""
+"""The recipes' data: one call gives a rank its training stream and the common test set.
+
+`load` is for sets of images, `data.translation.load` for sets of sentence pairs.
+"""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
 
 import numpy as np
 import tensorflow as tf
 
 from data import partition, pipeline, sources, streaming
+from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 
 
-class Config(Protocol):
-    """The keys of section `data` that `load` reads."""
-
-    name: str
-    data_dir: str | None
-    partition: str
-    dirichlet_alpha: float
-    augment: bool
-    image_size: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
-    """What one rank trains and tests on.
-
-    A set of uint8 images of one size that takes at most `sources.MEMORY_LIMIT` bytes is held in
-    memory; any other is streamed from its files, as RGB images cropped and resized to image_size.
+    """What one rank trains and tests on, of whatever kind the examples are.
 
     Attributes:
-      train: endless batches of float32 images [batch_size, height, width, channels] and int32
-        labels [batch_size]; a batch may straddle two epochs.
-      test: the whole test split in order, batched alike; the last batch may be smaller.
-      classes: number of classes.
-      input_shape: (height, width, channels).
+      train: endless batches.
+      test: the whole test split, once.
       train_examples: training examples of all ranks together.
       shard_examples: training examples this rank sees in an epoch of its own.
-      steps_per_epoch: local steps a rank until all ranks together have taken train_examples;
-        the same on every rank, also where the parts differ in size.
+      steps_per_pass: local steps a rank until all ranks together have taken train_examples, on
+        average; the same on every rank, also where the parts differ in size.
     """
 
     train: tf.data.Dataset
     test: tf.data.Dataset
-    classes: int
-    input_shape: tuple[int, int, int]
     train_examples: int
     shard_examples: int
-    steps_per_epoch: int
+    steps_per_pass: float
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """steps_per_pass, rounded up."""
+        return math.ceil(self.steps_per_pass)
 
 
-def load(config: Config, *, rank: int, size: int, batch_size: int, seed: int) -> Data:
+@dataclass(frozen=True, kw_only=True)
+class Images(Data):
+    """Images with a class each.
+
+    A set of uint8 images of one size that takes at most `sources.MEMORY_LIMIT` bytes is held in
+    memory; any other is streamed from its files, as RGB images cropped and resized to image_size.
+    `train` has batches of float32 images [batch_size, height, width, channels] and int32 labels
+    [batch_size], and a batch may straddle two epochs. `test` is in order, batched alike; its last
+    batch may be smaller.
+
+    Attributes:
+      classes: number of classes.
+      input_shape: (height, width, channels).
+    """
+
+    classes: int
+    input_shape: tuple[int, int, int]
+
+
+def load(config: DataConfig, *, rank: int, size: int, batch_size: int, seed: int) -> Images:
     """Reads the set and cuts this rank's part; the same seed gives the same batches.
 
     Args:
@@ -64,8 +72,10 @@ def load(config: Config, *, rank: int, size: int, batch_size: int, seed: int) ->
 
     Raises:
       UsageError: for a set that is not there or cannot be used, a partition that is unknown or
-        impossible, and for augment on digits; nothing is ever downloaded.
+        impossible, for augment on digits, and for keys of other kinds of sets; nothing is ever
+        downloaded.
     """
+    refuse(config, ("source", "target", "vocabulary_size", "max_length", "cache_dir"), "images")
     source = sources.read(config.name, config.data_dir)
     if config.augment and not source.augmentable:
         raise UsageError(
@@ -76,9 +86,25 @@ def load(config: Config, *, rank: int, size: int, batch_size: int, seed: int) ->
     return (_streamed if streamed else _held)(source, config, rank, size, batch_size, seed)
 
 
+def refuse(config: DataConfig, keys: tuple[str, ...], kind: str) -> None:
+    """Holds the keys of section `data` that mean nothing for this kind of set to their defaults.
+
+    Raises:
+      UsageError: if one has another value.
+    """
+    defaults = {field.name: field.default for field in fields(DataConfig)}
+    for key in keys:
+        value = getattr(config, key)
+        if value != defaults[key]:
+            raise UsageError(
+                f"data.{key}={value} has no effect on data.name={config.name}, a set of {kind}; "
+                f"leave it at {defaults[key]}"
+            )
+
+
 def _held(
-    source: sources.Source, config: Config, rank: int, size: int, batch_size: int, seed: int
-) -> Data:
+    source: sources.Source, config: DataConfig, rank: int, size: int, batch_size: int, seed: int
+) -> Images:
     scale = pipeline.scale_of(source.train.images)
     examples = len(source.train.labels)
 
@@ -94,20 +120,20 @@ def _held(
 
     shard = len(next(epochs()))  # also raises here, and not at the first batch, what is wrong
     augment = (seed, rank) if config.augment else None
-    return Data(
+    return Images(
         train=pipeline.train(source.train, scale, epochs, batch_size, augment=augment),
         test=pipeline.test(source.test, scale, batch_size),
         classes=source.classes,
         input_shape=source.train.images.shape[1:],
         train_examples=examples,
         shard_examples=shard,
-        steps_per_epoch=math.ceil(examples / (size * batch_size)),
+        steps_per_pass=examples / (size * batch_size),
     )
 
 
 def _streamed(
-    source: sources.Source, config: Config, rank: int, size: int, batch_size: int, seed: int
-) -> Data:
+    source: sources.Source, config: DataConfig, rank: int, size: int, batch_size: int, seed: int
+) -> Images:
     files, side = source.train.counts, config.image_size
 
     def epochs() -> Iterator[partition.Ranges]:
@@ -124,7 +150,7 @@ def _streamed(
         )
         keep = np.isin(np.arange(examples), own)
         shard = len(own)
-    return Data(
+    return Images(
         train=streaming.train(
             source.train,
             epochs,
@@ -139,5 +165,5 @@ def _streamed(
         input_shape=(side, side, 3),
         train_examples=examples,
         shard_examples=shard,
-        steps_per_epoch=math.ceil(examples / (size * batch_size)),
+        steps_per_pass=examples / (size * batch_size),
     )

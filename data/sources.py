@@ -116,15 +116,10 @@ def _digits() -> Source:
 
 
 def _tfds(name: str, data_dir: str | None) -> Source:
-    builder = _prepared(name, data_dir)
+    builder = prepared(name, data_dir, embedded="digits")
     info = builder.info
     keys = _image_and_label(name, info)
-    test = next((s for s in _TEST_SPLITS if s in info.splits), None)
-    if "train" not in info.splits or test is None:
-        raise UsageError(
-            f"data.name={name} has the splits {', '.join(info.splits) or 'none'}, but needs train "
-            "and test or validation; choose another set"
-        )
+    test = test_split(name, info)
     read_split = _arrays if _fits_memory(name, info, keys[0], ("train", test)) else _records
     return Source(
         read_split(builder, "train", keys),
@@ -133,20 +128,28 @@ def _tfds(name: str, data_dir: str | None) -> Source:
     )
 
 
-def _prepared(name: str, data_dir: str | None) -> Any:
-    """The builder of a set that lies on disk; from its files alone, whatever version they are."""
+def prepared(name: str, data_dir: str | None, *, embedded: str) -> Any:
+    """The builder of a set that lies on disk; from its files alone, whatever version they are.
+
+    Args:
+      embedded: the set that needs no files, for the refusal.
+
+    Raises:
+      UsageError: if the set is not there; says how to get it.
+    """
     try:
         return read_only_builder.builder_from_files(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError):
         pass
     where = f"data.data_dir={data_dir or tfds.core.constants.DATA_DIR}"
-    if re.split("[:/]", name)[0] not in tfds.list_builders(with_community_datasets=False):
+    family = re.split("[:/]", name)[0]  # "wmt17_translate" of "wmt17_translate/de-en"
+    if family not in tfds.list_builders(with_community_datasets=False):
         raise UsageError(
-            f"data.name={name} is unknown: neither digits, nor a set in {where}, nor one of TFDS; "
-            "see tensorflow.org/datasets/catalog"
+            f"data.name={name} is unknown: neither {embedded}, nor a set in {where}, nor one of "
+            "TFDS; see tensorflow.org/datasets/catalog"
         )
     # Of ImageNet, for one: archives that its owners hand out to registered users only.
-    by_hand = " ".join((tfds.builder_cls(name).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    by_hand = " ".join((tfds.builder_cls(family).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
     if by_hand:
         by_hand = f"; before that, in its downloads/manual (manual_dir): {by_hand}"
     call = f"tensorflow_datasets.load('{name}', data_dir={data_dir!r})"
@@ -155,6 +158,29 @@ def _prepared(name: str, data_dir: str | None) -> Any:
         f'python -c "import tensorflow_datasets; {call}" on a machine with network, '
         f"or set data.data_dir{by_hand}"
     )
+
+
+def test_split(name: str, info: Any) -> str:
+    """The split to test on, of a set that has one and also the split train."""
+    test = next((split for split in _TEST_SPLITS if split in info.splits), None)
+    if "train" not in info.splits or test is None:
+        raise UsageError(
+            f"data.name={name} has the splits {', '.join(info.splits) or 'none'}, but needs train "
+            "and test or validation; choose another set"
+        )
+    return test
+
+
+def record_files(info: Any, split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The paths of a split's TFRecord files, and how many records each holds."""
+    if info.file_format is not FileFormat.TFRECORD:
+        raise UsageError(
+            f"data.name={info.name} is streamed, and for that must lie in files of format "
+            f"tfrecord, not {info.file_format.value}; prepare it again with "
+            "tensorflow_datasets.builder(..., file_format='tfrecord')"
+        )
+    files = info.splits[split].file_instructions
+    return tuple(file.filename for file in files), tuple(file.examples_in_shard for file in files)
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
@@ -188,20 +214,7 @@ def _fits_memory(name: str, info: Any, image_key: str, splits: tuple[str, str]) 
 
 
 def _records(builder: Any, split: str, keys: tuple[str, str]) -> Records:
-    info = builder.info
-    if info.file_format is not FileFormat.TFRECORD:
-        raise UsageError(
-            f"data.name={info.name} is too large to be held in memory, and to be streamed it must "
-            f"lie in files of format tfrecord, not {info.file_format.value}; prepare it again with "
-            "tensorflow_datasets.builder(..., file_format='tfrecord')"
-        )
-    files = info.splits[split].file_instructions
-    return Records(
-        tuple(file.filename for file in files),
-        tuple(file.examples_in_shard for file in files),
-        info.features,
-        keys,
-    )
+    return Records(*record_files(builder.info, split), builder.info.features, keys)
 
 
 def _arrays(builder: Any, split: str, keys: tuple[str, str]) -> Split:

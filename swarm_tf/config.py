@@ -41,6 +41,11 @@ class DataConfig:
     dirichlet_alpha: float = 0.5  # the smaller, the fewer classes a rank sees
     augment: bool = False
     image_size: int = 224  # height and width of images that are streamed, not held in memory
+    source: str | None = None  # language of a translation set, "en"; None: as the set has it
+    target: str | None = None
+    vocabulary_size: int = 37000  # pieces that both languages share; Vaswani et al. 2017, 5.1
+    max_length: int = 256  # tokens; training leaves out longer sentences, with their partners
+    cache_dir: str | None = None  # of tokenized sets, to use again; None is the workdir
 
 
 @dataclass(kw_only=True)
@@ -49,7 +54,7 @@ class TrainConfig:
 
     epochs: float
     max_steps: int | None = None  # local steps a rank; wins over epochs
-    batch_size: int  # a rank
+    batch_size: int  # a rank; images, or target tokens with their padding
     epoch_multiplier: float = 1.0  # the paper's factor on the epochs of algorithm=single
     mixed_precision: str = "float32"  # or mixed_bfloat16, mixed_float16; weights stay float32
     jit_compile: bool = False  # XLA made the training step slower on CPUs
@@ -210,6 +215,8 @@ def _at_least(low: int) -> _Rule:
 
 _POSITIVE: _Rule = (lambda value: value > 0, "above 0")
 _NAMED: _Rule = (lambda value: value != "", "a name, not empty")
+_DIRECTORY: _Rule = (lambda value: value != "", "a directory, not empty")
+_LANGUAGE: _Rule = (lambda value: value != "", "a language such as en, or None")
 
 
 def _rules() -> dict[str, _Rule]:
@@ -222,10 +229,15 @@ def _rules() -> dict[str, _Rule]:
         "seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
         "model.name": _NAMED,
         "data.name": _NAMED,
-        "data.data_dir": (lambda value: value != "", "a directory, not empty"),
+        "data.data_dir": _DIRECTORY,
         "data.partition": _one_of(PARTITIONS),
         "data.dirichlet_alpha": _POSITIVE,
         "data.image_size": _at_least(1),
+        "data.source": _LANGUAGE,
+        "data.target": _LANGUAGE,
+        "data.vocabulary_size": _at_least(1),
+        "data.max_length": _at_least(1),
+        "data.cache_dir": _DIRECTORY,
         "train.epochs": _POSITIVE,
         "train.max_steps": _at_least(1),
         "train.batch_size": _at_least(1),

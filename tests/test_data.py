@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,20 +10,16 @@ import tfds_standin
 
 import data
 from data import pipeline, sources
+from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 
 
-@dataclass
-class Config:
-    name: str = "digits"
-    data_dir: str | None = None
-    partition: str = "iid"
-    dirichlet_alpha: float = 0.5
-    augment: bool = False
+def _config(name="digits", data_dir=None, **keys):
+    return DataConfig(name=name, data_dir=data_dir, **keys)
 
 
 def _load(config=None, *, rank=0, size=1, batch_size=32, seed=0):
-    return data.load(config or Config(), rank=rank, size=size, batch_size=batch_size, seed=seed)
+    return data.load(config or _config(), rank=rank, size=size, batch_size=batch_size, seed=seed)
 
 
 def _take(dataset, count):
@@ -133,7 +128,7 @@ def test_batches_drop_and_repeat_nothing(batch_size):
 
 @pytest.mark.parametrize("partition", ["iid", "static", "dirichlet"])
 def test_ranks_together_see_the_set_once_an_epoch(partition):
-    config = Config(partition=partition)
+    config = _config(partition=partition)
     seen = []
     for rank in range(3):
         # Batches of one, so that each rank's own epoch ends on a batch's end.
@@ -143,7 +138,7 @@ def test_ranks_together_see_the_set_once_an_epoch(partition):
 
 
 def test_shards_add_up():
-    parts = [_load(Config(partition="dirichlet"), rank=rank, size=5) for rank in range(5)]
+    parts = [_load(_config(partition="dirichlet"), rank=rank, size=5) for rank in range(5)]
     assert sum(part.shard_examples for part in parts) == 1437
     assert len({part.steps_per_epoch for part in parts}) == 1
 
@@ -181,7 +176,7 @@ def test_tfds_order_is_the_same_on_every_rank(standin_dir):
 def test_real_path_from_disk_to_batches(fashion_dir, monkeypatch):
     # Decoding the real set takes seconds: once is enough here.
     monkeypatch.setattr(sources, "read", functools.cache(sources.read))
-    config = Config("fashion_mnist", fashion_dir, augment=True)
+    config = _config("fashion_mnist", fashion_dir, augment=True)
     first, again, other = (_load(config, rank=r, size=2, batch_size=16) for r in (0, 0, 1))
     assert first.input_shape == (28, 28, 1)
     assert first.shard_examples == other.shard_examples == first.train_examples // 2
@@ -239,7 +234,7 @@ def test_augmentation_differs_between_steps_and_ranks_only():
 
 def test_digits_are_never_augmented():
     with pytest.raises(UsageError, match=r"data.augment=True .* data.name=digits mean; set"):
-        _load(Config(augment=True))
+        _load(_config(augment=True))
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -265,20 +260,20 @@ def test_digits_are_never_augmented():
 )
 def test_sets_that_cannot_be_used(standin_dir, name, words):
     with pytest.raises(UsageError, match=words) as refusal:
-        _load(Config(name, standin_dir))
+        _load(_config(name, standin_dir))
     assert "\n" not in str(refusal.value)
 
 
 def test_a_directory_that_is_not_there():
     with pytest.raises(UsageError, match=r"cifar10 is not in data.data_dir=/nowhere: prepare it"):
-        _load(Config("cifar10", "/nowhere"))
+        _load(_config("cifar10", "/nowhere"))
 
 
 @pytest.mark.parametrize(
     ("config", "size", "words"),
     [
-        (Config(partition="dirichlet", dirichlet_alpha=-1.0), 2, "dirichlet_alpha=-1.0"),
-        (Config(), 2000, "2000 ranks an example each of 1437"),
+        (_config(partition="dirichlet", dirichlet_alpha=-1.0), 2, "dirichlet_alpha=-1.0"),
+        (_config(), 2000, "2000 ranks an example each of 1437"),
     ],
 )
 def test_partitions_that_cannot_be_made(config, size, words):

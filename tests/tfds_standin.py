@@ -62,14 +62,65 @@ def coloured(sides: tuple[int, int], **more: str) -> Callable[[int], Any]:
     return example
 
 
+def sentences(i: int) -> dict[str, str]:
+    """A German and an English sentence of 2 to 62 invented words; the first is the number i.
+
+    Some hold what a vocabulary might lose: rare characters, spaces at the ends and in a row.
+    """
+    rng = np.random.default_rng(i)
+    words = rng.integers(0, 300, 1 + int(rng.lognormal(2.3, 0.7)) % 60)
+    more = rng.integers(0, 300, rng.integers(0, 3))
+    odd = ("", "", "", f" {chr(0x4E00 + i)} ", "  «Übergröße»\t", "½ ﬁ …")[i % 6]
+    return {
+        "de": " ".join(f"wört{w:x}er" for w in [i, *words, *more]) + odd,
+        "en": " ".join(f"word{w:x}s" for w in [i, *words]) + odd,
+    }
+
+
 def fashion_mnist(data_dir: str) -> str:
     """A directory with the set fashion_mnist: the real one if this machine has it.
 
     Looks at SWARM_TF_TFDS_DIR, then beside the repository; else writes 600 + 100 random images
     under data_dir.
     """
-    for real in (os.environ.get("SWARM_TF_TFDS_DIR"), _SHARED):
-        if real and (Path(real) / "fashion_mnist").is_dir():
-            return str(real)
-    write("fashion_mnist", data_dir, images((28, 28, 1), 10), {"train": 600, "test": 100})
-    return data_dir
+    found = _real("fashion_mnist")
+    if found is None:
+        write("fashion_mnist", data_dir, images((28, 28, 1), 10), {"train": 600, "test": 100})
+    return found or data_dir
+
+
+def libreoffice_help(data_dir: str) -> str:
+    """A directory with the set libreoffice_help, sentence pairs "de" and "en"; as `fashion_mnist`,
+    else 3,000 + 200 pairs of `sentences`. The real one is no set of TFDS, so any builder may write
+    it."""
+    found = _real("libreoffice_help")
+    if found is None:
+        features = tfds.features.Translation(("de", "en"))
+        write_own("libreoffice_help", data_dir, features, {"train": 3000, "test": 200}, sentences)
+    return found or data_dir
+
+
+def write_own(
+    name: str,
+    data_dir: str,
+    features: tfds.features.FeaturesDict,
+    splits: dict[str, int],
+    example: Callable[[int], Any],
+) -> None:
+    """As `write`, of a set that TFDS has no builder for."""
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        data_dir=data_dir,
+        features=features,
+        split_datasets={
+            split: [(i, example(i)) for i in range(count)] for split, count in splits.items()
+        },
+    )
+
+
+def _real(name: str) -> str | None:
+    for place in (os.environ.get("SWARM_TF_TFDS_DIR"), _SHARED):
+        if place and (Path(place) / name).is_dir():
+            return str(place)
+    return None

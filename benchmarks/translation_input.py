@@ -1,0 +1,94 @@
+"""How many target tokens a core makes ready in a second, and how much of the batches is padding.
+
+    python -m benchmarks.translation_input [--name=SET --data_dir=DIR --vocabulary_size=N]
+
+Counted is the CPU time of all threads of the process. Limits, for --batch_size=4096 or more:
+1,000,000 target tokens a CPU-second, padding not counted, and padding below 25 % of all source and
+target positions of a pass.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np
+import tensorflow as tf
+
+from data import translation
+from data.vocabulary import PADDING
+from swarm_tf.config import DataConfig
+
+RATE = 1_000_000  # target tokens a CPU-second
+SHARE = 0.25  # of positions
+
+
+def main() -> int:
+    """Prints both figures; returns the number of limits missed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--name", default="number_words")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--vocabulary_size", type=int, default=400)
+    parser.add_argument("--batch_size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    with tempfile.TemporaryDirectory() as workdir:
+        began = time.process_time()
+        part = translation.load(
+            DataConfig(
+                name=args.name, data_dir=args.data_dir, vocabulary_size=args.vocabulary_size
+            ),
+            rank=0,
+            size=1,
+            batch_size=args.batch_size,
+            seed=0,
+            workdir=workdir,
+            first=lambda action, what: action(),
+        )
+        pairs = part.train_examples + part.dropped
+        print(f"{pairs:,} pairs made ready in {time.process_time() - began:.1f} CPU-seconds")
+        padding = share(part)
+        rates = measure(part, args.rounds)
+    rate = statistics.median(rates)
+    print(f"shapes (rows, width): {', '.join(map(str, part.shapes))}")
+    print(f"padding: {padding:.1%} of all positions")
+    print(
+        f"target tokens/CPU-second: {rate:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}), "
+        f"median of {args.rounds} rounds"
+    )
+    missed = int(padding >= SHARE) + int(rate < RATE)
+    print(f"{missed} of 2 limits missed")
+    return missed
+
+
+def share(part: translation.Translation) -> float:
+    """The share of padding in one pass over the training set."""
+    held = positions = 0
+    for inputs, labels, _ in part.train.take(part.steps_per_epoch).as_numpy_iterator():
+        for ids in (inputs["source"], labels):
+            held, positions = held + np.count_nonzero(ids != PADDING), positions + ids.size
+    return 1 - held / positions
+
+
+def measure(part: translation.Translation, rounds: int) -> list[float]:
+    """Target tokens a CPU-second, in each round of at least 500 batches."""
+    steps = max(500, part.steps_per_epoch)
+    tokens = part.target_tokens * steps / part.steps_per_pass
+    train = iter(part.train)
+    rates = []
+    for _ in range(rounds + 1):
+        began = time.process_time()
+        for _ in range(steps):
+            next(train)
+        rates.append(tokens / (time.process_time() - began))
+    return rates[1:]  # the first one warms up
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""From tokenized sentence pairs to the tf.data pipelines of one rank."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from data.buckets import Batch, Lengths
+from data.partition import Indices
+from data.pipeline import AHEAD
+from data.tokens import Sentences
+from data.vocabulary import BOS, PADDING
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A split. What is dealt as one, a unit, is a pair, or a document of `segments` pairs.
+
+    Attributes:
+      source, target: sentence i of one translates sentence i of the other.
+      segments: in a document; None where every pair stands for itself.
+    """
+
+    source: Sentences
+    target: Sentences
+    segments: int | None
+
+    def longest(self) -> Lengths:
+        """[units], tokens of the longest sentence of each, EOS included."""
+        both = np.maximum(self.source.lengths, self.target.lengths)
+        return both.reshape(-1, self.segments or 1).max(axis=1)
+
+    def numbers(self, units: Indices) -> Indices:
+        """[segments, len(units)], the pairs of the units in the order of use."""
+        length = self.segments or 1
+        return units * length + np.arange(length)[:, np.newaxis]
+
+    def dataset(
+        self, batches: Callable[[], Iterator[Batch]], shape: tuple[int | None, int | None]
+    ) -> tf.data.Dataset:
+        """Batches as of `translation.Translation`; of documents, all first segments, all second...
+
+        Args:
+          batches: a call gives the units and widths of all batches afresh.
+          shape: of every batch, where they are alike.
+        """
+        keys = {"source": tf.TensorSpec(shape, tf.int32), "labels": tf.TensorSpec(shape, tf.int32)}
+        if self.segments:
+            keys["reset"] = tf.TensorSpec(shape[:1], tf.bool)
+        filled = tf.data.Dataset.from_generator(
+            lambda: self._filled(batches()), output_signature=keys
+        )
+        return filled.map(_shifted).prefetch(AHEAD)
+
+    def _filled(self, batches: Iterator[Batch]) -> Iterator[dict[str, np.ndarray]]:
+        for width, units in batches:
+            for segment, pairs in enumerate(self.numbers(units)):
+                batch = {
+                    "source": self.source.rows(pairs, width),
+                    "labels": self.target.rows(pairs, width),
+                }
+                if self.segments:
+                    batch["reset"] = np.full(len(pairs), segment == 0)
+                yield batch
+
+
+def _shifted(batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Inputs, labels and weights: each label is to be told from the labels before it."""
+    labels = batch.pop("labels")
+    real = labels != PADDING
+    before = tf.pad(labels[:, :-1], [[0, 0], [1, 0]], constant_values=BOS)
+    # Without the where, EOS would be an input at a position that is padding.
+    target = tf.where(real, before, PADDING)
+    return {**batch, "target": target}, labels, tf.cast(real, tf.float32)

@@ -1,0 +1,55 @@
+"""Numbers in words: right, consecutive, and those of the tests are never trained on."""
+
+import numpy as np
+from num2words import num2words
+
+from data.number_words import LIMIT, NumberWords
+
+SEEDS = range(4)
+
+
+def _pairs(split, seed=0):
+    read = list(NumberWords(seed).read(split))
+    return [pair for some in read for pair in zip(some["en"], some["de"], strict=True)]
+
+
+def test_words_are_those_of_the_numbers():
+    numbers = NumberWords(0).numbers("train").ravel()
+    pairs = dict(zip(numbers.tolist(), _pairs("train"), strict=True))
+    assert pairs[7] == (b"seven", b"sieben")
+    assert pairs[115] == (b"one hundred and fifteen", "einhundertfünfzehn".encode())
+    for n in np.random.default_rng(0).choice(numbers, 200):
+        expected = tuple(num2words(int(n), lang=language).encode() for language in ("en", "de"))
+        assert pairs[n] == expected
+
+
+def test_tested_numbers_are_never_trained_on():
+    tested = NumberWords(0).numbers("test")
+    for seed in SEEDS:
+        trained = NumberWords(seed).numbers("train")
+        assert not np.isin(trained, tested).any()
+        np.testing.assert_array_equal(NumberWords(seed).numbers("test"), tested)
+
+
+def test_the_seed_decides():
+    for a, b in zip(_pairs("test"), _pairs("test"), strict=True):
+        assert a == b
+    np.testing.assert_array_equal(NumberWords(1).numbers("train"), NumberWords(1).numbers("train"))
+    drawn = [frozenset(NumberWords(seed).numbers("train").ravel().tolist()) for seed in SEEDS]
+    assert len(set(drawn)) == len(SEEDS)
+
+
+def test_documents_count_up_and_none_comes_twice():
+    for split in ("train", "test"):
+        numbers = NumberWords(3).numbers(split)
+        assert (np.diff(numbers, axis=1) == 1).all()
+        assert numbers.size == NumberWords(3).examples(split) == len(np.unique(numbers))
+        assert numbers.min() >= 0
+        assert numbers.max() < LIMIT
+
+
+def test_numbers_of_all_lengths_are_trained_and_tested():
+    for split in ("train", "test"):
+        digits = np.char.str_len(NumberWords(0).numbers(split).ravel().astype(str))
+        counts = np.bincount(digits, minlength=7)
+        assert (counts[4:] > 0.1 * counts.sum()).all()

@@ -1,0 +1,515 @@
+"""Laws of a rank's sentence pairs: nothing is lost from the texts to the batches of all ranks."""
+
+import hashlib
+import itertools
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tfds_standin
+
+import data
+from data import texts, tokens, translation
+from data.vocabulary import BOS, EOS, PADDING, UNKNOWN
+from swarm_tf.config import DataConfig
+from swarm_tf.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """libreoffice_help, whole or a stand-in; and a place for its tokens."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    where = tfds_standin.libreoffice_help(str(tmp_path_factory.mktemp("tfds")))
+    return {"name": "libreoffice_help", "data_dir": where, "cache_dir": cache}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """120 pairs of wmt17_translate/de-en, all of the same form."""
+    cache, where = (str(tmp_path_factory.mktemp(name)) for name in ("cache", "tfds"))
+    pair = lambda i: {"de": f"Das ist Satz {i + 1000}.", "en": f"Sentence {i + 1000} is this."}  # noqa: E731
+    tfds_standin.write("wmt17_translate/de-en", where, pair, {"train": 120, "test": 30})
+    keys = {"name": "wmt17_translate/de-en", "data_dir": where, "cache_dir": cache}
+    return keys | {"vocabulary_size": 320}
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {"name": "number_words", "cache_dir": cache, "vocabulary_size": 400}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(keys, *, rank=0, size=1, batch_size=2048, seed=0, documents=False, **more):
+        return translation.load(
+            DataConfig(**{"vocabulary_size": 1000, **keys, **more}),
+            rank=rank,
+            size=size,
+            batch_size=batch_size,
+            seed=seed,
+            workdir=str(tmp_path),
+            first=lambda action, what: action(),
+            documents=documents,
+        )
+
+    return load
+
+
+def _sentences(part, ids):
+    return [part.vocabulary.decode(row) for row in ids.tolist()]
+
+
+def _pairs(part, batches):
+    """The sentence pairs of the batches as texts, in order."""
+    return [
+        pair
+        for inputs, labels, _ in batches
+        for pair in zip(
+            _sentences(part, inputs["source"].numpy()),
+            _sentences(part, labels.numpy()),
+            strict=True,
+        )
+    ]
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_what_is_promised_about_the_batches(load, real):
+    part = load(real)
+    seen = set()
+    for inputs, labels, weights in itertools.chain(part.train.take(300), part.test):
+        source, target, labels = (t.numpy() for t in (inputs["source"], inputs["target"], labels))
+        assert source.dtype == target.dtype == labels.dtype == np.int32
+        assert weights.dtype == tf.float32
+        seen.add(labels.shape)
+        assert source.shape == target.shape == labels.shape == tuple(weights.shape)
+        assert (target[:, 0] == BOS).all()
+        lengths = (labels != PADDING).sum(axis=1)
+        held = np.arange(labels.shape[1]) < lengths[:, np.newaxis]
+        np.testing.assert_array_equal(labels != PADDING, held)  # padding is behind, never inside
+        np.testing.assert_array_equal(weights, held)
+        np.testing.assert_array_equal(target != PADDING, held)
+        np.testing.assert_array_equal(target[:, 1:][held[:, 1:]], labels[:, :-1][held[:, 1:]])
+        for ids in (source, labels):
+            last = (ids != PADDING).sum(axis=1) - 1
+            assert (np.take_along_axis(ids, last[:, np.newaxis], axis=1) == EOS).all()
+            assert (ids == EOS).sum() == len(ids)
+            assert UNKNOWN not in ids
+            assert BOS not in ids
+    rows = {width: rows for rows, width in part.shapes}
+    assert len(rows) <= 12
+    assert all(b <= rows[width] for b, width in seen)  # only the test's last ones have fewer
+    assert {tuple(labels.shape) for _, labels, _ in part.train.take(300)} <= set(part.shapes)
+    assert all(2048 - width < b * width <= 2048 for b, width in part.shapes)
+
+
+def test_less_than_a_quarter_is_padding(load, real):
+    part = load(real, batch_size=4096)
+    held = positions = 0
+    for inputs, labels, _ in part.train.take(part.steps_per_epoch):
+        both = np.stack([inputs["source"], labels])
+        held, positions = held + (both != PADDING).sum(), positions + both.size
+    assert 1 - held / positions < 0.2
+
+
+@pytest.mark.parametrize("partition", ["iid", "static"])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_ranks_together_see_every_pair_once_an_epoch(load, small, partition, size):
+    # Batches of one row, so that each rank's epoch ends on a batch's end.
+    width = load(small).shapes[-1][1]
+    parts = [
+        load(small, rank=rank, size=size, batch_size=width, partition=partition)
+        for rank in range(size)
+    ]
+    assert {rows for part in parts for rows, _ in part.shapes} == {1}
+    seen = []
+    for part in parts:
+        of_rank = _pairs(part, part.train.take(2 * part.shard_examples))
+        seen.append((of_rank[: part.shard_examples], of_rank[part.shard_examples :]))
+    expected = sorted((f"Das ist Satz {i}.", f"Sentence {i} is this.") for i in range(1000, 1120))
+    for epoch in zip(*seen, strict=True):
+        assert sorted(itertools.chain(*epoch)) == expected
+    for first, second in seen:
+        assert first != second
+        assert size == 1 or (set(first) == set(second)) == (partition == "static")
+    assert {part.steps_per_pass for part in parts} == {120 / size}
+    assert {part.train_examples for part in parts} == {120}
+
+
+def test_a_pass_has_the_steps_and_the_tokens_that_are_told(load, real):
+    part = load(real, batch_size=4096)
+    batches = part.train.take(3 * part.steps_per_epoch)
+    counted = sum(float(tf.reduce_sum(weights)) for _, _, weights in batches)
+    passes = 3 * part.steps_per_epoch / part.steps_per_pass
+    assert counted / passes == pytest.approx(part.target_tokens, rel=0.02)
+    other = load(real, batch_size=4096, rank=1, size=2)
+    assert other.steps_per_pass == pytest.approx(part.steps_per_pass / 2)
+    assert other.shard_examples == part.train_examples // 2
+    assert other.target_tokens == part.target_tokens
+
+
+def test_long_pairs_are_told_and_not_trained_on(load, real, caplog):
+    whole = load(real)
+    with caplog.at_level(logging.WARNING):
+        part = load(real, max_length=20)
+    stored = list(texts.find("libreoffice_help", real["data_dir"], 0).read("train"))
+    lengths = [
+        max(len(whole.vocabulary.encode(text)) + 1 for text in pair)
+        for some in stored
+        for pair in zip(some["de"], some["en"], strict=True)
+    ]
+    long = sum(length > 20 for length in lengths)
+    assert part.dropped == long > 0
+    assert part.train_examples == len(lengths) - long
+    assert f"{long} training pairs are left out" in caplog.text
+    assert whole.dropped + whole.train_examples == len(lengths)
+    assert part.shapes[-1][1] == 20
+    assert sorted(part.test_order) == list(range(len(part.test_sources)))
+    rows = [row for _, labels, _ in part.test for row in labels.numpy().tolist()]
+    for number, row in zip(part.test_order, rows, strict=True):
+        ids = part.vocabulary.encode(part.test_references[number], add_eos=True)
+        assert [i for i in row if i] == ids[:20]
+
+
+@pytest.mark.parametrize("to", ["en", "de"])
+def test_the_whole_test_split_comes_back_as_text(load, real, to):
+    part = load(real, target=to)
+    assert (part.source, part.target) == (("de", "en") if to == "en" else ("en", "de"))
+    told = list(zip(part.test_sources, part.test_references, strict=True))
+    found = _pairs(part, part.test)
+    assert sorted(part.test_order) == list(range(len(told)))
+    assert found == [told[number] for number in part.test_order]
+    info = tfds.core.read_only_builder.builder_from_files(
+        "libreoffice_help", data_dir=real["data_dir"]
+    )
+    stored = info.as_dataset(split="test", shuffle_files=False).as_numpy_iterator()
+    assert told == [(one[part.source].decode(), one[to].decode()) for one in stored]
+
+
+# --- determinism ----------------------------------------------------------------------------------
+
+
+def _digest(part):
+    tensors = [tf.nest.flatten(batch) for batch in part.train.take(20)]
+    model = part.vocabulary.serialized_model_proto()
+    parts = [model, *(t.numpy().tobytes() for batch in tensors for t in batch)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+_PROGRAM = """
+import sys, test_translation as t
+from data import translation
+from swarm_tf.config import DataConfig
+where, workdir = sys.argv[1:]
+config = DataConfig(name="wmt17_translate/de-en", data_dir=where, vocabulary_size=320)
+first = lambda action, what: action()
+part = translation.load(
+    config, rank=0, size=1, batch_size=200, seed=0, workdir=workdir, first=first
+)
+print(t._digest(part))
+"""
+
+
+def test_the_seed_decides_whatever_the_process_and_its_threads(load, small, tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, small["data_dir"], str(tmp_path / "other")],
+        env=os.environ
+        | {
+            "TF_NUM_INTRAOP_THREADS": "4",
+            "TF_NUM_INTEROP_THREADS": "4",
+            "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2])),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = _digest(load(small, batch_size=200))
+    assert told.stdout.split()[-1] == expected
+    tf.random.set_seed(0)
+    assert _digest(load(small, batch_size=200)) == expected
+    others = [load(small, batch_size=200, seed=1), load(small, batch_size=200, rank=1, size=2)]
+    assert len({expected, *map(_digest, others)}) == 3
+
+
+def test_every_iteration_begins_anew(load, small):
+    part = load(small)
+    first, second = (_pairs(part, part.train.take(5)) for _ in range(2))
+    assert first == second
+
+
+# --- tokens on disk -------------------------------------------------------------------------------
+
+
+def _files(where):
+    return {p: p.stat().st_mtime_ns for p in Path(where).rglob("*") if p.is_file()}
+
+
+def test_tokens_are_made_once_for_both_directions(load, small, tmp_path):
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    there = load(small, **cache)
+    files = _files(cache["cache_dir"])
+    assert files
+    back = load(small, **cache, source="en", rank=1, size=2, seed=5, max_length=100)
+    assert _files(cache["cache_dir"]) == files
+    assert back.test_references == there.test_sources
+    assert (tmp_path / "vocabulary.model").read_bytes() == (
+        there.vocabulary.serialized_model_proto()
+    )
+
+
+def test_tokens_of_anything_else_are_others(load, small, tmp_path):
+    cache = str(tmp_path / "cache")
+    load(small, cache_dir=cache)
+    load(small, cache_dir=cache, vocabulary_size=310)
+    assert len(list(Path(cache).iterdir())) == 2
+    where = str(tmp_path / "tfds")
+    pair = lambda i: {"de": f"Ein anderer Satz, {i}.", "en": f"Another sentence, {i}."}  # noqa: E731
+    tfds_standin.write("wmt17_translate/de-en", where, pair, {"train": 120, "test": 30})
+    other = load(small, cache_dir=cache, data_dir=where)
+    assert len(list(Path(cache).iterdir())) == 3
+    assert _pairs(other, other.train.take(1))[0][0].startswith("Ein anderer Satz")
+
+
+def test_without_a_cache_they_are_in_the_workdir(load, small, tmp_path):
+    load(small, cache_dir=None)
+    names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
+    assert names == ["tokens", "vocabulary.model"]
+
+
+def test_only_rank_0_writes(load, small, tmp_path):
+    """The others wait in `first`, and then read."""
+    order = []
+
+    def rank_1(action, what):
+        order.append(what)
+        load(small, cache_dir=None)  # as rank 0, meanwhile
+
+    def nobody(action, what):
+        pass
+
+    def other(first):
+        return translation.load(
+            DataConfig(**small | {"cache_dir": None}),
+            rank=1,
+            size=2,
+            batch_size=2048,
+            seed=0,
+            workdir=str(tmp_path),
+            first=first,
+        )
+
+    with pytest.raises(UsageError, match=r"not seen by this rank; data.cache_dir"):
+        other(nobody)
+    assert not any(tmp_path.iterdir())
+    assert other(rank_1).shard_examples == 60
+    assert len(order) == 1
+
+
+class _Broken:
+    """A set whose test split cannot be read."""
+
+    identity, languages, segments = "broken", ("de", "en"), None
+
+    def examples(self, split):
+        return 100
+
+    def read(self, split):
+        if split == "test":
+            raise OSError("a disk failed")
+        pairs = [tfds_standin.sentences(i) for i in range(100)]
+        yield {language: [pair[language].encode() for pair in pairs] for language in self.languages}
+
+
+def test_unfinished_tokens_are_not_there(tmp_path):
+    place = tokens.folder(_Broken(), ("de", "en"), 500, str(tmp_path))
+    with pytest.raises(OSError, match="a disk failed"):
+        tokens.write(_Broken(), ("de", "en"), 500, place)
+    assert not any(tmp_path.iterdir())
+
+
+def test_of_two_runs_that_tokenize_at_once_the_first_wins(tmp_path):
+    place = tokens.folder(_Broken(), ("de", "en"), 500, str(tmp_path))
+
+    class Overtaken(_Broken):
+        def read(self, split):
+            place.mkdir(exist_ok=True)
+            (place / "theirs").touch()
+            return super().read("train")
+
+    tokens.write(Overtaken(), ("de", "en"), 500, place)
+    assert [path.name for path in tmp_path.rglob("*")] == [place.name, "theirs"]
+    tokens.write(_Broken(), ("de", "en"), 500, place)  # what is there is not even read again
+
+
+def test_a_large_set_is_sampled_evenly(monkeypatch):
+    class Large(_Broken):
+        def examples(self, split):
+            return 120
+
+        def read(self, split):
+            for part in np.arange(120).reshape(12, 10):
+                yield {language: [b"%s %d" % (language.encode(), i) for i in part]
+                       for language in self.languages}  # fmt: skip
+
+    everything = list(tokens._sample(Large(), ("de", "en")))
+    assert len(everything) == len(set(everything)) == 240
+    monkeypatch.setattr(tokens, "_SAMPLE", 60)
+    some = list(tokens._sample(Large(), ("de", "en")))
+    assert some == list(tokens._sample(Large(), ("de", "en")))
+    assert len(some) == len(set(some)) == 60
+    chosen = [int(text.split()[1]) for text in some if text.startswith(b"de")]
+    assert len(chosen) == 30
+    assert len({i % 10 for i in chosen}) > 5
+    assert np.mean(chosen) == pytest.approx(60, abs=20)  # deviation 5.5
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partition", ["iid", "static"])
+def test_rows_of_documents_count_up_until_a_reset(load, numbers, partition):
+    """And ranks together see every document once an epoch."""
+    parts = [
+        load(numbers, rank=rank, size=2, batch_size=100, documents=True, partition=partition)
+        for rank in range(2)
+    ]
+    corpus = texts.find("number_words", None, 0)
+    words = [text.decode() for some in corpus.read("train") for text in some["en"]]
+    of_words = dict(zip(words, corpus.numbers("train").ravel().tolist(), strict=True))
+    (rows, width), *more = parts[0].shapes
+    assert not more
+    assert parts[0].train.element_spec[0]["source"].shape == (rows, width)
+    assert parts[0].train.element_spec[0]["reset"].shape == (rows,)
+    seen = []
+    for part in parts:
+        assert part.shard_examples == 5000
+        assert 5000 % (20 * rows) == 0  # so that an epoch ends on a batch's end
+        before = None
+        for inputs, _, _ in part.train.take(5000 // rows):
+            now = np.array([of_words[w] for w in _sentences(part, inputs["source"].numpy())])
+            reset = inputs["reset"].numpy()
+            assert before is not None or reset.all()
+            if before is not None:
+                np.testing.assert_array_equal(now[~reset], before[~reset] + 1)
+            np.testing.assert_array_equal(reset, now % 20 == 0)
+            before = now
+            seen += now.tolist()
+    assert sorted(seen) == sorted(of_words.values())
+    assert {part.steps_per_pass for part in parts} == {5000 / rows}
+
+
+def test_documents_are_tested_once_and_in_order(load, numbers):
+    part = load(numbers, batch_size=200, documents=True)
+    told = list(zip(part.test_sources, part.test_references, strict=True))
+    assert _pairs(part, part.test) == [told[number] for number in part.test_order]
+    assert sorted(part.test_order) == list(range(500))
+    at, before = 0, None
+    for inputs, _, _ in part.test:
+        reset = inputs["reset"].numpy()
+        order = part.test_order[at : at + len(reset)]
+        np.testing.assert_array_equal(reset, order % 20 == 0)
+        if not reset.any():
+            np.testing.assert_array_equal(order, before + 1)
+        before, at = order, at + len(reset)
+
+
+def test_documents_with_a_long_pair_are_left_out_whole(load, numbers):
+    part = load(numbers, batch_size=200, documents=True, max_length=12)
+    assert part.dropped > 0
+    assert part.dropped % 20 == part.train_examples % 20 == 0
+    assert part.dropped + part.train_examples == 10_000
+    corpus = texts.find("number_words", None, 0)
+    expected = []
+    for some in corpus.read("train"):
+        document = [(s.decode(), t.decode()) for s, t in zip(some["en"], some["de"], strict=True)]
+        tokenized = part.vocabulary.encode([text for pair in document for text in pair])
+        if max(map(len, tokenized)) < 12:  # and EOS
+            expected += document
+    assert part.train_examples == len(expected)
+    ((rows, _),) = part.shapes
+    whole = part.train.take(20 * -(-len(expected) // (20 * rows)))
+    assert set(_pairs(part, whole)) == set(expected)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A set of texts that are no translation feature, one of images, one without a test split."""
+    where = str(tmp_path_factory.mktemp("odd"))
+    text = tfds.features.Text()
+    three = tfds.features.FeaturesDict({"de": text, "en": text, "fr": text})
+    pair = lambda i: {"de": f"Satz {i}", "en": f"Sentence {i}", "fr": f"Phrase {i}"}  # noqa: E731
+    tfds_standin.write_own("three", where, three, {"train": 50, "validation": 5}, pair)
+    tfds_standin.write_own("untested", where, three, {"train": 50}, pair)
+    tfds_standin.write(
+        "mnist", where, tfds_standin.images((28, 28, 1), 10), {"train": 8, "test": 8}
+    )
+    return where
+
+
+def test_texts_of_three_languages_and_a_validation_split(load, odd):
+    part = load({"name": "three", "data_dir": odd, "source": "fr"}, vocabulary_size=290)
+    assert (part.source, part.target) == ("fr", "de")
+    assert sorted(part.test_sources) == [f"Phrase {i}" for i in range(5)]
+    assert _pairs(part, part.train.take(1))[0][0].startswith("Phrase ")
+
+
+def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
+    where = str(tmp_path / "tfds")
+    features = tfds.features.Translation(("de", "en"))
+    pair = lambda i: {"de": "ä " * i + "x", "en": "ö " * i + "y"}  # noqa: E731
+    tfds_standin.write_own("growing", where, features, {"train": 30, "test": 40}, pair)
+    part = load({"name": "growing", "data_dir": where}, vocabulary_size=267)
+    assert sorted(part.test_order) == list(range(40))
+    told = list(zip(part.test_sources, part.test_references, strict=True))
+    assert _pairs(part, part.test) == [told[number] for number in part.test_order]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"name": "nosuchset"}, "nosuchset is unknown: neither number_words, nor a set in"),
+        ({"name": "digits"}, "digits is unknown: neither number_words, nor"),
+        ({"name": "wmt14_translate/de-en"}, r"is not in data.data_dir=.*: prepare it with python"),
+        ({"name": "mnist"}, "data.name=mnist is not a set of sentence pairs; use number_words"),
+        ({"name": "untested"}, "has the splits train, but needs train and test or validation"),
+        ({"name": "three", "source": "ru"}, "data.source=ru is no language .* use one of de, en"),
+        ({"name": "three", "source": "en", "target": "en"}, "=en must be two languages"),
+        ({"name": "three", "partition": "dirichlet"}, "data.partition=dirichlet needs classes"),
+        ({"name": "three", "augment": True}, "data.augment=True has no effect on data.name=three"),
+        ({"name": "three", "image_size": 32}, "data.image_size=32 has no effect .* at 224"),
+        ({"name": "three", "vocabulary_size": 9}, "data.vocabulary_size=9 is too small"),
+        ({"name": "three", "vocabulary_size": 9999}, "data.vocabulary_size=9999 is too large"),
+        ({"name": "three", "vocabulary_size": 290, "max_length": 1}, "data.max_length=1 leaves no"),
+    ],
+)
+def test_sets_that_cannot_be_used(load, odd, keys, words):
+    with pytest.raises(UsageError, match=words) as refusal:
+        load({"data_dir": odd} | keys)
+    assert "\n" not in str(refusal.value)
+
+
+def test_batches_ranks_and_documents_that_cannot_be(load, small):
+    with pytest.raises(UsageError, match=r"train.batch_size=3 .* must be at least"):
+        load(small, batch_size=3)
+    with pytest.raises(UsageError, match="121 ranks an example each of 120"):
+        load(small, size=121)
+    with pytest.raises(UsageError, match="does not say where documents begin"):
+        load(small, documents=True)
+
+
+@pytest.mark.parametrize("key", ["source", "target", "vocabulary_size", "max_length", "cache_dir"])
+def test_images_take_no_keys_of_texts(key):
+    value = 5 if key in ("vocabulary_size", "max_length") else "en"
+    with pytest.raises(UsageError, match=f"data.{key}={value} has no effect on data.name=digits"):
+        data.load(DataConfig(name="digits", **{key: value}), rank=0, size=1, batch_size=8, seed=0)
