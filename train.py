@@ -69,13 +69,12 @@ def build(settings: config.RunConfig, workdir: str):
         input_shape=loaded.input_shape,
         seed=settings.seed,
     )
-    batches = loaded.train_examples / (train.batch_size * world.size())
-    steps = train.max_steps or math.ceil(settings.total_epochs * batches)
+    steps = train.max_steps or math.ceil(settings.total_epochs * loaded.steps_per_pass)
     model.compile(
         optimizers.build(
             settings.optimizer,
             steps=steps,
-            steps_per_epoch=loaded.steps_per_epoch * settings.epoch_multiplier,
+            steps_per_epoch=loaded.steps_per_pass * settings.epoch_multiplier,
         ),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy")],
@@ -89,7 +88,7 @@ def build(settings: config.RunConfig, workdir: str):
         test=loaded.test,
         examples=loaded.train_examples,
         steps=steps,
-        steps_per_epoch=loaded.steps_per_epoch,
+        steps_per_pass=loaded.steps_per_pass,
     )
 
 

@@ -8,6 +8,7 @@ target positions of a pass.
 """
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -70,7 +71,7 @@ def main() -> int:
 def share(part: translation.Translation) -> float:
     """The share of padding in one pass over the training set."""
     held = positions = 0
-    for inputs, labels, _ in part.train.take(part.steps_per_epoch).as_numpy_iterator():
+    for inputs, labels, _ in part.train.take(math.ceil(part.steps_per_pass)).as_numpy_iterator():
         for ids in (inputs["source"], labels):
             held, positions = held + np.count_nonzero(ids != PADDING), positions + ids.size
     return 1 - held / positions
@@ -78,7 +79,7 @@ def share(part: translation.Translation) -> float:
 
 def measure(part: translation.Translation, rounds: int) -> list[float]:
     """Target tokens a CPU-second, in each round of at least 500 batches."""
-    steps = max(500, part.steps_per_epoch)
+    steps = max(500, math.ceil(part.steps_per_pass))
     tokens = part.target_tokens * steps / part.steps_per_pass
     train = iter(part.train)
     rates = []

@@ -3,7 +3,6 @@
 `load` is for sets of images, `data.translation.load` for sets of sentence pairs.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -33,11 +32,6 @@ class Data:
     train_examples: int
     shard_examples: int
     steps_per_pass: float
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """steps_per_pass, rounded up."""
-        return math.ceil(self.steps_per_pass)
 
 
 @dataclass(frozen=True, kw_only=True)

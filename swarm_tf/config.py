@@ -17,7 +17,7 @@ from swarm_tf.errors import UsageError
 ALGORITHMS = ("swarm", "single")
 PARTITIONS = ("iid", "static", "dirichlet")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "step", "inverse_sqrt")
 MODES = ("nonblocking", "blocking", "pull")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 CODECS = ("lattice", "float32", "bfloat16", "float16")
@@ -71,6 +71,9 @@ class OptimizerConfig:
     name: str = "momentum"
     learning_rate: float
     momentum: float = 0.9  # only for name=momentum
+    beta_2: float = 0.999  # only for adam and adamw, as epsilon
+    epsilon: float = 1e-7
+    clip_norm: float | None = None  # longest gradient, over all weights
     nesterov: bool = False
     weight_decay: float = 0.0
     decay_all: bool = False  # also biases and BatchNorm's scales and offsets
@@ -249,6 +252,9 @@ def _rules() -> dict[str, _Rule]:
         "optimizer.name": _one_of(OPTIMIZERS),
         "optimizer.learning_rate": _POSITIVE,
         "optimizer.momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        "optimizer.beta_2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        "optimizer.epsilon": _POSITIVE,
+        "optimizer.clip_norm": _POSITIVE,
         "optimizer.weight_decay": _at_least(0),
         "optimizer.schedule": _one_of(SCHEDULES),
         "optimizer.warmup_epochs": _at_least(0),
@@ -276,6 +282,11 @@ def _validate_optimizer(config: RunConfig) -> None:
         raise UsageError(
             "optimizer.schedule=step needs optimizer.step_boundaries, fractions of the run "
             "such as (0.5, 0.75)"
+        )
+    if optimizer.schedule == "inverse_sqrt" and not optimizer.warmup_epochs:
+        raise UsageError(
+            "optimizer.schedule=inverse_sqrt needs optimizer.warmup_epochs above 0: the learning "
+            "rate is at its peak at the end of the warm-up"
         )
     if optimizer.nesterov and (optimizer.name != "momentum" or optimizer.momentum == 0):
         raise UsageError(

@@ -25,18 +25,29 @@ def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> ker
     optimizer: keras.Optimizer
     if config.name in ("sgd", "momentum"):
         momentum = config.momentum if config.name == "momentum" else 0.0
-        optimizer = keras.optimizers.SGD(rate, momentum, config.nesterov, weight_decay=decay)
-    elif config.name == "adam":
-        optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+        optimizer = keras.optimizers.SGD(
+            rate, momentum, config.nesterov, weight_decay=decay, global_clipnorm=config.clip_norm
+        )
     else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay)
+        kind = keras.optimizers.Adam if config.name == "adam" else keras.optimizers.AdamW
+        optimizer = kind(
+            rate,
+            beta_2=config.beta_2,
+            epsilon=config.epsilon,
+            weight_decay=decay or 0.0,
+            global_clipnorm=config.clip_norm,
+        )
     if config.weight_decay and not config.decay_all:
         optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     return optimizer
 
 
 def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> Any:
-    """Learning rate over local steps: a linear warm-up, then constant, cosine or step."""
+    """Learning rate over local steps: a linear warm-up, then as `config.schedule` says.
+
+    "inverse_sqrt" is that of Vaswani et al. 2017 (arXiv 1706.03762, equation 3): the peak over the
+    root of step / warm-up.
+    """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     peak = config.learning_rate
     schedules = keras.optimizers.schedules
@@ -47,6 +58,8 @@ def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> 
             warmup_target=peak if warmup else None,
             warmup_steps=warmup,
         )
+    if config.schedule == "inverse_sqrt":
+        return WarmUp(InverseSqrt(peak, warmup), warmup)
     boundaries = [max(1, math.ceil(f * steps)) for f in config.step_boundaries]
     if config.schedule == "constant" or not boundaries:
         boundaries = []
@@ -69,3 +82,18 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
 
     def get_config(self) -> dict[str, Any]:
         return {"rate": self.rate, "steps": self.steps}
+
+
+@keras.saving.register_keras_serializable(package="swarm_tf")
+class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """`peak` for `steps` steps, then peak * sqrt(steps / step)."""
+
+    def __init__(self, peak: float, steps: int) -> None:
+        self.peak, self.steps = peak, steps
+
+    def __call__(self, step: Any) -> Any:
+        share = keras.ops.cast(step + 1, "float32") / self.steps
+        return self.peak * keras.ops.rsqrt(keras.ops.maximum(share, 1.0))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"peak": self.peak, "steps": self.steps}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ class Run:
       model: compiled.
       train, test: batches; `train` repeats for ever.
       examples: in the training set, all ranks together.
-      steps, steps_per_epoch: local steps of this rank.
+      steps: local steps of this rank.
+      steps_per_pass: of these, until all ranks together have taken the training set once.
 
     Raises:
       UsageError: on rank 0, if `workdir` cannot be written.
@@ -47,12 +49,11 @@ class Run:
         test: tf.data.Dataset,
         examples: int,
         steps: int,
-        steps_per_epoch: int,
+        steps_per_pass: float,
     ) -> None:
         self.config, self.workdir, self.model = config, Path(workdir), model
         self.train_data, self.test_data = train, test
-        self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.passes_per_step = config.train.batch_size * world.size() / examples
+        self.steps, self.steps_per_pass, self.examples = steps, steps_per_pass, examples
         self.trainer = Trainer(
             model, jit_compile=config.train.jit_compile, longest_block=config.train.log_every
         )
@@ -71,17 +72,21 @@ class Run:
             self.trainer.fit(
                 self.train_data,
                 steps=self.steps,
-                steps_per_epoch=self.steps_per_epoch,
+                steps_per_epoch=math.ceil(self.steps_per_pass),
                 # The log may evaluate for long: the swarm's boundary comes first.
                 callbacks=[self.swarm, log] if self.swarm else [log],
             )
             own = evaluation.evaluate(self.model, self.test_data)
-            passes = self.steps * self.passes_per_step
+            passes = self.passes(self.steps)
             writer.log(self.steps, epoch=passes, **_prefixed("test", own))
             summary = self._conclude(began, own)
             writer.log(self.steps, epoch=passes, **_prefixed("consensus", summary.final))
             writer.summary(summary)
         return summary
+
+    def passes(self, step: int) -> float:
+        """Over the training set by all ranks together, until local step `step`."""
+        return step / self.steps_per_pass
 
     @property
     def counters(self) -> Counters:
@@ -108,17 +113,16 @@ class Run:
         total = merge(Counters(**one["counters"]) for one in every)
         train_seconds = float(np.mean([one["train_seconds"] for one in every]))
         exposed = total.exposed_seconds / ranks
-        examples = self.steps * ranks * self.config.train.batch_size
         return Summary(
             algorithm=self.config.algorithm,
             ranks=ranks,
             survivors=ranks,
             parameters=int(self.model.count_params()),
             local_steps_total=self.steps * ranks,
-            epochs=self.steps * self.passes_per_step,
+            epochs=self.passes(self.steps),
             wall_seconds=time.monotonic() - began,
             train_seconds=train_seconds,
-            examples_per_second=examples / max(train_seconds, 1e-9),
+            examples_per_second=self.passes(self.steps) * self.examples / max(train_seconds, 1e-9),
             final=final,
             per_rank_accuracy={
                 "min": min(one["accuracy"] for one in every),
@@ -168,7 +172,7 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         step = batch + 1
         if self._progress and step >= self._next_log:
             self._next_log = step + self._run.config.train.log_every
-            self._writer.log(step, epoch=step * self._run.passes_per_step, **logs or {})
+            self._writer.log(step, epoch=self._run.passes(step), **logs or {})
             self._progress.update(self._status(step, logs))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -180,15 +184,14 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
             self._next_test = epoch + 1
             tested = evaluation.evaluate(self.model, self._run.test_data)
             self._accuracy = tested.get("accuracy")
-            passes = step * self._run.passes_per_step
-            self._writer.log(step, epoch=passes, **_prefixed("test", tested))
+            self._writer.log(step, epoch=self._run.passes(step), **_prefixed("test", tested))
         self._progress.end_epoch(self._status(step, logs))
 
     def _status(self, step: int, logs: dict[str, float] | None) -> Status:
         run, counters = self._run, self._run.counters
         return Status(
-            epoch=step * run.passes_per_step,
-            epochs=run.steps * run.passes_per_step,
+            epoch=run.passes(step),
+            epochs=run.passes(run.steps),
             loss=(logs or {}).get("loss", float("nan")),
             accuracy=self._accuracy,
             exchanges=counters.exchanges + counters.exchanges_served,

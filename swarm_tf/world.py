@@ -20,6 +20,9 @@ from swarm_tf.transport.base import Transport
 START_SECONDS = 600.0
 """How long ranks may lag behind each other before training."""
 
+FIRST_SECONDS = 3600.0
+"""How long rank 0 may take over what it does for all, such as to tokenize a set."""
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -101,26 +104,51 @@ def _end_together(connection: mpi.MPITransport) -> None:
     atexit.register(leave)
 
 
-def together(action: Callable[[], T]) -> T:
+class RefusedTogether(UsageError):
+    """Every rank knows of it."""
+
+
+def together(action: Callable[[], T], what: str = "the start", seconds: float = START_SECONDS) -> T:
     """Do `action` on every rank; if it is refused on one, refuse it on all.
 
+    Where one `together` is called within another, a rank that is refused before the inner one
+    meets the others in it: they are refused there, and all leave the outer one.
+
+    Args:
+      what: is waited for, if ranks are late.
+      seconds: how long.
+
     Raises:
-      UsageError: on every rank, with the reason of the first rank that has one.
+      RefusedTogether: on every rank, with the reason of the first rank that has one.
     """
     result, reason = None, ""
     try:
         result = action()
+    except RefusedTogether:
+        raise
     except UsageError as error:
         reason = str(error)
     joined = transport()
     reasons = [reason]
     if joined:
-        everyones = joined.gather(reason.encode(), "the start", START_SECONDS)
+        everyones = joined.gather(reason.encode(), what, seconds)
         reasons = [r.decode() for r in everyones]
     for of, reason in enumerate(reasons):
         if reason:
-            raise UsageError(reason if all(reasons) else f"rank {of}: {reason}")
+            raise RefusedTogether(reason if all(reasons) else f"rank {of}: {reason}")
     return result  # type: ignore[return-value]
+
+
+def first(action: Callable[[], None], what: str) -> None:
+    """Do `action` on rank 0 while the others wait; returns on all when it is done.
+
+    Args:
+      what: comes of it, for the error of those who wait too long.
+
+    Raises:
+      RefusedTogether: on every rank, if it is refused on rank 0.
+    """
+    together(lambda: action() if rank() == 0 else None, what, FIRST_SECONDS)
 
 
 def agree(joined: Transport | None, what: str, value: dict[str, Any]) -> None:

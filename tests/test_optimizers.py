@@ -41,6 +41,33 @@ def test_warm_up_rises_linearly_to_the_peak(fields):
     assert got.max() == pytest.approx(0.5, rel=0.06)
 
 
+def test_inverse_square_root_is_that_of_the_paper():
+    """Vaswani et al. 2017, equation 3, divided by its value at the end of the warm-up."""
+    got = rates(200, 10, schedule="inverse_sqrt", warmup_epochs=4.0)
+    step = np.arange(1, 201)
+    expected = np.minimum(step**-0.5, step * 40**-1.5) / 40**-0.5
+    np.testing.assert_allclose(got, 0.5 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
+def test_gradients_are_clipped_by_their_length_over_all_weights(name):
+    config = OptimizerConfig(name=name, learning_rate=1.0, clip_norm=2.0)
+    optimizer = optimizers.build(config, steps=10, steps_per_epoch=10)
+    assert optimizer.global_clipnorm == 2.0
+    weights = [keras.Variable(np.zeros(2, np.float32)) for _ in range(2)]
+    gradients = [np.array(g, np.float32) for g in ([3, 0], [0, 4])]
+    if name == "momentum":
+        optimizer.apply(gradients, weights)
+        np.testing.assert_allclose(weights[0], [-1.2, 0], rtol=1e-6)
+        np.testing.assert_allclose(weights[1], [0, -1.6], rtol=1e-6)
+
+
+def test_adam_takes_its_constants():
+    config = OptimizerConfig(name="adam", learning_rate=1.0, beta_2=0.98, epsilon=1e-9)
+    optimizer = optimizers.build(config, steps=10, steps_per_epoch=10)
+    assert (optimizer.beta_2, optimizer.epsilon) == (0.98, 1e-9)
+
+
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_decay_pulls_kernels_only_unless_it_is_to_pull_all(decay_all):
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.0, decay_all=decay_all)

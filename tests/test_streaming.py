@@ -66,7 +66,7 @@ def test_ranks_together_see_every_example_once_an_epoch(where, partition, size):
         assert size == 1 or (set(first) == set(second)) == (partition != "iid")
     sizes = [part.shard_examples for part in parts]
     assert partition == "dirichlet" or max(sizes) - min(sizes) <= 1
-    assert {part.steps_per_epoch for part in parts} == {-(-EXAMPLES // size)}
+    assert {part.steps_per_pass for part in parts} == {EXAMPLES / size}
 
 
 def test_what_is_promised_about_the_batches(where):

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_what_is_promised_about_the_batches(load, real):
 def test_less_than_a_quarter_is_padding(load, real):
     part = load(real, batch_size=4096)
     held = positions = 0
-    for inputs, labels, _ in part.train.take(part.steps_per_epoch):
+    for inputs, labels, _ in part.train.take(math.ceil(part.steps_per_pass)):
         both = np.stack([inputs["source"], labels])
         held, positions = held + (both != PADDING).sum(), positions + both.size
     assert 1 - held / positions < 0.2
@@ -146,9 +147,9 @@ def test_ranks_together_see_every_pair_once_an_epoch(load, small, partition, siz
 
 def test_a_pass_has_the_steps_and_the_tokens_that_are_told(load, real):
     part = load(real, batch_size=4096)
-    batches = part.train.take(3 * part.steps_per_epoch)
+    batches = part.train.take(3 * math.ceil(part.steps_per_pass))
     counted = sum(float(tf.reduce_sum(weights)) for _, _, weights in batches)
-    passes = 3 * part.steps_per_epoch / part.steps_per_pass
+    passes = 3 * math.ceil(part.steps_per_pass) / part.steps_per_pass
     assert counted / passes == pytest.approx(part.target_tokens, rel=0.02)
     other = load(real, batch_size=4096, rank=1, size=2)
     assert other.steps_per_pass == pytest.approx(part.steps_per_pass / 2)

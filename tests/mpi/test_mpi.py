@@ -113,6 +113,10 @@ def test_an_evaluation_delays_nobody(tmp_path):
     passes(2, "evaluate.py", tmp_path)
 
 
+def test_a_refusal_reaches_every_rank():
+    passes(3, "refused.py")
+
+
 def test_gather_names_the_rank_that_is_late():
     output = ends_together(3, "late.py")
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
