@@ -67,7 +67,7 @@ def an_evaluation_delays_nobody():
         test=dataset(test),
         examples=SIZE * BATCH * PER_EPOCH,
         steps=STEPS,
-        steps_per_epoch=PER_EPOCH,
+        steps_per_pass=PER_EPOCH,
     )
     summary = run()
     assert EVALUATED.exists()
