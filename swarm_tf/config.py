@@ -217,6 +217,7 @@ def _at_least(low: int) -> _Rule:
 
 
 _POSITIVE: _Rule = (lambda value: value > 0, "above 0")
+_SHARE: _Rule = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 _NAMED: _Rule = (lambda value: value != "", "a name, not empty")
 _DIRECTORY: _Rule = (lambda value: value != "", "a directory, not empty")
 _LANGUAGE: _Rule = (lambda value: value != "", "a language such as en, or None")
@@ -251,8 +252,8 @@ def _rules() -> dict[str, _Rule]:
         "train.threads": _at_least(0),
         "optimizer.name": _one_of(OPTIMIZERS),
         "optimizer.learning_rate": _POSITIVE,
-        "optimizer.momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        "optimizer.beta_2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        "optimizer.momentum": _SHARE,
+        "optimizer.beta_2": _SHARE,
         "optimizer.epsilon": _POSITIVE,
         "optimizer.clip_norm": _POSITIVE,
         "optimizer.weight_decay": _at_least(0),

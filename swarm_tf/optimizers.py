@@ -22,21 +22,18 @@ def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> ker
     """
     rate = schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
     decay = config.weight_decay or None
+    adams = {"beta_2": config.beta_2, "epsilon": config.epsilon}
+    clipping = {"global_clipnorm": config.clip_norm}
     optimizer: keras.Optimizer
     if config.name in ("sgd", "momentum"):
         momentum = config.momentum if config.name == "momentum" else 0.0
-        optimizer = keras.optimizers.SGD(
-            rate, momentum, config.nesterov, weight_decay=decay, global_clipnorm=config.clip_norm
-        )
+        sgd = keras.optimizers.SGD
+        optimizer = sgd(rate, momentum, config.nesterov, weight_decay=decay, **clipping)
+    elif config.name == "adam":
+        optimizer = keras.optimizers.Adam(rate, weight_decay=decay, **adams, **clipping)
     else:
-        kind = keras.optimizers.Adam if config.name == "adam" else keras.optimizers.AdamW
-        optimizer = kind(
-            rate,
-            beta_2=config.beta_2,
-            epsilon=config.epsilon,
-            weight_decay=decay or 0.0,
-            global_clipnorm=config.clip_norm,
-        )
+        adamw = keras.optimizers.AdamW  # takes no None
+        optimizer = adamw(rate, weight_decay=config.weight_decay, **adams, **clipping)
     if config.weight_decay and not config.decay_all:
         optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
     return optimizer
@@ -59,6 +56,7 @@ def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> 
             warmup_steps=warmup,
         )
     if config.schedule == "inverse_sqrt":
+        warmup = max(1, warmup)  # of a fraction of an epoch there may be no step at all
         return WarmUp(InverseSqrt(peak, warmup), warmup)
     boundaries = [max(1, math.ceil(f * steps)) for f in config.step_boundaries]
     if config.schedule == "constant" or not boundaries:

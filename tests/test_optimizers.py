@@ -49,6 +49,11 @@ def test_inverse_square_root_is_that_of_the_paper():
     np.testing.assert_allclose(got, 0.5 * expected, rtol=1e-5)
 
 
+def test_inverse_square_root_of_a_warm_up_shorter_than_a_step_falls_at_once():
+    got = rates(10, 1, schedule="inverse_sqrt", warmup_epochs=0.1)
+    np.testing.assert_allclose(got, 0.5 * np.arange(1, 11) ** -0.5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
 def test_gradients_are_clipped_by_their_length_over_all_weights(name):
     config = OptimizerConfig(name=name, learning_rate=1.0, clip_norm=2.0)
