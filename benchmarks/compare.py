@@ -138,7 +138,23 @@ def draw(runs: Sequence[Run], path: Path, size: tuple[int, int] = (1650, 660)) -
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, prints, draws; returns 0, or the exit code of the first run that failed."""
     args, rest = _parse(argv)
-    for algorithm in [] if args.workdirs else args.algorithms:
+    workdirs = args.workdirs
+    if not workdirs:
+        if code := _train(args, rest):
+            return code
+        workdirs = [args.out / algorithm for algorithm in args.algorithms]
+    try:
+        runs = [read(workdir) for workdir in workdirs]
+    except FileNotFoundError as error:
+        print(f"{error.filename} is missing: not a finished run", file=sys.stderr)
+        return 2
+    _report(runs, args.out)
+    return 0
+
+
+def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """One run an algorithm; 0, or the exit code of the first that failed."""
+    for algorithm in args.algorithms:
         line = command(algorithm, args.ranks, args.config, args.out, rest)
         print("$", *line, flush=True)
         try:
@@ -149,12 +165,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code:
             print(f"{algorithm} failed with exit code {code}", file=sys.stderr)
             return code if code > 0 else 128 - code  # a signal, as a shell reports it
-    try:
-        runs = [read(d) for d in args.workdirs or [args.out / name for name in args.algorithms]]
-    except FileNotFoundError as error:
-        print(f"{error.filename} is missing: not a finished run", file=sys.stderr)
-        return 2
-    _report(runs, args.out)
     return 0
 
 
