@@ -33,6 +33,8 @@ lint: setup
 bench: setup
 	$(BIN)/python -m benchmarks.codec
 	$(BIN)/python -m benchmarks.input
+	$(BIN)/python -m benchmarks.translation_input
+	$(BIN)/python -m benchmarks.decoding
 	$(BIN)/swarmrun -n 2 -m benchmarks.exchange
 
 clean:

@@ -14,7 +14,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import data
+from benchmarks.timing import batch_rates
 from swarm_tf.config import DataConfig
 from tests import tfds_standin
 
@@ -52,7 +52,9 @@ def main() -> int:
             ("imagenet2012", True, 3),
             ("imagenet2012", False, 3),
         ):
-            rates = measure(DataConfig(name=name, data_dir=where, augment=augment), batches, args)
+            config = DataConfig(name=name, data_dir=where, augment=augment)
+            train = data.load(config, rank=0, size=1, batch_size=_BATCH, seed=0).train
+            rates = [_BATCH * rate for rate in batch_rates(train, batches, args.rounds)]
             rate = statistics.median(rates)
             table.add_row(
                 name, str(augment), *(f"{r:,.0f}" for r in (rate, min(rates), max(rates)))
@@ -78,18 +80,6 @@ def photograph(i: int) -> dict:
     shapes = tf.image.resize(rng.uniform(0, 255, (6, 8, 3)), (375, 500), "bicubic").numpy()
     pixels = shapes + rng.normal(0, 5, (375, 500, 1))
     return {"file_name": "x", "image": pixels.clip(0, 255).astype(np.uint8), "label": i}
-
-
-def measure(config: DataConfig, batches: int, args: argparse.Namespace) -> list[float]:
-    """Images a CPU-second in each round of so many batches."""
-    train = iter(data.load(config, rank=0, size=1, batch_size=_BATCH, seed=0).train)
-    rates = []
-    for _ in range(args.rounds + 1):
-        began = time.process_time()
-        for _ in range(batches):
-            next(train)
-        rates.append(_BATCH * batches / (time.process_time() - began))
-    return rates[1:]  # the first one warms up
 
 
 if __name__ == "__main__":

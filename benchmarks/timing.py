@@ -1,8 +1,11 @@
-"""Medians of interleaved runs, as multiples of one float32 memcpy: absolute times are noisy."""
+"""Medians of interleaved runs, as multiples of one float32 memcpy: absolute times are noisy.
+
+And how fast a core makes batches of data ready.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -28,3 +31,15 @@ def medians(
             action()
             taken[name].append(clock() - began)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def batch_rates(dataset: Iterable[object], batches: int, rounds: int) -> list[float]:
+    """Batches a CPU-second of all threads together, in each round of so many batches."""
+    stream = iter(dataset)
+    rates = []
+    for _ in range(rounds + 1):
+        began = time.process_time()
+        for _ in range(batches):
+            next(stream)
+        rates.append(batches / (time.process_time() - began))
+    return rates[1:]  # the first one warms up

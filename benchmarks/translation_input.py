@@ -20,6 +20,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.timing import batch_rates
 from data import translation
 from data.vocabulary import PADDING
 from swarm_tf.config import DataConfig
@@ -55,7 +56,9 @@ def main() -> int:
         pairs = part.train_examples + part.dropped
         print(f"{pairs:,} pairs made ready in {time.process_time() - began:.1f} CPU-seconds")
         padding = share(part)
-        rates = measure(part, args.rounds)
+        tokens = part.target_tokens / part.steps_per_pass  # in a batch
+        batches = max(500, math.ceil(part.steps_per_pass))
+        rates = [tokens * rate for rate in batch_rates(part.train, batches, args.rounds)]
     rate = statistics.median(rates)
     print(f"shapes (rows, width): {', '.join(map(str, part.shapes))}")
     print(f"padding: {padding:.1%} of all positions")
@@ -75,20 +78,6 @@ def share(part: translation.Translation) -> float:
         for ids in (inputs["source"], labels):
             held, positions = held + np.count_nonzero(ids != PADDING), positions + ids.size
     return 1 - held / positions
-
-
-def measure(part: translation.Translation, rounds: int) -> list[float]:
-    """Target tokens a CPU-second, in each round of at least 500 batches."""
-    steps = max(500, math.ceil(part.steps_per_pass))
-    tokens = part.target_tokens * steps / part.steps_per_pass
-    train = iter(part.train)
-    rates = []
-    for _ in range(rounds + 1):
-        began = time.process_time()
-        for _ in range(steps):
-            next(train)
-        rates.append(tokens / (time.process_time() - began))
-    return rates[1:]  # the first one warms up
 
 
 if __name__ == "__main__":
