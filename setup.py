@@ -23,6 +23,7 @@ setup(
             "ml_collections>=1.0",
             "num2words",
             "rich",
+            "sacrebleu",
             "scikit-learn",
             "sentencepiece>=0.2.1",
             "tensorboard",

@@ -12,7 +12,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from swarm_tf import UsageError, config, flags, metrics, quiet, world
+from swarm_tf import UsageError, config, flags, metrics, quiet, validation, world
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def read(argv: list[str]) -> tuple[config.RunConfig, str]:
     settings, workdir = flags.parse(argv)
-    config.validate(settings, world.size())
+    validation.validate(settings, world.size())
     if world.rank() == 0:
         metrics.check_writable(workdir)
     return settings, workdir
@@ -46,8 +46,7 @@ def build(settings: config.RunConfig, workdir: str):
     with quiet.start():
         import keras
 
-    import data
-    import models
+    import tasks
     from swarm_tf import devices, optimizers
     from swarm_tf.run import Run
 
@@ -56,39 +55,29 @@ def build(settings: config.RunConfig, workdir: str):
     gpu = devices.claim_gpu()
     devices.set_precision(train.mixed_precision, jit_compile=train.jit_compile, gpu=gpu)
     keras.utils.set_random_seed(settings.seed + world.rank())
-    loaded = data.load(
-        settings.data,
-        rank=world.rank(),
-        size=world.size(),
-        batch_size=train.batch_size,
-        seed=settings.seed,
-    )
-    model = models.build(
-        settings.model.name,
-        classes=loaded.classes,
-        input_shape=loaded.input_shape,
-        seed=settings.seed,
-    )
-    steps = train.max_steps or math.ceil(settings.total_epochs * loaded.steps_per_pass)
-    model.compile(
+    task = tasks.build(settings, workdir)
+    data = task.data
+    steps = train.max_steps or math.ceil(settings.total_epochs * data.steps_per_pass)
+    task.model.compile(
         optimizers.build(
             settings.optimizer,
             steps=steps,
-            steps_per_epoch=loaded.steps_per_pass * settings.epoch_multiplier,
+            steps_per_epoch=data.steps_per_pass * settings.epoch_multiplier,
         ),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy")],
+        task.loss,
+        weighted_metrics=task.metrics,
         jit_compile=False,
     )
     return Run(
         settings,
         workdir,
-        model,
-        train=loaded.train,
-        test=loaded.test,
-        examples=loaded.train_examples,
+        task.model,
+        train=data.train,
+        test=data.test,
+        examples=data.train_examples,
         steps=steps,
-        steps_per_pass=loaded.steps_per_pass,
+        steps_per_pass=data.steps_per_pass,
+        score=task.score,
     )
 
 

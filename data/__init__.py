@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,7 @@ import tensorflow as tf
 from data import partition, pipeline, sources, streaming
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
+from swarm_tf.validation import refuse_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,8 @@ def load(config: DataConfig, *, rank: int, size: int, batch_size: int, seed: int
         impossible, for augment on digits, and for keys of other kinds of sets; nothing is ever
         downloaded.
     """
-    refuse(config, ("source", "target", "vocabulary_size", "max_length", "cache_dir"), "images")
+    unused = ("source", "target", "vocabulary_size", "max_length", "cache_dir")
+    refuse_unused("data", config, unused, f"data.name={config.name}, a set of images")
     source = sources.read(config.name, config.data_dir)
     if config.augment and not source.augmentable:
         raise UsageError(
@@ -78,22 +80,6 @@ def load(config: DataConfig, *, rank: int, size: int, batch_size: int, seed: int
         )
     streamed = isinstance(source.train, sources.Records)
     return (_streamed if streamed else _held)(source, config, rank, size, batch_size, seed)
-
-
-def refuse(config: DataConfig, keys: tuple[str, ...], kind: str) -> None:
-    """Holds the keys of section `data` that mean nothing for this kind of set to their defaults.
-
-    Raises:
-      UsageError: if one has another value.
-    """
-    defaults = {field.name: field.default for field in fields(DataConfig)}
-    for key in keys:
-        value = getattr(config, key)
-        if value != defaults[key]:
-            raise UsageError(
-                f"data.{key}={value} has no effect on data.name={config.name}, a set of {kind}; "
-                f"leave it at {defaults[key]}"
-            )
 
 
 def _held(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import Data, partition, refuse, texts, tokens
+from data import Data, partition, texts, tokens
 from data.buckets import Buckets, Lengths
 from data.pairs import Pairs
 from data.partition import Indices
@@ -15,6 +15,7 @@ from data.texts import Corpus
 from data.vocabulary import Vocabulary
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
+from swarm_tf.validation import refuse_unused
 
 _SHAPES = 12  # of batches, at most; XLA compiles the model for each
 
@@ -88,7 +89,8 @@ def load(
         vocabulary that is too large or too small, and a batch that cannot hold the longest
         sentence; nothing is ever downloaded.
     """
-    refuse(config, ("augment", "image_size"), "sentence pairs")
+    unused = ("augment", "image_size")
+    refuse_unused("data", config, unused, f"data.name={config.name}, a set of sentence pairs")
     corpus = texts.find(config.name, config.data_dir, seed)
     _check(config, corpus, documents)
     languages = texts.direction(config.name, corpus.languages, config.source, config.target)

@@ -15,14 +15,15 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from swarm_tf.config import RunConfig, describe_type, flatten, to_dict
+from swarm_tf.config import RunConfig, flatten, to_dict
 from swarm_tf.errors import UsageError
+from swarm_tf.validation import describe_type
 
 USAGE = "--config=configs/NAME.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]"
 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, str]:
-    """Reads a command line; the result still has to pass `config.validate`.
+    """Reads a command line; the result still has to pass `validation.validate`.
 
     Args:
       argv: as `sys.argv`, the program's name first.

@@ -72,7 +72,7 @@ class Summary:
     wall_seconds: float
     train_seconds: float
     examples_per_second: float
-    final: dict[str, float]  # loss, accuracy, ... of the mean model on the test split
+    final: dict[str, Any]  # loss, accuracy, ... of the mean model on the test split
     per_rank_accuracy: dict[str, float]  # min and max of the separate models
     exchanges: int
     exchanges_failed: int
@@ -89,8 +89,9 @@ class Summary:
     def __str__(self) -> str:
         final, each = self.final.get("accuracy", math.nan), self.per_rank_accuracy
         alone = f" (mean model; separate ones {each['min']:.2%} to {each['max']:.2%})"
+        bleu = f"BLEU {self.final['bleu']:.2f}, " if "bleu" in self.final else ""
         return (
-            f"accuracy {final:.2%}{alone if self.ranks > 1 else ''}, "
+            f"{bleu}accuracy {final:.2%}{alone if self.ranks > 1 else ''}, "
             f"{self.train_seconds:.1f} s of training, {self.examples_per_second:,.0f} examples/s; "
             f"of the time {self.exposed_fraction:.1%} waiting for exchanges, "
             f"{self.data_wait_fraction:.1%} for data"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Run:
       examples: in the training set, all ranks together.
       steps: local steps of this rank.
       steps_per_pass: of these, until all ranks together have taken the training set once.
+      score: what the mean model is worth beyond its metrics; called on all ranks together.
 
     Raises:
       UsageError: on rank 0, if `workdir` cannot be written.
@@ -50,10 +51,12 @@ class Run:
         examples: int,
         steps: int,
         steps_per_pass: float,
+        score: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.config, self.workdir, self.model = config, Path(workdir), model
         self.train_data, self.test_data = train, test
         self.steps, self.steps_per_pass, self.examples = steps, steps_per_pass, examples
+        self.score = score
         self.trainer = Trainer(
             model, jit_compile=config.train.jit_compile, longest_block=config.train.log_every
         )
@@ -80,7 +83,8 @@ class Run:
             passes = self.passes(self.steps)
             writer.log(self.steps, epoch=passes, **_prefixed("test", own))
             summary = self._conclude(began, own)
-            writer.log(self.steps, epoch=passes, **_prefixed("consensus", summary.final))
+            numbers = {k: v for k, v in summary.final.items() if not isinstance(v, str)}
+            writer.log(self.steps, epoch=passes, **_prefixed("consensus", numbers))
             writer.summary(summary)
         return summary
 
@@ -95,15 +99,17 @@ class Run:
 
     def _conclude(self, began: float, own: dict[str, float]) -> Summary:
         distance = self._take_mean()
-        every = _gather(
+        every = world.gather(
             {
                 "accuracy": own.get("accuracy", float("nan")),
                 "train_seconds": self.trainer.train_seconds,
                 "data_wait": self.trainer.wait_seconds / max(self.trainer.train_seconds, 1e-9),
                 "step_seconds": self.trainer.step_seconds_median,
                 "counters": dataclasses.asdict(self.counters),
-            }
+            },
+            "the summary",
         )
+        score = self.score()
         final = own
         if world.rank() == 0 and world.size() > 1:
             final = evaluation.evaluate(self.model, self.test_data)
@@ -123,7 +129,7 @@ class Run:
             wall_seconds=time.monotonic() - began,
             train_seconds=train_seconds,
             examples_per_second=self.passes(self.steps) * self.examples / max(train_seconds, 1e-9),
-            final=final,
+            final={**final, **score},
             per_rank_accuracy={
                 "min": min(one["accuracy"] for one in every),
                 "max": max(one["accuracy"] for one in every),
@@ -202,12 +208,3 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
 
 def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in values.items()}
-
-
-def _gather(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """`values` of every rank, in order."""
-    transport = world.transport()
-    if transport is None:
-        return [values]
-    every = transport.gather(json.dumps(values).encode(), "the summary", world.START_SECONDS)
-    return [json.loads(one) for one in every]

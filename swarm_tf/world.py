@@ -151,6 +151,19 @@ def first(action: Callable[[], None], what: str) -> None:
     together(lambda: action() if rank() == 0 else None, what, FIRST_SECONDS)
 
 
+def gather(value: Any, what: str, seconds: float = START_SECONDS) -> list[Any]:
+    """`value`, which JSON can hold, of every rank, in their order.
+
+    Args:
+      what: is waited for, if ranks are late.
+      seconds: how long.
+    """
+    joined = transport()
+    if joined is None:
+        return [value]
+    return [json.loads(one) for one in joined.gather(json.dumps(value).encode(), what, seconds)]
+
+
 def agree(joined: Transport | None, what: str, value: dict[str, Any]) -> None:
     """Make sure that the flat dictionary `value` is the same on all ranks of a transport.
 

@@ -6,6 +6,7 @@ import pytest
 
 from swarm_tf import config, flags
 from swarm_tf.errors import UsageError
+from swarm_tf.validation import validate
 
 SOURCE = """
 from swarm_tf import config as c
@@ -147,4 +148,4 @@ def test_help_lists_the_keys_and_their_values(path, capsys):
 def test_every_recipe_is_valid(file):
     run = flags.load(str(file))
     for size in (1, 4):
-        config.validate(run, size)
+        validate(run, size)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 ORDER = [
     ["errors", "launcher", "quiet"],
     ["topology", "local_steps", "config"],
+    ["validation"],
     ["metrics", "flags", "launch", "devices", "optimizers"],
     ["codec"],
     ["exchange", "published", "admission"],

@@ -13,6 +13,7 @@ import tfds_standin
 import models
 from swarm_tf import config as c
 from swarm_tf import optimizers
+from swarm_tf.validation import validate
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -36,8 +37,8 @@ def test_it_opens_with_what_a_reader_looks_for(recipe):
 def test_it_is_valid_with_either_algorithm(recipe, algorithm):
     config = load(recipe).get_config()
     config.algorithm = algorithm
-    c.validate(config, 1 if algorithm == "single" else 8)
-    assert config.model.name in models.NAMES
+    validate(config, 1 if algorithm == "single" else 8)
+    assert config.model.name in (*models.NAMES, *models.TRANSLATORS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

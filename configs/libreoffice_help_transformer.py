@@ -1,0 +1,38 @@
+"""SwarmSGD with a small Transformer on LibreOffice's help texts, German to English (TFDS).
+
+Shows:     the paper's WMT17 experiment on a set of 42,026 sentence pairs that two cores can train.
+Paper:     Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm; Vaswani et al. 2017 (arXiv
+           1706.03762) for the model, Adam's constants, the schedule and label smoothing.
+Run:       swarmrun -n 4 train.py --config=configs/libreoffice_help_transformer.py \\
+               --workdir=runs/help
+           (with --config.data.data_dir=DIR where TFDS keeps its files elsewhere)
+Hardware:  2 CPU cores.
+Minutes:   not measured yet.
+Metric:    BLEU of the mean model on the test split, beam search with 4 beams.
+"""
+
+from swarm_tf.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SwarmConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(name="transformer_tiny"),
+        data=DataConfig(name="libreoffice_help", vocabulary_size=4000, max_length=128),
+        train=TrainConfig(epochs=12, epoch_multiplier=3.0, batch_size=2048, label_smoothing=0.1),
+        optimizer=OptimizerConfig(
+            name="adam",
+            learning_rate=2e-3,
+            beta_2=0.98,
+            epsilon=1e-9,
+            schedule="inverse_sqrt",
+            warmup_epochs=1.0,
+        ),
+        swarm=SwarmConfig(local_steps=4, mode="nonblocking", codec="lattice", bits=8),
+    )

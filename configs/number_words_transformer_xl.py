@@ -1,0 +1,41 @@
+"""SwarmSGD with a small Transformer-XL on number words, English to German: no file, minutes.
+
+    one hundred and five  ->  einhundertfünf
+
+Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative attention and the memory: 20 consecutive
+           numbers are a document. Vaswani et al. 2017 (arXiv 1706.03762) for Adam's constants and
+           the schedule; Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
+Run:       swarmrun -n 4 train.py --config=configs/number_words_transformer_xl.py \\
+               --workdir=runs/numbers
+Hardware:  2 CPU cores.
+Minutes:   not measured yet.
+Metric:    exact_match, the share of the 500 numbers of the test split, none of them trained on,
+           that come out right letter for letter.
+"""
+
+from swarm_tf.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SwarmConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(name="transformer_xl_tiny", memory_length=32, dropout=0.0),
+        data=DataConfig(name="number_words", vocabulary_size=400),
+        train=TrainConfig(epochs=12, epoch_multiplier=2.0, batch_size=1024),
+        optimizer=OptimizerConfig(
+            name="adam",
+            learning_rate=2e-3,
+            beta_2=0.98,
+            epsilon=1e-9,
+            clip_norm=1.0,
+            schedule="inverse_sqrt",
+            warmup_epochs=1.0,
+        ),
+        swarm=SwarmConfig(local_steps=4, mode="nonblocking", codec="lattice", bits=8),
+    )

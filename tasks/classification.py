@@ -1,0 +1,37 @@
+"""Images with a class each."""
+
+import keras
+
+import data
+import models
+from swarm_tf import world
+from swarm_tf.config import RunConfig
+from swarm_tf.validation import refuse_unused
+from tasks.crossentropy import Crossentropy
+from tasks.task import Task
+
+
+def build(config: RunConfig) -> Task:
+    """See `tasks.build`."""
+    unused = ("dropout", "normalization", "memory_length")
+    name = config.model.name
+    refuse_unused("model", config.model, unused, f"model.name={name}, a model for images")
+    loaded = data.load(
+        config.data,
+        rank=world.rank(),
+        size=world.size(),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+    )
+    model = models.build(
+        name, classes=loaded.classes, input_shape=loaded.input_shape, seed=config.seed
+    )
+    return Task(
+        data=loaded,
+        model=model,
+        loss=Crossentropy(config.train.label_smoothing),
+        metrics=[
+            keras.metrics.SparseCategoricalAccuracy("accuracy"),
+            keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy"),
+        ],
+    )

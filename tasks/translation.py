@@ -1,0 +1,98 @@
+"""Sentences in another language."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import sacrebleu
+from models.translator import Translator
+
+import data.translation
+import models
+from data.translation import Translation
+from swarm_tf import world
+from swarm_tf.config import ModelConfig, RunConfig
+from tasks.crossentropy import Crossentropy, Perplexity, crossentropy
+from tasks.task import Task
+
+
+def build(config: RunConfig, workdir: str) -> Task:
+    """See `tasks.build`; leaves vocabulary.model in the workdir."""
+    loaded = data.translation.load(
+        config.data,
+        rank=world.rank(),
+        size=world.size(),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        workdir=workdir,
+        first=world.first,
+        documents=config.model.memory_length > 0,
+    )
+    model = network(config.model, loaded.vocabulary.get_piece_size(), config.seed)
+    smoothing = config.train.label_smoothing
+    translator = Translator(model, loaded.vocabulary, max_length=config.data.max_length)
+    return Task(
+        data=loaded,
+        model=model,
+        loss=Crossentropy(smoothing),
+        metrics=[
+            # Keras' own mean of the loss weighs batches by their rows, not their tokens; a metric
+            # of the same name stands in its place.
+            keras.metrics.MeanMetricWrapper(
+                lambda labels, logits: crossentropy(labels, logits, smoothing), name="loss"
+            ),
+            keras.metrics.SparseCategoricalAccuracy("accuracy"),
+            Perplexity(),
+        ],
+        score=Score(translator, loaded),
+    )
+
+
+def network(config: ModelConfig, vocabulary: int, seed: int | None) -> keras.Model:
+    """The model of section `model`, for so many tokens."""
+    return models.build_translator(
+        config.name,
+        vocabulary=vocabulary,
+        seed=seed,
+        dropout=config.dropout,
+        normalization=config.normalization,
+        memory_length=config.memory_length,
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Translates the test split, a part on every rank, and compares it with the references."""
+
+    translator: Translator
+    data: Translation
+
+    def __call__(self) -> dict[str, float | str]:
+        """BLEU (0 to 100) of the detokenized texts, its signature, and the share of exact matches.
+
+        sacrebleu's BLEU (Post 2018, arXiv 1804.08771); the signature says all that decides it.
+        """
+        documents = self._documents(self.data.test_sources)
+        own = self.translator.documents(documents[world.rank() :: world.size()])
+        every = world.gather(own, "the translations of the test split", world.FIRST_SECONDS)
+        translated = [[""]] * len(documents)
+        for rank, part in enumerate(every):
+            translated[rank :: world.size()] = part
+        found = [sentence for document in translated for sentence in document]
+        return measure(found, self.data.test_references)
+
+    def _documents(self, sentences: Sequence[str]) -> list[Sequence[str]]:
+        length = self.data.segments or 1
+        return [sentences[at : at + length] for at in range(0, len(sentences), length)]
+
+
+def measure(translated: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+    """See `Score`; a translation and a reference for each sentence."""
+    bleu = sacrebleu.BLEU()
+    score = bleu.corpus_score(translated, [references]).score
+    exact = sum(one == other for one, other in zip(translated, references, strict=True))
+    return {
+        "bleu": score,
+        "exact_match": exact / len(references),
+        "bleu_signature": str(bleu.get_signature()),
+    }
