@@ -13,6 +13,7 @@ import tensorflow as tf
 from swarm_tf.errors import UsageError
 
 PADDING = 0  # what follows the end
+BOS, EOS = 1, 2  # where `search` is not told others
 Step = Callable[[tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
@@ -31,8 +32,8 @@ def search(
     beams: int = 4,
     best: int = 1,
     alpha: float = 0.6,
-    start: int = 1,
-    end: int = 2,
+    start: int = BOS,
+    end: int = EOS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The best hypotheses that beam search finds; to be called inside a tf.function, XLA or not.
 

@@ -129,7 +129,7 @@ class Block(keras.layers.Layer):
     ) -> tuple[tf.Tensor, Pair]:
         """The block for one token x [batch, 1, width], whose key and value take their slot."""
         entered = self.residuals[0].enter(x)
-        here = (tf.range(cached[0].shape[1]) == slot)[:, None, None]
+        here = (tf.range(tf.shape(cached[0])[1]) == slot)[:, None, None]
         pairs = zip(self.attention.project(entered), cached, strict=True)
         keys, values = (tf.where(here, new, old) for new, old in pairs)
         attended = self.attention(entered, keys, values, visible, distances)
@@ -213,7 +213,7 @@ class Stack(keras.layers.Layer):
         self,
         source: tf.Tensor,
         source_visible: tf.Tensor,
-        max_length: int,
+        max_length: int | tf.Tensor,
         memory: Sequence[tf.Tensor] | None = None,
     ) -> dict[str, Any]:
         """A decoder's cache before the first `step`.
@@ -228,8 +228,10 @@ class Stack(keras.layers.Layer):
             memory = [none] * len(self.blocks)
         own = []
         for block, past in zip(self.blocks, memory, strict=True):
-            pair = block.attention.project(past)
-            own.append(tuple(tf.pad(x, [[0, 0], [0, max_length], [0, 0], [0, 0]]) for x in pair))
+            keys, values = block.attention.project(past)
+            # Not tf.pad, which forgets all static sizes where max_length is a tensor.
+            free = tf.zeros([tf.shape(keys)[0], max_length, *keys.shape[2:]], keys.dtype)
+            own.append((tf.concat([keys, free], axis=1), tf.concat([values, free], axis=1)))
         return {
             "own": tuple(own),
             "source": tuple(block.cross.project(source) for block in self.blocks),

@@ -55,11 +55,14 @@ class Transformer(keras.Model):
         )
         return self.embedding.logits(x)
 
-    def start(self, source: tf.Tensor, max_length: int, memory: None = None) -> dict[str, Any]:
+    def start(
+        self, source: tf.Tensor, max_length: int | tf.Tensor, memory: None = None
+    ) -> dict[str, Any]:
         """The cache for decoding up to `max_length` tokens: tensors whose first axis is the batch.
 
         Args:
           source: int32 [batch, s].
+          max_length: a number, or scalar int32 for one trace to serve all lengths (not under XLA).
           memory: what a TransformerXL takes; here there is none.
         """
         return self.decoder.start(self._encode(source), real(source), max_length)
@@ -78,7 +81,7 @@ class Transformer(keras.Model):
           float32 [batch, vocabulary], and the cache for the next position.
         """
         x = self._embed(tokens[:, None], tf.reshape(position, [1]))
-        slots = tf.range(cache["own"][0][0].shape[1])
+        slots = tf.range(tf.shape(cache["own"][0][0])[1])
         x, cache = self.decoder.step(x, position, slots <= position, cache)
         return self.embedding.logits(x)[:, 0], cache
 

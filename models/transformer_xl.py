@@ -97,7 +97,7 @@ class TransformerXL(Transformer):
         return Memory(nothing, nothing)
 
     def start(
-        self, source: tf.Tensor, max_length: int, memory: Memory | None = None
+        self, source: tf.Tensor, max_length: int | tf.Tensor, memory: Memory | None = None
     ) -> dict[str, Any]:
         """As `Transformer.start`. For the memory after what was decoded, call `forward`.
 
@@ -113,7 +113,7 @@ class TransformerXL(Transformer):
     def step(
         self, tokens: tf.Tensor, position: tf.Tensor | int, cache: dict[str, Any]
     ) -> tuple[tf.Tensor, dict[str, Any]]:
-        slots = tf.range(cache["own"][0][0].shape[1])
+        slots = tf.range(tf.shape(cache["own"][0][0])[1])
         slot = self.memory_length + position
         x, cache = self.decoder.step(
             self.embedding(tokens[:, None]),

@@ -231,6 +231,19 @@ def test_a_traced_step_serves_all_positions():
     assert step.experimental_get_tracing_count() == 1
 
 
+def assert_one_trace_decodes_all_lengths(model, source, **start):
+    """With `max_length` as a tensor, and as the number that it is."""
+    run = tf.function(lambda length: greedy(model, source, length, beams=2, **start))
+    for length in (1, 4, 7):
+        expected = greedy(model, source, length, beams=2, **start)
+        np.testing.assert_array_equal(run(tf.constant(length)), expected)
+    assert run.experimental_get_tracing_count() == 1
+
+
+def test_one_trace_decodes_all_lengths():
+    assert_one_trace_decodes_all_lengths(randomise(_build()), tf.constant(tokens(2, 7)))
+
+
 # --- weights --------------------------------------------------------------------------------------
 
 

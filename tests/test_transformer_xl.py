@@ -19,6 +19,7 @@ from tests.test_transformer import (
     VOCABULARY,
     assert_close,
     assert_greedy,
+    assert_one_trace_decodes_all_lengths,
     count,
     greedy,
     pad,
@@ -253,6 +254,14 @@ def test_decoding_in_a_loop(jit_compile):
     source = np.repeat(source, 2, axis=0)
     memory = tf.nest.map_structure(lambda x: tf.repeat(x, 2, axis=0), memory)
     assert_greedy(decoded, lambda target: model.forward(source, target, memory)[0])
+
+
+@pytest.mark.parametrize("memory_length", [0, MEMORY])
+def test_one_trace_decodes_all_lengths(memory_length):
+    model = _build(memory_length=memory_length)
+    source = tf.constant(tokens(2, 7))
+    _, memory = model.forward(source, source, model.empty_memory(2))
+    assert_one_trace_decodes_all_lengths(model, source, memory=memory)
 
 
 # --- weights, training ----------------------------------------------------------------------------

@@ -1,0 +1,161 @@
+"""From texts to their translations: a model, a vocabulary, and beam search between them."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from models import decoding
+from models.decoding import BOS, EOS, PADDING
+from models.transformer import Transformer
+from models.transformer_xl import TransformerXL
+from swarm_tf.errors import UsageError
+
+# How many tokens a hypothesis may be longer than its source (Vaswani et al. 2017, 6.1).
+_LONGER = 50
+
+
+class Vocabulary(Protocol):
+    """What is needed of a sentencepiece processor, with the ids of `models.decoding`."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class Translator:
+    """Translates sentences that stand for themselves, and documents.
+
+    The weights are those that the model has at each call.
+
+    Args:
+      model: that was trained on tokens of `vocabulary`.
+      max_length: of a source, in tokens with its EOS; what is beyond is not translated.
+      beams, alpha: of `decoding.search`; one beam is greedy search.
+      batch_size: source tokens that are translated together, with their padding; one longer
+        sentence is a batch as well.
+
+    Raises:
+      UsageError: for values out of range.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        vocabulary: Vocabulary,
+        *,
+        max_length: int = 256,
+        beams: int = 4,
+        alpha: float = 0.6,
+        batch_size: int = 4096,
+    ) -> None:
+        counts = {"max_length": max_length, "beams": beams, "batch_size": batch_size}
+        for name, value in counts.items():
+            if value < 1:
+                raise UsageError(f"{name}={value} must be 1 or more")
+        if not alpha >= 0:
+            raise UsageError(f"alpha={alpha} must be 0 or more")
+        self.model = model
+        self.vocabulary = vocabulary
+        self.max_length = max_length
+        self.beams = beams
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self._remembers = isinstance(model, TransformerXL) and model.memory_length > 0
+        memory = tf.nest.map_structure(
+            lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), self._empty_memory(1)
+        )
+        # One trace: in eager mode a search would take many times as long, a trace takes seconds.
+        self._search = tf.function(
+            self._hypotheses,
+            input_signature=[tf.TensorSpec([None, None], tf.int32), memory],
+            autograph=False,
+        )
+
+    def __call__(self, texts: Sequence[str]) -> list[str]:
+        """The translation of each text, a sentence; of a blank one ""."""
+        return [translation for (translation,) in self._documents([[text] for text in texts])]
+
+    def documents(self, documents: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The translations of each document's sentences, in turn.
+
+        A model with a memory carries it from a sentence to the next: after each it has read, as in
+        training, the source and what it made of it. Without a memory this is a call for all
+        sentences.
+        """
+        if self._remembers:
+            return self._documents(documents)
+        translations = iter(self(list(chain.from_iterable(documents))))
+        return [[next(translations) for _ in document] for document in documents]
+
+    def _documents(self, documents: Sequence[Sequence[str]]) -> list[list[str]]:
+        encoded = [[self._encode(text) for text in document] for document in documents]
+        translated = [[""] * len(document) for document in documents]
+        for batch in self._batches(encoded):
+            memory = self._empty_memory(len(batch))
+            segments = zip_longest(*(encoded[i] for i in batch), fillvalue=[])
+            for number, sources in enumerate(segments):
+                tokens, memory = self._search(_padded(sources), memory)
+                for i, row in zip(batch, tokens.numpy(), strict=True):
+                    if number < len(encoded[i]):
+                        translated[i][number] = self.vocabulary.decode(row[row > EOS].tolist())
+        return translated
+
+    def _encode(self, text: str) -> list[int]:
+        if not text.strip():
+            return []
+        return [*self.vocabulary.encode(text)[: self.max_length - 1], EOS]
+
+    def _batches(self, documents: list[list[list[int]]]) -> Iterator[list[int]]:
+        """Which documents to translate together: like numbers of sentences, then like lengths.
+
+        Those without a token are in no batch.
+        """
+        longest = [max(map(len, document), default=0) for document in documents]
+        order = sorted(np.flatnonzero(longest), key=lambda i: (len(documents[i]), longest[i]))
+        batch, width = [], 0
+        for i in order:
+            width = max(width, longest[i])
+            if batch and (len(batch) + 1) * width > self.batch_size:
+                yield batch
+                batch, width = [], longest[i]
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _empty_memory(self, rows: int) -> Any:
+        return self.model.empty_memory(rows) if self._remembers else ()
+
+    def _hypotheses(self, source: tf.Tensor, memory: Any) -> tuple[tf.Tensor, Any]:
+        """The best hypotheses int32 [batch, n], and the memory after them.
+
+        Args:
+          source: int32 [batch, s]; of a row that is all padding nothing is sought or remembered.
+          memory: of `_empty_memory`, or after the segment before.
+        """
+        lengths = tf.math.count_nonzero(source, axis=1, dtype=tf.int32)
+        limits = tf.where(lengths > 0, lengths + _LONGER, 0)
+        max_length = tf.reduce_max(limits)
+        tokens, _ = decoding.search(
+            self.model.step,
+            self.model.start(source, max_length, memory or None),
+            batch=tf.shape(source)[0],
+            max_length=max_length,
+            limits=limits,
+            beams=self.beams,
+            alpha=self.alpha,
+        )
+        tokens = tokens[:, 0]
+        if memory:
+            begin = tf.where(lengths > 0, BOS, PADDING)[:, None]
+            target = tf.concat([begin, tf.where(tokens == EOS, PADDING, tokens)], axis=1)
+            _, memory = self.model.forward(source, target, memory)
+        return tokens, memory
+
+
+def _padded(sentences: Sequence[list[int]]) -> np.ndarray:
+    """int32 [len(sentences), n], n at least 1."""
+    width = max(1, *map(len, sentences))
+    return np.array([[*ids, *[PADDING] * (width - len(ids))] for ids in sentences], np.int32)
