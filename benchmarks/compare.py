@@ -87,24 +87,18 @@ def command(algorithm: str, ranks: int, config: str, out: Path, rest: Sequence[s
 
 
 def table(runs: Sequence[Run], frame: box.Box = box.SIMPLE_HEAD) -> Table:
-    """A line a run; accuracy is the mean model's, "per rank" the worst and the best model's."""
+    """A line a run; accuracy is the mean model's, "per rank" the worst and the best model's.
+
+    Of translation, the accuracy is that of the next token; BLEU has a column of its own.
+    """
     result = Table(title=_title(runs), box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("run", style="bold", no_wrap=True)
-    for heading in (
-        "passes",
-        "accuracy",
-        "per rank",
-        "loss",
-        "exchanges",
-        "MB sent",
-        "exposed",
-        "data",
-        "train s",
-        "examples/s",
-    ):
+    rows = [_cells(run.summary) for run in runs]
+    told = [heading for heading in rows[0] if any(row[heading] != "" for row in rows)]
+    for heading in told:
         result.add_column(heading, justify="right", no_wrap=True)
-    for run in runs:
-        result.add_row(run.label, *_cells(run.summary))
+    for run, row in zip(runs, rows, strict=True):
+        result.add_row(run.label, *(row[heading] for heading in told))
     return result
 
 
@@ -209,21 +203,23 @@ def _title(runs: Sequence[Run]) -> str:
     return f"{config['model']['name']} on {config['data']['name']}"
 
 
-def _cells(summary: dict[str, Any]) -> list[str]:
-    separate = summary["per_rank_accuracy"]
+def _cells(summary: dict[str, Any]) -> dict[str, str]:
+    """A run's cells by heading; empty where the run has no such thing."""
+    final, separate = summary["final"], summary["per_rank_accuracy"]
     low, high = (_number(separate.get(end), ".1%") for end in ("min", "max"))
-    return [
-        _number(summary["epochs"], ".3g"),
-        _number(summary["final"].get("accuracy"), ".2%"),
-        f"{low}..{high}",
-        _number(summary["final"].get("loss"), ".4f"),
-        str(summary["exchanges"]),
-        f"{summary['bytes_sent'] / 1e6:.1f}",
-        _number(summary["exposed_fraction"], ".1%"),
-        _number(summary["data_wait_fraction"], ".1%"),
-        _number(summary["train_seconds"], ".1f"),
-        _number(summary["examples_per_second"], ".0f"),
-    ]
+    return {
+        "passes": _number(summary["epochs"], ".3g"),
+        "BLEU": _number(final["bleu"], ".2f") if "bleu" in final else "",
+        "accuracy": _number(final.get("accuracy"), ".2%"),
+        "per rank": f"{low}..{high}",
+        "loss": _number(final.get("loss"), ".4f"),
+        "exchanges": str(summary["exchanges"]),
+        "MB sent": f"{summary['bytes_sent'] / 1e6:.1f}",
+        "exposed": _number(summary["exposed_fraction"], ".1%"),
+        "data": _number(summary["data_wait_fraction"], ".1%"),
+        "train s": _number(summary["train_seconds"], ".1f"),
+        "examples/s": _number(summary["examples_per_second"], ".0f"),
+    }
 
 
 def _number(value: float | None, form: str) -> str:

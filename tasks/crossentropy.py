@@ -1,6 +1,4 @@
-"""Cross-entropy of logits, with label smoothing, and what is measured by it."""
-
-from typing import Any
+"""Cross-entropy of logits, with label smoothing."""
 
 import keras
 import tensorflow as tf
@@ -35,16 +33,3 @@ class Crossentropy(keras.losses.Loss):
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return crossentropy(y_true, y_pred, self.smoothing)
-
-
-class Perplexity(keras.metrics.Mean):
-    """exp of the mean cross-entropy, without smoothing, over all tokens by their weights."""
-
-    def __init__(self, name: str = "perplexity") -> None:
-        super().__init__(name)
-
-    def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: Any = None) -> None:
-        super().update_state(crossentropy(y_true, y_pred), sample_weight)
-
-    def result(self) -> tf.Tensor:
-        return tf.exp(super().result())

@@ -12,7 +12,8 @@ import models
 from data.translation import Translation
 from swarm_tf import world
 from swarm_tf.config import ModelConfig, RunConfig
-from tasks.crossentropy import Crossentropy, Perplexity, crossentropy
+from tasks import token_metrics
+from tasks.crossentropy import Crossentropy
 from tasks.task import Task
 
 
@@ -36,13 +37,9 @@ def build(config: RunConfig, workdir: str) -> Task:
         model=model,
         loss=Crossentropy(smoothing),
         metrics=[
-            # Keras' own mean of the loss weighs batches by their rows, not their tokens; a metric
-            # of the same name stands in its place.
-            keras.metrics.MeanMetricWrapper(
-                lambda labels, logits: crossentropy(labels, logits, smoothing), name="loss"
-            ),
-            keras.metrics.SparseCategoricalAccuracy("accuracy"),
-            Perplexity(),
+            token_metrics.loss(smoothing),
+            token_metrics.accuracy(),
+            token_metrics.Perplexity(),
         ],
         score=Score(translator, loaded),
     )

@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks import compare
 
 
-def write_run(workdir, algorithm, ranks, *, accuracy=0.95, partition="iid"):
+def write_run(workdir, algorithm, ranks, *, accuracy=0.95, partition="iid", **final):
     """A workdir as a run leaves it, with a null loss as of a NaN."""
     workdir.mkdir(parents=True)
     lines = [
@@ -29,7 +29,7 @@ def write_run(workdir, algorithm, ranks, *, accuracy=0.95, partition="iid"):
         "algorithm": algorithm,
         "ranks": ranks,
         "epochs": 8.0,
-        "final": {"loss": 0.25, "accuracy": accuracy},
+        "final": {"loss": 0.25, "accuracy": accuracy, **final},
         "per_rank_accuracy": {"min": 0.93, "max": 0.96},
         "exchanges": 123,
         "bytes_sent": 4_500_000,
@@ -69,6 +69,18 @@ def test_table(runs):
     cells += ["1.2%", "0.4%", "7.5", "1600"]
     assert single.split() == ["single,", "1", "rank", *cells]
     assert swarm.split()[:5] == ["swarm,", "4", "ranks", "8", "-"]
+
+
+def test_bleu_has_a_column_where_there_is_any(runs, tmp_path):
+    def headings(some):
+        return [str(column.header) for column in compare.table(some).columns]
+
+    write_run(tmp_path / "translation", "single", 1, bleu=21.7, bleu_signature="tok:13a")
+    translation = compare.read(tmp_path / "translation")
+    assert "BLEU" not in headings(runs)
+    assert headings([*runs, translation])[2] == "BLEU"
+    cells = list(compare.table([*runs, translation]).columns[2].cells)
+    assert cells == ["", "", "21.70"]
 
 
 def test_picture_is_a_png_of_the_size_asked_for(runs, tmp_path):

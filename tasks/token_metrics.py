@@ -1,0 +1,59 @@
+"""Metrics per token.
+
+Keras' own means first take the mean of each row, padding included: a token of a narrow batch would
+count more than one of a wide batch.
+"""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tasks.crossentropy import crossentropy
+
+
+class TokenMean(keras.metrics.Mean):
+    """The mean of `measure(labels, logits)` over all tokens by their weights.
+
+    Args:
+      measure: of labels int32 [batch, n] and logits float32 [batch, n, vocabulary], a value for
+        each token [batch, n].
+    """
+
+    def __init__(self, measure: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], name: str) -> None:
+        super().__init__(name)
+        self.measure = measure
+
+    def update_state(
+        self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> None:
+        values = tf.reshape(self.measure(y_true, y_pred), [-1])
+        weights = None if sample_weight is None else tf.reshape(sample_weight, [-1])
+        super().update_state(values, weights)
+
+
+class Perplexity(TokenMean):
+    """exp of the mean cross-entropy, without smoothing."""
+
+    def __init__(self) -> None:
+        super().__init__(crossentropy, "perplexity")
+
+    def result(self) -> tf.Tensor:
+        return tf.exp(super().result())
+
+
+def accuracy() -> TokenMean:
+    """The share of tokens that are the likeliest by the logits."""
+
+    def right(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        return tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+
+    return TokenMean(right, "accuracy")
+
+
+def loss(smoothing: float) -> TokenMean:
+    """The mean that training makes small.
+
+    Keras' own weighs batches by their rows; a metric of the same name stands in its place.
+    """
+    return TokenMean(lambda labels, logits: crossentropy(labels, logits, smoothing), "loss")
