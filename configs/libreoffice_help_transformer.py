@@ -31,6 +31,7 @@ def get_config() -> RunConfig:
             learning_rate=2e-3,
             beta_2=0.98,
             epsilon=1e-9,
+            clip_norm=1.0,
             schedule="inverse_sqrt",
             warmup_epochs=1.0,
         ),

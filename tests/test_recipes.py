@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 import tfds_standin
 
 import models
@@ -59,43 +60,79 @@ def test_the_swarm_takes_the_schedule_of_the_sequential_recipe_stretched(recipe)
     assert rates("swarm") == pytest.approx(rates("single"), rel=0.05)
 
 
-# What stands in for the sets of the recipes: a few examples with the shapes of the real ones.
+# What stands in for the sets of the recipes: a few examples with the shapes of the real ones, or
+# enough words for the real vocabulary.
 STANDINS = {
-    "cifar10": (tfds_standin.images((32, 32, 3), 10, id="x"), "test"),
-    "cifar100": (tfds_standin.images((32, 32, 3), 100, id="x", coarse_label=0), "test"),
-    "fashion_mnist": (tfds_standin.images((28, 28, 1), 10), "test"),
-    "imagenet2012": (tfds_standin.coloured((200, 500), file_name="x"), "validation"),
+    "cifar10": (tfds_standin.images((32, 32, 3), 10, id="x"), {"train": 40, "test": 10}),
+    "cifar100": (
+        tfds_standin.images((32, 32, 3), 100, id="x", coarse_label=0),
+        {"train": 40, "test": 10},
+    ),
+    "fashion_mnist": (tfds_standin.images((28, 28, 1), 10), {"train": 40, "test": 10}),
+    "imagenet2012": (
+        tfds_standin.coloured((200, 500), file_name="x"),
+        {"train": 40, "validation": 10},
+    ),
+    "wmt17_translate/de-en": (tfds_standin.random_words, {"train": 600, "test": 10}),
 }
+
+
+def prepare(name: str, data_dir: str) -> None:
+    if name in STANDINS:
+        tfds_standin.write(name, data_dir, *STANDINS[name])
+    elif name == "libreoffice_help":  # which TFDS has no builder for
+        features = tfds.features.Translation(("de", "en"))
+        splits = {"train": 600, "test": 10}
+        tfds_standin.write_own(name, data_dir, features, splits, tfds_standin.random_words)
+
+
+def train(ranks: int, recipe: str, workdir: Path, *flags: str) -> dict:
+    """The summary of a run."""
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).parent / "swarmrun", "-n", str(ranks), "train.py"),
+            f"--config=configs/{recipe}.py",
+            f"--workdir={workdir}",
+            *flags,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((workdir / "summary.json").read_text())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_ranks_train_it_at_full_size(recipe, tmp_path):
-    name = load(recipe).get_config().data.name
+    config = load(recipe).get_config()
     data_dir = str(tmp_path / "tfds")
-    if name in STANDINS:
-        example, held_out = STANDINS[name]
-        tfds_standin.write(name, data_dir, example, {"train": 40, held_out: 10})
-    flags = [
-        f"--config=configs/{recipe}.py",
-        f"--workdir={tmp_path / 'run'}",
+    prepare(config.data.name, data_dir)
+    translates = config.model.name in models.TRANSLATORS
+    summary = train(
+        2,
+        recipe,
+        tmp_path / "run",
         f"--config.data.data_dir={data_dir}",
-        "--config.train.batch_size=8",
+        f"--config.train.batch_size={512 if translates else 8}",
         "--config.train.threads=1",
         "--config.train.max_steps=2",
         "--config.swarm.local_steps=1",
-    ]
-    done = subprocess.run(
-        [Path(sys.executable).parent / "swarmrun", "-n", "2", "train.py", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
     )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["local_steps_total"] == 4
     assert summary["exchanges"] >= 1
     assert summary["exchanges_failed"] == 0
     assert math.isfinite(summary["final"]["loss"])
+    assert ("bleu" in summary["final"]) == translates
     assert (tmp_path / "run" / "consensus.weights.h5").exists()
+
+
+@pytest.mark.slow
+def test_a_swarm_learns_to_say_numbers(tmp_path):
+    """Of 500 numbers that were not trained on, more than 95 % come out right to the letter."""
+    summary = train(4, "number_words_transformer_xl", tmp_path / "run")
+    assert summary["final"]["exact_match"] > 0.95
+    assert summary["final"]["bleu"] > 95
+    assert summary["exchanges_failed"] == 0

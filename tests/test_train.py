@@ -1,6 +1,7 @@
 """train.py as a user starts it: real ranks, real files, and bad input."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 import h5py
 import pytest
 import tfds_standin
+
+import tasks
+from swarm_tf import evaluation, flags
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
@@ -136,12 +140,38 @@ def test_two_ranks_train_on_a_set_that_is_streamed(tmp_path):
     assert summary(tmp_path / "run")["epochs"] == pytest.approx(24 * 8 / 60)
 
 
+def test_ranks_translate_their_parts_of_the_test_split_and_the_score_is_that_of_one(tmp_path):
+    recipe = "configs/number_words_transformer_xl.py"
+    done = train(3, f"--config={recipe}", f"--workdir={tmp_path}", "--config.train.max_steps=60")
+    assert done.returncode == 0, done.stderr
+    final = summary(tmp_path)["final"]
+    names = {"loss", "accuracy", "perplexity", "bleu", "exact_match", "bleu_signature"}
+    assert final.keys() == names
+    assert final["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+
+    task = tasks.build(flags.load(str(ROOT / recipe)), str(tmp_path))
+    task.model.load_weights(tmp_path / "consensus.weights.h5")
+    task.model.compile(loss=task.loss, weighted_metrics=task.metrics, jit_compile=False)
+    alone = evaluation.evaluate(task.model, task.data.test) | task.score()
+    assert alone.keys() == names
+    for name in ("loss", "accuracy", "perplexity"):
+        assert final[name] == pytest.approx(alone[name], rel=1e-4)
+    # Rounding depends on what is in a batch, and of two beams as good as each other decides.
+    assert final["bleu"] == pytest.approx(alone["bleu"], abs=1)
+    assert alone["loss"] == pytest.approx(math.log(alone["perplexity"]), rel=1e-4)
+
+
 BAD = {
     "misspelt key": (2, ["--config.swarm.bitz=8"], ["bitz", "bits"]),
     "bits": (2, ["--config.swarm.bits=9"], ["swarm.bits=9", "8"]),
     "no local steps": (2, ["--config.swarm.local_steps=0"], ["swarm.local_steps=0"]),
     "hypercube of 6": (6, ["--config.swarm.topology=hypercube"], ["hypercube", "6"]),
     "unknown model": (2, ["--config.model.name=resnet21"], ["model.name=resnet21"]),
+    "memory of an image model": (
+        2,
+        ["--config.model.memory_length=8"],
+        ["model.memory_length=8 has no effect on model.name=resnet8"],
+    ),
     "no data": (2, ["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"], ["cifar10"]),
     "no ImageNet": (
         2,

@@ -77,6 +77,16 @@ def sentences(i: int) -> dict[str, str]:
     }
 
 
+def random_words(i: int) -> dict[str, str]:
+    """A pair of 30 random words each: 600 pairs give a vocabulary of any size in use."""
+    rng = np.random.default_rng(i)
+
+    def word() -> str:
+        return bytes(rng.integers(ord("a"), ord("z") + 1, rng.integers(4, 10), np.uint8)).decode()
+
+    return {language: " ".join(word() for _ in range(30)) for language in ("de", "en")}
+
+
 def fashion_mnist(data_dir: str) -> str:
     """A directory with the set fashion_mnist: the real one if this machine has it.
 

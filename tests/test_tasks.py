@@ -1,0 +1,65 @@
+"""Which task a configuration means, and what the score of a translation is."""
+
+import pytest
+
+import tasks
+from swarm_tf import config as c
+from swarm_tf.errors import UsageError
+from tasks import translation
+
+
+def make(model: dict, data: dict) -> c.RunConfig:
+    return c.RunConfig(
+        model=c.ModelConfig(**model),
+        data=c.DataConfig(**data),
+        train=c.TrainConfig(epochs=1, batch_size=512),
+        optimizer=c.OptimizerConfig(learning_rate=0.1),
+    )
+
+
+DIGITS = {"name": "digits"}
+NUMBERS = {"name": "number_words", "vocabulary_size": 400}
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "line"),
+    [
+        ({"name": "resnet9"}, DIGITS, "model.name=resnet9 is unknown; use one of resnet8, "),
+        ({"name": "resnet9"}, NUMBERS, "for images, transformer_tiny, "),
+        (
+            {"name": "resnet8", "memory_length": 8},
+            DIGITS,
+            "model.memory_length=8 has no effect on model.name=resnet8, a model for images; "
+            "leave it at 0",
+        ),
+        ({"name": "resnet8", "dropout": 0.1}, DIGITS, "model.dropout=0.1 has no effect"),
+        ({"name": "resnet8"}, NUMBERS, "data.vocabulary_size=400 has no effect"),
+        ({"name": "transformer_tiny"}, DIGITS, "data.name=digits"),
+        (
+            {"name": "transformer_tiny", "memory_length": 8},
+            NUMBERS,
+            "model.memory_length=8 needs a model with memory, transformer_xl_tiny",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(model, data, line, tmp_path):
+    with pytest.raises(UsageError) as refusal:
+        tasks.build(make(model, data), str(tmp_path))
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_measure_is_bleu_as_its_signature_says_and_counts_exact_matches():
+    references = ["The cat sat on the mat today.", "Ein Satz, wie er im Buche steht."]
+    told = translation.measure(references, references)
+    assert told["bleu"] == pytest.approx(100)
+    assert told["exact_match"] == 1
+    assert told["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
+    # One of two is right; the other has 7 of 8 words and 6 of 7, 4 of 6, 3 of 5 n-grams.
+    told = translation.measure(["The cat sat on a mat today.", references[1]], references)
+    precisions = (8 + 9 - 1) / 17, (7 + 8 - 2) / 15, (6 + 7 - 3) / 13, (5 + 6 - 4) / 11
+    expected = 1.0
+    for precision in precisions:
+        expected *= precision**0.25
+    assert told["bleu"] == pytest.approx(100 * expected)
+    assert told["exact_match"] == 0.5
