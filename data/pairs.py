@@ -36,18 +36,17 @@ class Pairs:
         length = self.segments or 1
         return units * length + np.arange(length)[:, np.newaxis]
 
-    def dataset(
-        self, batches: Callable[[], Iterator[Batch]], shape: tuple[int | None, int | None]
-    ) -> tf.data.Dataset:
+    def dataset(self, batches: Callable[[], Iterator[Batch]], rows: int | None) -> tf.data.Dataset:
         """Batches as of `translation.Translation`; of documents, all first segments, all second...
 
         Args:
           batches: a call gives the units and widths of all batches afresh.
-          shape: of every batch, where they are alike.
+          rows: of every batch, where they are alike.
         """
-        keys = {"source": tf.TensorSpec(shape, tf.int32), "labels": tf.TensorSpec(shape, tf.int32)}
+        ids = tf.TensorSpec([rows, None], tf.int32)
+        keys = {"source": ids, "labels": ids}
         if self.segments:
-            keys["reset"] = tf.TensorSpec(shape[:1], tf.bool)
+            keys["reset"] = tf.TensorSpec([rows], tf.bool)
         filled = tf.data.Dataset.from_generator(
             lambda: self._filled(batches()), output_signature=keys
         )

@@ -44,7 +44,8 @@ class Translation(Data):
       source, target: the languages.
       test_sources, test_references: the test split as it is, to translate and to compare with.
       test_order: [pairs], the number of the pair in each row of `test`.
-      shapes: (b, w) of each kind of training batch; b w <= batch_size.
+      shapes: (b, w) of each kind of training batch; b w <= batch_size. Of documents, all b are
+        the same.
       target_tokens: labels in one pass over the training set by all ranks, without padding.
       dropped: training pairs that are left out.
     """
@@ -102,7 +103,7 @@ def load(
     lengths, test_lengths = train.longest(), np.minimum(test.longest(), config.max_length)
     kept = _kept(lengths, config)
     buckets = Buckets.fit(
-        np.append(lengths[kept], test_lengths.max()), 1 if documents else _SHAPES, batch_size
+        np.append(lengths[kept], test_lengths.max()), _SHAPES, batch_size, even_rows=documents
     )
 
     def epochs() -> Iterator[Indices]:
@@ -125,12 +126,11 @@ def load(
             f"data.max_length={config.max_length}"
         )
     sources, references = _raw(corpus, languages)
-    shapes = tuple(zip(buckets.rows, buckets.widths, strict=True))
     return Translation(
         train=train.dataset(
-            lambda: buckets.train(lengths, epochs()), shapes[0] if documents else (None, None)
+            lambda: buckets.train(lengths, epochs()), buckets.rows[0] if documents else None
         ),
-        test=test.dataset(lambda: buckets.test(test_lengths), (None, None)),
+        test=test.dataset(lambda: buckets.test(test_lengths), None),
         train_examples=trained.size,
         shard_examples=shard.size,
         steps_per_pass=buckets.batches_per_pass(lengths[kept]) * (segments or 1) / size,
@@ -142,7 +142,7 @@ def load(
         test_order=np.concatenate(
             [test.numbers(units).ravel() for _, units in buckets.test(test_lengths)]
         ),
-        shapes=shapes,
+        shapes=tuple(zip(buckets.rows, buckets.widths, strict=True)),
         target_tokens=int(train.target.lengths[trained].sum()),
         dropped=dropped,
     )
