@@ -128,9 +128,11 @@ def load(
     sources, references = _raw(corpus, languages)
     return Translation(
         train=train.dataset(
-            lambda: buckets.train(lengths, epochs()), buckets.rows[0] if documents else None
+            lambda: buckets.train(lengths, epochs()),
+            buckets.widths,
+            buckets.rows[0] if documents else None,
         ),
-        test=test.dataset(lambda: buckets.test(test_lengths), None),
+        test=test.dataset(lambda: buckets.test(test_lengths), buckets.widths, None),
         train_examples=trained.size,
         shard_examples=shard.size,
         steps_per_pass=buckets.batches_per_pass(lengths[kept]) * (segments or 1) / size,
