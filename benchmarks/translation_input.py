@@ -1,6 +1,7 @@
 """How many target tokens a core makes ready in a second, and how much of the batches is padding.
 
     python -m benchmarks.translation_input [--name=SET --data_dir=DIR --vocabulary_size=N]
+        [--documents]
 
 Counted is the CPU time of all threads of the process. Limits, for --batch_size=4096 or more:
 1,000,000 target tokens a CPU-second, padding not counted, and padding below 25 % of all source and
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--data_dir")
     parser.add_argument("--vocabulary_size", type=int, default=400)
     parser.add_argument("--batch_size", type=int, default=4096)
+    parser.add_argument("--documents", action="store_true", help="as for models with a memory")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -52,6 +54,7 @@ def main() -> int:
             seed=0,
             workdir=workdir,
             first=lambda action, what: action(),
+            documents=args.documents,
         )
         pairs = part.train_examples + part.dropped
         print(f"{pairs:,} pairs made ready in {time.process_time() - began:.1f} CPU-seconds")

@@ -27,8 +27,13 @@ class Buckets:
     rows: tuple[int, ...]
 
     @classmethod
-    def fit(cls, lengths: Lengths, count: int, positions: int) -> "Buckets":
+    def fit(
+        cls, lengths: Lengths, count: int, positions: int, *, even_rows: bool = False
+    ) -> "Buckets":
         """The `count` buckets that suit examples of these lengths best, `positions` a batch.
+
+        Args:
+          even_rows: narrow batches have no more rows than the widest.
 
         Raises:
           UsageError: if a batch cannot hold the longest example.
@@ -39,7 +44,8 @@ class Buckets:
                 f"train.batch_size={positions} counts tokens with their padding and must be at "
                 f"least {widths[-1]}, the longest sentence; or set data.max_length lower"
             )
-        return cls(tuple(widths), tuple(positions // width for width in widths))
+        rows = (positions // (widths[-1] if even_rows else width) for width in widths)
+        return cls(tuple(widths), tuple(rows))
 
     def of(self, lengths: Lengths) -> npt.NDArray[np.int64]:
         """The bucket of each length: the narrowest that holds it."""

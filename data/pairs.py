@@ -1,6 +1,6 @@
 """From tokenized sentence pairs to the tf.data pipelines of one rank."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,31 +37,39 @@ class Pairs:
         return units * length + np.arange(length)[:, np.newaxis]
 
     def dataset(
-        self, batches: Callable[[], Iterator[Batch]], shape: tuple[int | None, int | None]
+        self, batches: Callable[[], Iterator[Batch]], widths: Sequence[int], rows: int | None
     ) -> tf.data.Dataset:
         """Batches as of `translation.Translation`; of documents, all first segments, all second...
 
         Args:
           batches: a call gives the units and widths of all batches afresh.
-          shape: of every batch, where they are alike.
+          widths: that batches may have, rising.
+          rows: of every batch; where units are too few, the last ones are padding. None: as many
+            as there are units.
         """
-        keys = {"source": tf.TensorSpec(shape, tf.int32), "labels": tf.TensorSpec(shape, tf.int32)}
+        ids = tf.TensorSpec([rows, None], tf.int32)
+        keys = {"source": ids, "labels": ids}
         if self.segments:
-            keys["reset"] = tf.TensorSpec(shape[:1], tf.bool)
+            keys["reset"] = tf.TensorSpec([rows], tf.bool)
         filled = tf.data.Dataset.from_generator(
-            lambda: self._filled(batches()), output_signature=keys
+            lambda: self._filled(batches(), widths, rows), output_signature=keys
         )
         return filled.map(_shifted).prefetch(AHEAD)
 
-    def _filled(self, batches: Iterator[Batch]) -> Iterator[dict[str, np.ndarray]]:
+    def _filled(
+        self, batches: Iterator[Batch], widths: Sequence[int], rows: int | None
+    ) -> Iterator[dict[str, np.ndarray]]:
         for width, units in batches:
             for segment, pairs in enumerate(self.numbers(units)):
-                batch = {
-                    "source": self.source.rows(pairs, width),
-                    "labels": self.target.rows(pairs, width),
-                }
+                ids = np.full((2, rows or len(pairs), width), PADDING, np.int32)
+                ids[0, : len(pairs)] = self.source.rows(pairs, width)
+                ids[1, : len(pairs)] = self.target.rows(pairs, width)
+                # Sentences of a document differ, so most segments are narrower than the widest.
+                used = np.count_nonzero((ids != PADDING).any(axis=(0, 1)))
+                source, labels = ids[:, :, : widths[np.searchsorted(widths, used)]]
+                batch = {"source": source, "labels": labels}
                 if self.segments:
-                    batch["reset"] = np.full(len(pairs), segment == 0)
+                    batch["reset"] = np.full(len(labels), segment == 0)
                 yield batch
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from data import Data, partition, texts, tokens
 from data.buckets import Buckets, Lengths
@@ -37,15 +38,17 @@ class Translation(Data):
 
     `train` pads to one of `shapes`, and leaves out pairs with a sentence of more than
     data.max_length tokens, EOS included (of documents: all that have such a pair). `test` has
-    every pair once, in the order `test_order`, longer sentences cut off; its batches may have
-    fewer rows.
+    every pair once, those of like length together, longer sentences cut off. Its batches may have
+    fewer rows; batches of documents never do, but their last rows may be nothing but padding.
 
     Attributes:
       vocabulary: `decode` gives plain text of ids, whatever special ones are among them.
       source, target: the languages.
       test_sources, test_references: the test split as it is, to translate and to compare with.
-      test_order: [pairs], the number of the pair in each row of `test`.
-      shapes: (b, w) of each kind of training batch; b w <= batch_size.
+      segments: consecutive sentences that are a document, so that test_sources[i * segments :
+        (i + 1) * segments] is one; None where every sentence stands for itself.
+      shapes: (b, w) of each kind of training batch; b w <= batch_size. Of documents, all b are
+        the same.
       target_tokens: labels in one pass over the training set by all ranks, without padding.
       dropped: training pairs that are left out.
     """
@@ -55,7 +58,7 @@ class Translation(Data):
     target: str
     test_sources: tuple[str, ...]
     test_references: tuple[str, ...]
-    test_order: Indices
+    segments: int | None
     shapes: tuple[tuple[int, int], ...]
     target_tokens: int
     dropped: int
@@ -104,7 +107,7 @@ def load(
     lengths, test_lengths = train.longest(), np.minimum(test.longest(), config.max_length)
     kept = _kept(lengths, config)
     buckets = Buckets.fit(
-        np.append(lengths[kept], test_lengths.max()), 1 if documents else _SHAPES, batch_size
+        np.append(lengths[kept], test_lengths.max()), _SHAPES, batch_size, even_rows=documents
     )
 
     def epochs() -> Iterator[Indices]:
@@ -126,13 +129,14 @@ def load(
             f"data.name={config.name}: {dropped} training pairs are left out, longer than "
             f"data.max_length={config.max_length}"
         )
+    rows = buckets.rows[0] if documents else None
+    tested = list(buckets.test(test_lengths))
+    # If it must find the end itself, Keras counts the rows of a batch that is not there.
+    known = tf.data.experimental.assert_cardinality(len(tested) * (segments or 1))
     sources, references = _raw(corpus, languages)
-    shapes = tuple(zip(buckets.rows, buckets.widths, strict=True))
     return Translation(
-        train=train.dataset(
-            lambda: buckets.train(lengths, epochs()), shapes[0] if documents else (None, None)
-        ),
-        test=test.dataset(lambda: buckets.test(test_lengths), (None, None)),
+        train=train.dataset(lambda: buckets.train(lengths, epochs()), buckets.widths, rows),
+        test=test.dataset(lambda: iter(tested), buckets.widths, rows).apply(known),
         train_examples=trained.size,
         shard_examples=shard.size,
         steps_per_pass=buckets.batches_per_pass(lengths[kept]) * (segments or 1) / size,
@@ -141,10 +145,8 @@ def load(
         target=languages[1],
         test_sources=sources,
         test_references=references,
-        test_order=np.concatenate(
-            [test.numbers(units).ravel() for _, units in buckets.test(test_lengths)]
-        ),
-        shapes=shapes,
+        segments=segments,
+        shapes=tuple(zip(buckets.rows, buckets.widths, strict=True)),
         target_tokens=int(train.target.lengths[trained].sum()),
         dropped=dropped,
     )

@@ -115,3 +115,12 @@ def test_a_batch_that_cannot_hold_the_longest():
     with pytest.raises(UsageError, match=r"train.batch_size=39 .* at least 40, the longest"):
         Buckets.fit(np.array([3, 40]), 5, 39)
     assert Buckets.fit(np.array([3, 40]), 5, 40).rows == (13, 1)
+
+
+def test_even_rows_are_those_of_the_widest():
+    lengths, buckets = _example()
+    even = Buckets.fit(lengths, 5, 100, even_rows=True)
+    assert even.widths == buckets.widths
+    assert even.rows == (100 // lengths.max(),) * 5
+    with pytest.raises(UsageError, match=r"train.batch_size=38 .* at least 39, the longest"):
+        Buckets.fit(lengths, 5, 38, even_rows=True)

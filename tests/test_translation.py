@@ -6,6 +6,7 @@ import logging
 import math
 from pathlib import Path
 
+import keras
 import numpy as np
 import other_process
 import pytest
@@ -16,8 +17,11 @@ import tfds_standin
 import data
 from data import texts, tokens, translation
 from data.vocabulary import BOS, EOS, PADDING, UNKNOWN
+from models.stack import Size
+from models.transformer_xl import TransformerXL
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
+from swarm_tf.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,10 @@ def _pairs(part, batches):
     ]
 
 
+def _told(part):
+    return list(zip(part.test_sources, part.test_references, strict=True))
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 
@@ -110,8 +118,9 @@ def test_what_is_promised_about_the_batches(load, real):
     assert all(2048 - width < b * width <= 2048 for b, width in part.shapes)
 
 
-def test_less_than_a_quarter_is_padding(load, real):
-    part = load(real, batch_size=4096)
+@pytest.mark.parametrize("documents", [False, True])
+def test_less_than_a_quarter_is_padding(load, real, numbers, documents):
+    part = load(numbers if documents else real, batch_size=4096, documents=documents)
     held = positions = 0
     for inputs, labels, _ in part.train.take(math.ceil(part.steps_per_pass)):
         both = np.stack([inputs["source"], labels])
@@ -171,26 +180,22 @@ def test_long_pairs_are_told_and_not_trained_on(load, real, caplog):
     assert f"{long} training pairs are left out" in caplog.text
     assert whole.dropped + whole.train_examples == len(lengths)
     assert part.shapes[-1][1] == 20
-    assert sorted(part.test_order) == list(range(len(part.test_sources)))
     rows = [row for _, labels, _ in part.test for row in labels.numpy().tolist()]
-    for number, row in zip(part.test_order, rows, strict=True):
-        ids = part.vocabulary.encode(part.test_references[number], add_eos=True)
-        assert [i for i in row if i] == ids[:20]
+    encoded = part.vocabulary.encode(list(part.test_references), add_eos=True)
+    assert sorted([i for i in row if i] for row in rows) == sorted(ids[:20] for ids in encoded)
 
 
 @pytest.mark.parametrize("to", ["en", "de"])
 def test_the_whole_test_split_comes_back_as_text(load, real, to):
     part = load(real, target=to)
     assert (part.source, part.target) == (("de", "en") if to == "en" else ("en", "de"))
-    told = list(zip(part.test_sources, part.test_references, strict=True))
-    found = _pairs(part, part.test)
-    assert sorted(part.test_order) == list(range(len(told)))
-    assert found == [told[number] for number in part.test_order]
+    assert part.segments is None
+    assert sorted(_pairs(part, part.test)) == sorted(_told(part))
     info = tfds.core.read_only_builder.builder_from_files(
         "libreoffice_help", data_dir=real["data_dir"]
     )
     stored = info.as_dataset(split="test", shuffle_files=False).as_numpy_iterator()
-    assert told == [(one[part.source].decode(), one[to].decode()) for one in stored]
+    assert _told(part) == [(one[part.source].decode(), one[to].decode()) for one in stored]
 
 
 # --- determinism ----------------------------------------------------------------------------------
@@ -362,55 +367,90 @@ def test_a_large_set_is_sampled_evenly(monkeypatch):
 # --- documents ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("partition", ["iid", "static"])
-def test_rows_of_documents_count_up_until_a_reset(load, numbers, partition):
-    """And ranks together see every document once an epoch."""
-    parts = [
-        load(numbers, rank=rank, size=2, batch_size=100, documents=True, partition=partition)
-        for rank in range(2)
-    ]
+def _numbers_of_words():
+    """The training set: of each number's words, the number."""
     corpus = texts.find("number_words", None, 0)
     words = [text.decode() for some in corpus.read("train") for text in some["en"]]
-    of_words = dict(zip(words, corpus.numbers("train").ravel().tolist(), strict=True))
-    (rows, width), *more = parts[0].shapes
-    assert not more
-    assert parts[0].train.element_spec[0]["source"].shape == (rows, width)
-    assert parts[0].train.element_spec[0]["reset"].shape == (rows,)
-    seen = []
-    for part in parts:
-        assert part.shard_examples == 5000
-        assert 5000 % (20 * rows) == 0  # so that an epoch ends on a batch's end
-        before = None
-        for inputs, _, _ in part.train.take(5000 // rows):
-            now = np.array([of_words[w] for w in _sentences(part, inputs["source"].numpy())])
-            reset = inputs["reset"].numpy()
-            assert before is not None or reset.all()
-            if before is not None:
-                np.testing.assert_array_equal(now[~reset], before[~reset] + 1)
-            np.testing.assert_array_equal(reset, now % 20 == 0)
-            before = now
-            seen += now.tolist()
-    assert sorted(seen) == sorted(of_words.values())
-    assert {part.steps_per_pass for part in parts} == {5000 / rows}
+    return dict(zip(words, corpus.numbers("train").ravel().tolist(), strict=True))
+
+
+def test_rows_of_documents_count_up_until_a_reset(load, numbers):
+    part = load(numbers, batch_size=100, documents=True)
+    rows = 100 // max(width for _, width in part.shapes)
+    assert {b for b, _ in part.shapes} == {rows}
+    assert 1 < len(part.shapes) <= 12
+    assert part.train.element_spec[0]["source"].shape.as_list() == [rows, None]
+    assert part.train.element_spec[0]["reset"].shape == (rows,)
+    assert part.steps_per_pass == pytest.approx(10_000 / rows)
+    of_words = _numbers_of_words()
+    before = np.full(rows, -1)
+    for step, (inputs, labels, _) in enumerate(part.train.take(400)):
+        longest = (np.stack([inputs["source"], labels]) != PADDING).sum(axis=2).max()
+        width = min(width for _, width in part.shapes if width >= longest)
+        assert labels.shape == inputs["source"].shape == (rows, width)
+        now = np.array([of_words[w] for w in _sentences(part, inputs["source"].numpy())])
+        reset = inputs["reset"].numpy()
+        assert reset.tolist() == [step % 20 == 0] * rows
+        np.testing.assert_array_equal(now[~reset], before[~reset] + 1)
+        np.testing.assert_array_equal(reset, now % 20 == 0)
+        before = now
+
+
+@pytest.mark.parametrize("partition", ["iid", "static"])
+def test_ranks_together_see_every_document_once_an_epoch(load, numbers, partition):
+    # Batches of one row, so that each rank's epoch ends on a batch's end.
+    width = load(numbers, documents=True).shapes[-1][1]
+    keys = {"batch_size": width, "documents": True, "partition": partition}
+    parts = [load(numbers, rank=rank, size=2, **keys) for rank in range(2)]
+    assert {part.shard_examples for part in parts} == {5000}
+    assert {part.steps_per_pass for part in parts} == {5000}
+    seen = [words for part in parts for words, _ in _pairs(part, part.train.take(5000))]
+    assert sorted(seen) == sorted(_numbers_of_words())
 
 
 def test_documents_are_tested_once_and_in_order(load, numbers):
+    """In batches of as many rows as in training, some of them nothing but padding."""
     part = load(numbers, batch_size=200, documents=True)
-    told = list(zip(part.test_sources, part.test_references, strict=True))
-    assert _pairs(part, part.test) == [told[number] for number in part.test_order]
-    assert sorted(part.test_order) == list(range(500))
-    at, before = 0, None
-    for inputs, _, _ in part.test:
-        reset = inputs["reset"].numpy()
-        order = part.test_order[at : at + len(reset)]
-        np.testing.assert_array_equal(reset, order % 20 == 0)
-        if not reset.any():
-            np.testing.assert_array_equal(order, before + 1)
-        before, at = order, at + len(reset)
+    assert part.segments == 20
+    assert part.test.element_spec == part.train.element_spec
+    found, batches = [], list(part.test)
+    for at in range(0, len(batches), 20):
+        together = batches[at : at + 20]
+        found += zip(*(_pairs(part, [batch]) for batch in together), strict=True)
+        for segment, (inputs, labels, weights) in enumerate(together):
+            assert set(inputs["reset"].numpy()) == {segment == 0}
+            np.testing.assert_array_equal(weights, labels != PADDING)
+    told = _told(part)
+    documents = [tuple(told[at : at + 20]) for at in range(0, 500, 20)]
+    padding = [(("", ""),) * 20] * (len(found) - len(documents))
+    assert padding
+    assert sorted(found) == sorted(documents + padding)
+
+
+def test_a_model_with_a_memory_is_evaluated_on_documents(load, numbers):
+    """As if all documents were one batch, without rows of padding."""
+    part = load(numbers, batch_size=200, documents=True)
+    size = Size(layers=1, width=8, hidden=12, heads=2, dropout=0.0)
+    keys = {"normalization": "pre", "dropout": 0.0, "seed": 0, "name": "tested"}
+    model = TransformerXL(400, size, memory_length=8, **keys)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    model.compile(loss=loss)
+    memory, expected = model.empty_memory(25), 0.0
+    for segment in range(20):
+        sources, labels = (
+            tf.ragged.constant(part.vocabulary.encode(list(told[segment::20]), add_eos=True))
+            for told in (part.test_sources, part.test_references)
+        )
+        targets = tf.concat([tf.fill([25, 1], BOS), labels[:, :-1]], axis=1).to_tensor()
+        logits, memory = model.forward(sources.to_tensor(), targets, memory)
+        labels = labels.to_tensor()
+        expected += float(loss(labels, logits, labels != PADDING))
+    mean = evaluate(model, part.test)["loss"]  # of all batches
+    assert mean * len(part.test) == pytest.approx(expected, rel=1e-5)
 
 
 def test_documents_with_a_long_pair_are_left_out_whole(load, numbers):
-    part = load(numbers, batch_size=200, documents=True, max_length=12)
+    part = load(numbers, batch_size=12, documents=True, max_length=12)
     assert part.dropped > 0
     assert part.dropped % 20 == part.train_examples % 20 == 0
     assert part.dropped + part.train_examples == 10_000
@@ -422,9 +462,7 @@ def test_documents_with_a_long_pair_are_left_out_whole(load, numbers):
         if max(map(len, tokenized)) < 12:  # and EOS
             expected += document
     assert part.train_examples == len(expected)
-    ((rows, _),) = part.shapes
-    whole = part.train.take(20 * -(-len(expected) // (20 * rows)))
-    assert set(_pairs(part, whole)) == set(expected)
+    assert sorted(_pairs(part, part.train.take(len(expected)))) == sorted(expected)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -458,9 +496,8 @@ def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
     pair = lambda i: {"de": "ä " * i + "x", "en": "ö " * i + "y"}  # noqa: E731
     tfds_standin.write_own("growing", where, features, {"train": 30, "test": 40}, pair)
     part = load({"name": "growing", "data_dir": where}, vocabulary_size=267)
-    assert sorted(part.test_order) == list(range(40))
-    told = list(zip(part.test_sources, part.test_references, strict=True))
-    assert _pairs(part, part.test) == [told[number] for number in part.test_order]
+    assert len(part.test_sources) == 40
+    assert sorted(_pairs(part, part.test)) == sorted(_told(part))
 
 
 @pytest.mark.parametrize(
