@@ -81,29 +81,25 @@ def load(workdir: Path, *, beams: int, alpha: float):
     from data import vocabulary
     from models.translator import Translator
     from swarm_tf import devices
+    from swarm_tf.config import ModelConfig
+    from tasks.translation import network
 
-    keys = config["model"]
-    if keys["name"] not in models.TRANSLATORS:
+    keys = ModelConfig(**config["model"])
+    if keys.name not in models.TRANSLATORS:
         raise UsageError(
-            f"WORKDIR={workdir} is of model.name={keys['name']}, which does not translate; use "
+            f"WORKDIR={workdir} is of model.name={keys.name}, which does not translate; use "
             f"a run of {', '.join(models.TRANSLATORS)}"
         )
     pieces = vocabulary.load(find(workdir, "vocabulary.model").read_bytes())
     weights = find(workdir, "consensus.weights.h5")
     devices.limit_threads(0)
     devices.claim_gpu()
-    model = models.build_translator(
-        keys["name"],
-        vocabulary=pieces.get_piece_size(),
-        dropout=keys.get("dropout"),  # weights hold the state of its generator, if there is one
-        normalization=keys.get("normalization"),
-        memory_length=keys.get("memory_length") or 0,
-    )
+    model = network(keys, pieces.get_piece_size())
     try:
         model.load_weights(weights)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{weights} does not fit model.name={keys['name']} with a vocabulary of "
+            f"{weights} does not fit model.name={keys.name} with a vocabulary of "
             f"{pieces.get_piece_size()}; use the files of one run"
         ) from error
     return Translator(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import keras
 import sacrebleu
-from models.translator import Translator
 
 import data.translation
 import models
 from data.translation import Translation
+from models.translator import Translator
 from swarm_tf import world
 from swarm_tf.config import ModelConfig, RunConfig
 from tasks import token_metrics
@@ -45,7 +45,7 @@ def build(config: RunConfig, workdir: str) -> Task:
     )
 
 
-def network(config: ModelConfig, vocabulary: int, seed: int | None) -> keras.Model:
+def network(config: ModelConfig, vocabulary: int, seed: int | None = None) -> keras.Model:
     """The model of section `model`, for so many tokens."""
     return models.build_translator(
         config.name,
