@@ -69,7 +69,8 @@ def load(config: DataConfig, *, rank: int, size: int, batch_size: int, seed: int
         impossible, for augment on digits, and for keys of other kinds of sets; nothing is ever
         downloaded.
     """
-    refuse(config, ("source", "target", "vocabulary_size", "max_length", "cache_dir"), "images")
+    of_texts = ("source", "target", "vocabulary_size", "max_length", "train_examples", "cache_dir")
+    refuse(config, of_texts, "images")
     source = sources.read(config.name, config.data_dir)
     if config.augment and not source.augmentable:
         raise UsageError(

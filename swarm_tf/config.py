@@ -45,6 +45,7 @@ class DataConfig:
     target: str | None = None
     vocabulary_size: int = 37000  # pieces that both languages share; Vaswani et al. 2017, 5.1
     max_length: int = 256  # tokens; training leaves out longer sentences, with their partners
+    train_examples: int | None = None  # pairs of number_words, in documents of 20; None: 10,000
     cache_dir: str | None = None  # of tokenized sets, to use again; None is the workdir
 
 
@@ -241,6 +242,7 @@ def _rules() -> dict[str, _Rule]:
         "data.target": _LANGUAGE,
         "data.vocabulary_size": _at_least(1),
         "data.max_length": _at_least(1),
+        "data.train_examples": _at_least(1),
         "data.cache_dir": _DIRECTORY,
         "train.epochs": _POSITIVE,
         "train.max_steps": _at_least(1),

@@ -79,6 +79,7 @@ def test_accepted(overrides):
         ({"data__target": 7}, "data.target=7 must be a string or None"),
         ({"data__vocabulary_size": 0}, "data.vocabulary_size=0 must be 1 or more"),
         ({"data__max_length": 0}, "data.max_length=0 must be 1 or more"),
+        ({"data__train_examples": 0}, "data.train_examples=0 must be 1 or more"),
         ({"data__cache_dir": ""}, "data.cache_dir= must be a directory, not empty"),
         ({"train__epochs": math.nan}, "train.epochs=nan must be a finite number"),
         ({"train__epochs": math.inf}, "train.epochs=inf must be a finite number"),
