@@ -70,7 +70,7 @@ def load(config: DataConfig, *, rank: int, size: int, batch_size: int, seed: int
         impossible, for augment on digits, and for keys of other kinds of sets; nothing is ever
         downloaded.
     """
-    unused = ("source", "target", "vocabulary_size", "max_length", "cache_dir")
+    unused = ("source", "target", "vocabulary_size", "max_length", "train_examples", "cache_dir")
     refuse_unused("data", config, unused, f"data.name={config.name}, a set of images")
     source = sources.read(config.name, config.data_dir)
     if config.augment and not source.augmentable:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data import sources
-from data.number_words import NumberWords
+from data.number_words import NumberWords, training_documents
 from swarm_tf.errors import UsageError
 
 _READ_BATCH = 8192  # pairs; parsed together, they cost a thirtieth of what they do one by one
@@ -72,20 +72,22 @@ class _Tfds:
         return self.info.splits[self.held_out if split == "test" else split]
 
 
-def find(name: str, data_dir: str | None, seed: int) -> Corpus:
+def find(name: str, data_dir: str | None, seed: int, train_examples: int | None = None) -> Corpus:
     """The set `name`: "number_words", or a translation set that TFDS prepared under `data_dir`.
 
     Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
 
     Args:
       seed: decides which numbers number_words has.
+      train_examples: of number_words.
 
     Raises:
       UsageError: if the name is unknown, the set is not there, is not one of sentence pairs or has
-        no split for tests, or lies in files of another kind than TFRecord.
+        no split for tests, or lies in files of another kind than TFRecord; or number_words cannot
+        have so many examples.
     """
     if name == "number_words":
-        return NumberWords(seed)
+        return NumberWords(seed, training_documents(train_examples))
     info = sources.prepared(name, data_dir, embedded="number_words").info
     return _Tfds(info, _languages(name, info), sources.test_split(name, info))
 

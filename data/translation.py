@@ -78,7 +78,8 @@ def load(
     """Tokenizes the set, if that has not been done before, and cuts this rank's part.
 
     Args:
-      config: name, data_dir, partition, source, target, vocabulary_size, max_length, cache_dir.
+      config: name, data_dir, partition, source, target, vocabulary_size, max_length, cache_dir,
+        and train_examples (of number_words).
       rank: this rank, of `size`.
       batch_size: target positions of a batch, padding included: it has as many rows as fit.
       seed: the same on all ranks, or their parts would overlap; at least 0.
@@ -92,9 +93,10 @@ def load(
         vocabulary that is too large or too small, and a batch that cannot hold the longest
         sentence; nothing is ever downloaded.
     """
-    unused = ("augment", "image_size")
+    stored = config.name != "number_words"
+    unused = ("augment", "image_size", *(["train_examples"] if stored else []))
     refuse_unused("data", config, unused, f"data.name={config.name}, a set of sentence pairs")
-    corpus = texts.find(config.name, config.data_dir, seed)
+    corpus = texts.find(config.name, config.data_dir, seed, config.train_examples)
     _check(config, corpus, documents)
     languages = texts.direction(config.name, corpus.languages, config.source, config.target)
     place = _tokenize(config, corpus, languages, workdir, first)

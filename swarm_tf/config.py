@@ -44,6 +44,7 @@ class DataConfig:
     target: str | None = None
     vocabulary_size: int = 37000  # pieces that both languages share; Vaswani et al. 2017, 5.1
     max_length: int = 256  # tokens; training leaves out longer sentences, with their partners
+    train_examples: int | None = None  # pairs of number_words, in documents of 20; None: 10,000
     cache_dir: str | None = None  # of tokenized sets, to use again; None is the workdir
 
 

@@ -140,6 +140,7 @@ def _rules() -> dict[str, _Rule]:
         "data.target": _LANGUAGE,
         "data.vocabulary_size": _at_least(1),
         "data.max_length": _at_least(1),
+        "data.train_examples": _at_least(1),
         "data.cache_dir": _DIRECTORY,
         "train.epochs": _POSITIVE,
         "train.max_steps": _at_least(1),

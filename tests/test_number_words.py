@@ -1,9 +1,11 @@
 """Numbers in words: right, consecutive, and those of the tests are never trained on."""
 
+import zlib
+
 import numpy as np
 from num2words import num2words
 
-from data.number_words import LIMIT, NumberWords
+from data.number_words import LIMIT, NumberWords, training_documents
 
 SEEDS = range(4)
 
@@ -46,6 +48,22 @@ def test_documents_count_up_and_none_comes_twice():
         assert numbers.size == NumberWords(3).examples(split) == len(np.unique(numbers))
         assert numbers.min() >= 0
         assert numbers.max() < LIMIT
+
+
+def test_as_many_are_trained_on_as_wanted():
+    assert training_documents(None) == NumberWords(0).documents == 500
+    usual, few, all_numbers = (
+        NumberWords(0, training_documents(count)) for count in (None, 40, 949_260)
+    )
+    assert len({usual.identity, few.identity, all_numbers.identity}) == 3
+    assert few.examples("train") == few.numbers("train").size == 40
+    np.testing.assert_array_equal(few.numbers("test"), usual.numbers("test"))
+    trained = all_numbers.numbers("train")
+    assert trained.size == len(np.unique(trained)) == all_numbers.examples("train") == 949_260
+    assert not np.isin(trained, usual.numbers("test")).any()
+    documents = range(LIMIT // 20)
+    tested = [n for n in documents if zlib.crc32(str(n).encode()) / 2**32 < 0.05]
+    assert sorted({*documents} - {*tested}) == sorted(trained[:, 0] // 20)
 
 
 def test_numbers_of_all_lengths_are_trained_and_tested():

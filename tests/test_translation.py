@@ -45,7 +45,8 @@ def small(tmp_path_factory):
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
-    return {"name": "number_words", "cache_dir": cache, "vocabulary_size": 400}
+    keys = {"name": "number_words", "cache_dir": cache, "vocabulary_size": 400}
+    return keys | {"train_examples": 2000}
 
 
 @pytest.fixture
@@ -120,7 +121,8 @@ def test_what_is_promised_about_the_batches(load, real):
 
 @pytest.mark.parametrize("documents", [False, True])
 def test_less_than_a_quarter_is_padding(load, real, numbers, documents):
-    part = load(numbers if documents else real, batch_size=4096, documents=documents)
+    keys = numbers | {"train_examples": None} if documents else real
+    part = load(keys, batch_size=4096, documents=documents)
     held = positions = 0
     for inputs, labels, _ in part.train.take(math.ceil(part.steps_per_pass)):
         both = np.stack([inputs["source"], labels])
@@ -369,7 +371,7 @@ def test_a_large_set_is_sampled_evenly(monkeypatch):
 
 def _numbers_of_words():
     """The training set: of each number's words, the number."""
-    corpus = texts.find("number_words", None, 0)
+    corpus = texts.find("number_words", None, 0, 2000)
     words = [text.decode() for some in corpus.read("train") for text in some["en"]]
     return dict(zip(words, corpus.numbers("train").ravel().tolist(), strict=True))
 
@@ -381,7 +383,7 @@ def test_rows_of_documents_count_up_until_a_reset(load, numbers):
     assert 1 < len(part.shapes) <= 12
     assert part.train.element_spec[0]["source"].shape.as_list() == [rows, None]
     assert part.train.element_spec[0]["reset"].shape == (rows,)
-    assert part.steps_per_pass == pytest.approx(10_000 / rows)
+    assert part.steps_per_pass == pytest.approx(2000 / rows)
     of_words = _numbers_of_words()
     before = np.full(rows, -1)
     for step, (inputs, labels, _) in enumerate(part.train.take(400)):
@@ -402,9 +404,9 @@ def test_ranks_together_see_every_document_once_an_epoch(load, numbers, partitio
     width = load(numbers, documents=True).shapes[-1][1]
     keys = {"batch_size": width, "documents": True, "partition": partition}
     parts = [load(numbers, rank=rank, size=2, **keys) for rank in range(2)]
-    assert {part.shard_examples for part in parts} == {5000}
-    assert {part.steps_per_pass for part in parts} == {5000}
-    seen = [words for part in parts for words, _ in _pairs(part, part.train.take(5000))]
+    assert {part.shard_examples for part in parts} == {1000}
+    assert {part.steps_per_pass for part in parts} == {1000}
+    seen = [words for part in parts for words, _ in _pairs(part, part.train.take(1000))]
     assert sorted(seen) == sorted(_numbers_of_words())
 
 
@@ -453,8 +455,8 @@ def test_documents_with_a_long_pair_are_left_out_whole(load, numbers):
     part = load(numbers, batch_size=12, documents=True, max_length=12)
     assert part.dropped > 0
     assert part.dropped % 20 == part.train_examples % 20 == 0
-    assert part.dropped + part.train_examples == 10_000
-    corpus = texts.find("number_words", None, 0)
+    assert part.dropped + part.train_examples == 2000
+    corpus = texts.find("number_words", None, 0, 2000)
     expected = []
     for some in corpus.read("train"):
         document = [(s.decode(), t.decode()) for s, t in zip(some["en"], some["de"], strict=True)]
@@ -513,6 +515,16 @@ def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
         ({"name": "three", "partition": "dirichlet"}, "data.partition=dirichlet needs classes"),
         ({"name": "three", "augment": True}, "data.augment=True has no effect on data.name=three"),
         ({"name": "three", "image_size": 32}, "data.image_size=32 has no effect .* at 224"),
+        (
+            {"name": "three", "train_examples": 40},
+            "data.train_examples=40 has no effect .* at None",
+        ),
+        (
+            {"name": "number_words", "train_examples": 30},
+            "=30 must be a multiple of 20, .* 949260,",
+        ),
+        ({"name": "number_words", "train_examples": 949280}, "=949280 must .* from 20 to 949260,"),
+        ({"name": "number_words", "train_examples": 0}, "data.train_examples=0 must .* from 20 to"),
         ({"name": "three", "vocabulary_size": 9}, "data.vocabulary_size=9 is too small"),
         ({"name": "three", "vocabulary_size": 9999}, "data.vocabulary_size=9999 is too large"),
         ({"name": "three", "vocabulary_size": 290, "max_length": 1}, "data.max_length=1 leaves no"),
@@ -533,8 +545,17 @@ def test_batches_ranks_and_documents_that_cannot_be(load, small):
         load(small, documents=True)
 
 
-@pytest.mark.parametrize("key", ["source", "target", "vocabulary_size", "max_length", "cache_dir"])
-def test_images_take_no_keys_of_texts(key):
-    value = 5 if key in ("vocabulary_size", "max_length") else "en"
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("source", "en"),
+        ("target", "en"),
+        ("vocabulary_size", 5),
+        ("max_length", 5),
+        ("train_examples", 40),
+        ("cache_dir", "tokens"),
+    ],
+)
+def test_images_take_no_keys_of_texts(key, value):
     with pytest.raises(UsageError, match=f"data.{key}={value} has no effect on data.name=digits"):
         data.load(DataConfig(name="digits", **{key: value}), rank=0, size=1, batch_size=8, seed=0)

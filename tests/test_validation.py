@@ -100,6 +100,7 @@ def test_accepted(overrides):
         ({"model__dropout": 1.0}, "model.dropout=1.0 must be at least 0 and below 1"),
         ({"model__normalization": "both"}, "model.normalization=both must be one of post, pre"),
         ({"model__memory_length": -1}, "model.memory_length=-1 must be 0 or more"),
+        ({"data__train_examples": 0}, "data.train_examples=0 must be 1 or more"),
         ({"train__label_smoothing": 1.0}, "train.label_smoothing=1.0 must be at least 0"),
         ({"optimizer__step_boundaries": (0.75, 0.5)}, "must be rising, between 0 and 1"),
         ({"optimizer__step_boundaries": (0.5, 1.0)}, "must be rising, between 0 and 1"),
