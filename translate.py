@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,9 +34,8 @@ def main(argv: list[str]) -> int:
     documents = [list(group) for _, group in groupby(lines, key=lambda line: bool(line.strip()))]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `head` may have read enough
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    for translations in translator.documents(documents):
-        for translation in translations:
-            print(" ".join(translation.splitlines()))  # a model can spell any character
+    for translation in chain.from_iterable(translator.documents(documents)):
+        print(" ".join(translation.splitlines()))  # a model can spell any character
     return 0
 
 
@@ -50,7 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("workdir", metavar="WORKDIR", help="--workdir of the run")
     parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8; default: standard input")
     parser.add_argument("--beams", type=int, default=4, help="1: greedy search; default: 4")
-    alpha = "of the length penalty, 0 or more: the higher, the longer translations; default: 0.6"
+    alpha = "length penalty, 0 or more: the higher, the longer translations; default: 0.6"
     parser.add_argument("--alpha", type=float, default=0.6, help=alpha)
     args = parser.parse_args(argv[1:])
     if args.beams < 1:
@@ -102,9 +101,8 @@ def load(workdir: Path, *, beams: int, alpha: float):
             f"{weights} does not fit model.name={keys.name} with a vocabulary of "
             f"{pieces.get_piece_size()}; use the files of one run"
         ) from error
-    return Translator(
-        model, pieces, max_length=config["data"]["max_length"], beams=beams, alpha=alpha
-    )
+    max_length = config["data"]["max_length"]
+    return Translator(model, pieces, max_length=max_length, beams=beams, alpha=alpha)
 
 
 def find(workdir: Path, name: str) -> Path:

@@ -34,8 +34,8 @@ class Translator:
       model: that was trained on tokens of `vocabulary`.
       max_length: of a source, in tokens with its EOS; what is beyond is not translated.
       beams, alpha: of `decoding.search`; one beam is greedy search.
-      batch_size: source tokens that are translated together, with their padding; one longer
-        sentence is a batch as well.
+      batch_size: positions of the hypotheses that are sought together, each of as many beams;
+        one longer sentence is a batch as well.
 
     Raises:
       UsageError: for values out of range.
@@ -49,7 +49,7 @@ class Translator:
         max_length: int = 256,
         beams: int = 4,
         alpha: float = 0.6,
-        batch_size: int = 4096,
+        batch_size: int = 8192,
     ) -> None:
         counts = {"max_length": max_length, "beams": beams, "batch_size": batch_size}
         for name, value in counts.items():
@@ -118,7 +118,7 @@ class Translator:
         batch, width = [], 0
         for i in order:
             width = max(width, longest[i])
-            if batch and (len(batch) + 1) * width > self.batch_size:
+            if batch and (len(batch) + 1) * (width + _LONGER) > self.batch_size:
                 yield batch
                 batch, width = [], longest[i]
             batch.append(i)
