@@ -17,7 +17,7 @@ def crossentropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -
     """
     labels = tf.cast(labels, tf.int32)
     rank = len(labels.shape)
-    wanted = tf.gather_nd(logits, labels[..., None], batch_dims=rank)
+    wanted = tf.gather(logits, labels, axis=rank, batch_dims=rank)
     if smoothing:
         wanted += smoothing * (tf.reduce_mean(logits, axis=-1) - wanted)
     # A third of the time of tf.nn.sparse_softmax_cross_entropy_with_logits on a CPU.
