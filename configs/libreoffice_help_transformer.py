@@ -25,13 +25,12 @@ def get_config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(name="transformer_tiny"),
         data=DataConfig(name="libreoffice_help", vocabulary_size=4000, max_length=128),
-        train=TrainConfig(epochs=10, epoch_multiplier=3.0, batch_size=2048, label_smoothing=0.1),
+        train=TrainConfig(epochs=5, epoch_multiplier=3.0, batch_size=1024, label_smoothing=0.1),
         optimizer=OptimizerConfig(
             name="adam",
             learning_rate=2e-3,
             beta_2=0.98,
             epsilon=1e-9,
-            clip_norm=1.0,
             schedule="inverse_sqrt",
             warmup_epochs=1.0,
         ),

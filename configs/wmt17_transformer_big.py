@@ -34,7 +34,6 @@ def get_config() -> RunConfig:
             learning_rate=5e-4,
             beta_2=0.98,
             epsilon=1e-9,
-            clip_norm=1.0,
             schedule="inverse_sqrt",
             warmup_epochs=0.5,
         ),

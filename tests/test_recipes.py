@@ -134,5 +134,4 @@ def test_a_swarm_learns_to_say_numbers(tmp_path):
     """Of 500 numbers that were not trained on, more than 95 % come out right to the letter."""
     summary = train(4, "number_words_transformer_xl", tmp_path / "run")
     assert summary["final"]["exact_match"] > 0.95
-    assert summary["final"]["bleu"] > 95
     assert summary["exchanges_failed"] == 0
