@@ -7,8 +7,9 @@ Run:       swarmrun -n 4 train.py --config=configs/libreoffice_help_transformer.
                --workdir=runs/help
            (with --config.data.data_dir=DIR where TFDS keeps its files elsewhere)
 Hardware:  2 CPU cores.
-Minutes:   not measured yet.
-Metric:    BLEU of the mean model on the test split, beam search with 4 beams.
+Minutes:   21 on four ranks.
+Metric:    BLEU of the mean model on the test split, 4 beams: 27.8 (one rank alone: 27.2;
+           docs/results.md).
 """
 
 from swarm_tf.config import (
