@@ -1,4 +1,4 @@
-"""Packaging of the library; models/, data/ and configs/ are recipes and stay in the repository."""
+"""Packaging of the library; recipes (models/, data/, tasks/, configs/) stay in the repository."""
 
 from setuptools import find_packages, setup
 

@@ -78,6 +78,7 @@ def build(settings: config.RunConfig, workdir: str):
         steps=steps,
         steps_per_pass=data.steps_per_pass,
         score=task.score,
+        files=task.files,
     )
 
 

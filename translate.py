@@ -1,13 +1,16 @@
 """Translates a text with the model of a finished run: python translate.py WORKDIR [FILE]
 
-Each line of FILE, or of the standard input, becomes a line of the standard output, in UTF-8.
+Each line of FILE, or of the standard input, becomes a line of the standard output, in UTF-8. It is
+computed in float32, also where the run trained in mixed precision.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 from swarm_tf import UsageError, quiet
+
+FILES = ("config.json", "vocabulary.model", "consensus.weights.h5")
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,8 +31,14 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str]) -> int:
     try:
         args = parse(argv)
+        workdir = Path(args.workdir)
+        for name in FILES:
+            if not (workdir / name).is_file():
+                raise UsageError(
+                    f"WORKDIR={workdir} has no {name}; use that of a finished translation run"
+                )
         lines = read(args.file)
-        translator = load(Path(args.workdir), beams=args.beams, alpha=args.alpha)
+        translator = load(workdir, beams=args.beams, alpha=args.alpha)
     except UsageError as error:
         print(f"translate.py: {error}", file=sys.stderr)
         return 2
@@ -74,7 +85,6 @@ def read(file: str | None) -> list[str]:
 
 def load(workdir: Path, *, beams: int, alpha: float):
     """The translator of a run; TensorFlow is loaded here, after the flags were found good."""
-    config = json.loads(find(workdir, "config.json").read_bytes())
     with quiet.start():
         import models
     from data import vocabulary
@@ -83,32 +93,34 @@ def load(workdir: Path, *, beams: int, alpha: float):
     from swarm_tf.config import ModelConfig
     from tasks.translation import network
 
-    keys = ModelConfig(**config["model"])
+    config, pieces, weights = (workdir / name for name in FILES)
+    with refuse_damaged(config):
+        told = json.loads(config.read_bytes())
+        keys, max_length = ModelConfig(**told["model"]), told["data"]["max_length"]
     if keys.name not in models.TRANSLATORS:
         raise UsageError(
             f"WORKDIR={workdir} is of model.name={keys.name}, which does not translate; use "
             f"a run of {', '.join(models.TRANSLATORS)}"
         )
-    pieces = vocabulary.load(find(workdir, "vocabulary.model").read_bytes())
-    weights = find(workdir, "consensus.weights.h5")
+    with refuse_damaged(pieces):
+        learnt = vocabulary.load(pieces.read_bytes())
     devices.limit_threads(0)
     devices.claim_gpu()
-    model = network(keys, pieces.get_piece_size())
-    try:
+    model = network(keys, learnt.get_piece_size())
+    with refuse_damaged(weights):
         model.load_weights(weights)
-    except (OSError, ValueError) as error:
+    return Translator(model, learnt, max_length=max_length, beams=beams, alpha=alpha)
+
+
+@contextlib.contextmanager
+def refuse_damaged(file: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file of the run is the file's fault."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UsageError(
-            f"{weights} does not fit model.name={keys.name} with a vocabulary of "
-            f"{pieces.get_piece_size()}; use the files of one run"
+            f"{file} is damaged, or not of one run with the other files of WORKDIR, by this version"
         ) from error
-    max_length = config["data"]["max_length"]
-    return Translator(model, pieces, max_length=max_length, beams=beams, alpha=alpha)
-
-
-def find(workdir: Path, name: str) -> Path:
-    if not (workdir / name).is_file():
-        raise UsageError(f"WORKDIR={workdir} has no {name}; use that of a finished translation run")
-    return workdir / name
 
 
 if __name__ == "__main__":

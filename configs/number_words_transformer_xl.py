@@ -27,7 +27,7 @@ def get_config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(name="transformer_xl_tiny", memory_length=32, dropout=0.0),
         data=DataConfig(name="number_words", vocabulary_size=400),
-        train=TrainConfig(epochs=12, epoch_multiplier=3.0, batch_size=1024),
+        train=TrainConfig(epochs=5, epoch_multiplier=3.0, batch_size=1024),
         optimizer=OptimizerConfig(
             name="adam",
             learning_rate=2e-3,

@@ -8,7 +8,6 @@ all: whoever finds it may use it.
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +65,7 @@ def write(corpus: Corpus, languages: Sequence[str], size: int, place: Path) -> N
 
     Raises:
       UsageError: if there can be no vocabulary of `size`.
+      OSError: if the folder cannot be written.
     """
     if place.exists():
         return
@@ -83,14 +83,6 @@ def write(corpus: Corpus, languages: Sequence[str], size: int, place: Path) -> N
         except OSError:
             if not place.exists():  # else another run was quicker
                 raise
-
-
-def copy_vocabulary(place: Path, workdir: str) -> None:
-    """Puts the vocabulary into the workdir, as vocabulary.model."""
-    os.makedirs(workdir, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
-        shutil.copyfile(place / _VOCABULARY, Path(scratch) / _VOCABULARY)
-        os.replace(Path(scratch) / _VOCABULARY, Path(workdir) / _VOCABULARY)
 
 
 def read_vocabulary(place: Path) -> vocabulary.Vocabulary:

@@ -83,15 +83,15 @@ def load(
       rank: this rank, of `size`.
       batch_size: target positions of a batch, padding included: it has as many rows as fit.
       seed: the same on all ranks, or their parts would overlap; at least 0.
-      workdir: receives vocabulary.model, and the tokens if data.cache_dir is None.
+      workdir: receives the tokens if data.cache_dir is None.
       first: see `First`; for one rank, `lambda action, what: action()`.
       documents: rows go on from batch to batch, for models with a memory.
 
     Raises:
       UsageError: for a set that is not there or not one of sentence pairs, documents of a set
         that has none, a language it has not got, keys or a partition that do not fit such a set, a
-        vocabulary that is too large or too small, and a batch that cannot hold the longest
-        sentence; nothing is ever downloaded.
+        vocabulary that is too large or too small, tokens that cannot be written, and a batch that
+        cannot hold the longest sentence; nothing is ever downloaded.
     """
     stored = config.name != "number_words"
     unused = ("augment", "image_size", *(["train_examples"] if stored else []))
@@ -174,8 +174,14 @@ def _tokenize(
     place = tokens.folder(corpus, languages, config.vocabulary_size, config.cache_dir or workdir)
 
     def prepare() -> None:
-        tokens.write(corpus, languages, config.vocabulary_size, place)
-        tokens.copy_vocabulary(place, workdir)
+        try:
+            tokens.write(corpus, languages, config.vocabulary_size, place)
+        except OSError as error:
+            raise UsageError(
+                f"data.cache_dir={config.cache_dir or workdir} cannot take the tokens of "
+                f"data.name={config.name} ({error.strerror}); name a directory that can be written "
+                "and has room for them"
+            ) from error
 
     first(prepare, "the vocabulary and the tokens")
     return place

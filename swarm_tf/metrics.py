@@ -120,7 +120,7 @@ class MetricsWriter:
     """Writes the files of a run into its workdir: on rank 0; elsewhere every call does nothing.
 
     Files of an earlier run in the same workdir are replaced, not continued: a stale
-    summary.json must not pass for the result of a run that failed.
+    summary.json, or stale weights, must not pass for the result of a run that failed.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], rank: int = 0) -> None:
@@ -132,9 +132,9 @@ class MetricsWriter:
         self._events: Any = None
         if rank == 0:
             check_writable(workdir)
-            self._workdir.joinpath("summary.json").unlink(missing_ok=True)
-            for stale in self._workdir.glob("events.out.tfevents.*"):
-                stale.unlink()
+            for pattern in ("summary.json", "consensus.weights.h5", "events.out.tfevents.*"):
+                for stale in self._workdir.glob(pattern):
+                    stale.unlink()
             path = self._workdir / "metrics.jsonl"
             self._lines = open(path, "w", encoding="utf-8")  # noqa: SIM115 (until close)
 
@@ -142,6 +142,11 @@ class MetricsWriter:
         """Writes config.json, from `swarm_tf.config.to_dict`."""
         if self._lines:
             _write_json(self._workdir / "config.json", config)
+
+    def file(self, name: str, content: bytes) -> None:
+        """Writes whatever else belongs to the run, whole or not at all."""
+        if self._lines:
+            _write(self._workdir / name, content)
 
     def log(self, step: int, **values: Any) -> None:
         """Appends {step, rank, time_seconds, **values} to metrics.jsonl, on disk at once.
@@ -259,8 +264,12 @@ def _plain(value: Any) -> Any:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Through a temporary file and a rename: a reader sees the old file or the new one."""
     text = json.dumps(_plain(content), indent=2, allow_nan=False)
+    _write(path, f"{text}\n".encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Through a temporary file and a rename: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -35,6 +36,7 @@ class Run:
       steps: local steps of this rank.
       steps_per_pass: of these, until all ranks together have taken the training set once.
       score: what the mean model is worth beyond its metrics; called on all ranks together.
+      files: what else is needed to use the model, by the name in `workdir`.
 
     Raises:
       UsageError: on rank 0, if `workdir` cannot be written.
@@ -52,11 +54,12 @@ class Run:
         steps: int,
         steps_per_pass: float,
         score: Callable[[], dict[str, Any]] = dict,
+        files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         self.config, self.workdir, self.model = config, Path(workdir), model
         self.train_data, self.test_data = train, test
         self.steps, self.steps_per_pass, self.examples = steps, steps_per_pass, examples
-        self.score = score
+        self.score, self.files = score, files
         self.trainer = Trainer(
             model, jit_compile=config.train.jit_compile, longest_block=config.train.log_every
         )
@@ -71,6 +74,8 @@ class Run:
         began = time.monotonic()
         with self._writer as writer:
             writer.config(to_dict(self.config))
+            for name, content in self.files.items():
+                writer.file(name, content)
             log = _Log(self, writer, Progress() if world.rank() == 0 else None)
             self.trainer.fit(
                 self.train_data,
@@ -99,6 +104,8 @@ class Run:
 
     def _conclude(self, began: float, own: dict[str, float]) -> Summary:
         distance = self._take_mean()
+        if world.rank() == 0:  # before anything else can fail
+            self.model.save_weights(self.workdir / "consensus.weights.h5")
         every = world.gather(
             {
                 "accuracy": own.get("accuracy", float("nan")),
@@ -113,8 +120,6 @@ class Run:
         final = own
         if world.rank() == 0 and world.size() > 1:
             final = evaluation.evaluate(self.model, self.test_data)
-        if world.rank() == 0:
-            self.model.save_weights(self.workdir / "consensus.weights.h5")
         ranks = len(every)
         total = merge(Counters(**one["counters"]) for one in every)
         train_seconds = float(np.mean([one["train_seconds"] for one in every]))

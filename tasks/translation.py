@@ -16,9 +16,11 @@ from tasks import token_metrics
 from tasks.crossentropy import Crossentropy
 from tasks.task import Task
 
+_SCORE_SECONDS = 3600.0  # how much longer than the quickest a rank may translate
+
 
 def build(config: RunConfig, workdir: str) -> Task:
-    """See `tasks.build`; leaves vocabulary.model in the workdir."""
+    """See `tasks.build`."""
     loaded = data.translation.load(
         config.data,
         rank=world.rank(),
@@ -29,7 +31,9 @@ def build(config: RunConfig, workdir: str) -> Task:
         first=world.first,
         documents=config.model.memory_length > 0,
     )
-    model = network(config.model, loaded.vocabulary.get_piece_size(), config.seed)
+    # Dropout that all ranks drew alike would not average out.
+    seed = config.seed + world.rank()
+    model = network(config.model, loaded.vocabulary.get_piece_size(), seed)
     smoothing = config.train.label_smoothing
     translator = Translator(model, loaded.vocabulary, max_length=config.data.max_length)
     return Task(
@@ -42,6 +46,7 @@ def build(config: RunConfig, workdir: str) -> Task:
             token_metrics.Perplexity(),
         ],
         score=Score(translator, loaded),
+        files={"vocabulary.model": loaded.vocabulary.serialized_model_proto()},
     )
 
 
@@ -71,7 +76,7 @@ class Score:
         """
         documents = self._documents(self.data.test_sources)
         own = self.translator.documents(documents[world.rank() :: world.size()])
-        every = world.gather(own, "the translations of the test split", world.FIRST_SECONDS)
+        every = world.gather(own, "the translations of the test split", _SCORE_SECONDS)
         translated = [[""]] * len(documents)
         for rank, part in enumerate(every):
             translated[rank :: world.size()] = part

@@ -146,6 +146,7 @@ def test_ranks_translate_their_parts_of_the_test_split_and_the_score_is_that_of_
     short = ["--config.train.max_steps=40", "--config.data.train_examples=2000"]
     done = train(3, f"--config={recipe}", f"--workdir={tmp_path}", *short)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "vocabulary.model").exists()
     final = summary(tmp_path)["final"]
     names = {"loss", "accuracy", "perplexity", "bleu", "exact_match", "bleu_signature"}
     assert final.keys() == names

@@ -124,25 +124,47 @@ def test_bad_flags(flags, line, capsys):
 
 
 def test_bad_files(tmp_path, capsys):
+    for name in translate.FILES:
+        (tmp_path / name).touch()
     file = tmp_path / "text"
-    assert _refused(capsys, "run", file) == f"FILE={file} cannot be read: No such file or directory"
+    line = f"FILE={file} cannot be read: No such file or directory"
+    assert _refused(capsys, tmp_path, file) == line
     file.write_bytes("käse".encode("latin-1"))
-    assert _refused(capsys, "run", file) == f"FILE={file} is not UTF-8 at byte 1; convert it"
+    assert _refused(capsys, tmp_path, file) == f"FILE={file} is not UTF-8 at byte 1; convert it"
 
 
-@pytest.mark.parametrize("name", ["config.json", "vocabulary.model", "consensus.weights.h5"])
-def test_a_missing_file_of_the_run_is_named(name, tmp_path, pieces, capsys):
-    run, file = tmp_path / "run", tmp_path / "text"
-    file.write_text("one\n")
+@pytest.mark.parametrize("name", translate.FILES)
+def test_a_missing_file_of_the_run_is_named_before_any_text_is_read(name, tmp_path, pieces, capsys):
+    run = tmp_path / "run"
     refusal = "WORKDIR={} has no {}; use that of a finished translation run"
-    assert _refused(capsys, run, file) == refusal.format(run, "config.json")
+    assert _refused(capsys, run) == refusal.format(run, "config.json")
     _finish(run, pieces, name="transformer_tiny")
     (run / name).unlink()
-    assert _refused(capsys, run, file) == refusal.format(run, name)
+    assert _refused(capsys, run) == refusal.format(run, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"{}"),
+        ("config.json", b'{"model": {"name": "transformer_tiny", "depth": 3}, "data": {}}'),
+        ("vocabulary.model", b"words"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named(name, content, tmp_path, pieces, capsys):
+    run, file = tmp_path / "run", tmp_path / "text"
+    file.write_text("one\n")
+    _finish(run, pieces, name="transformer_tiny")
+    (run / name).write_bytes(content)
+    assert _refused(capsys, run, file).startswith(f"{run / name} is damaged, or not of one run")
 
 
 def test_a_run_of_images(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "resnet20"}, "data": {}}))
+    for name in translate.FILES:
+        (tmp_path / name).touch()
+    config = {"model": {"name": "resnet20"}, "data": {"max_length": 20}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "text").write_text("one\n")
     line = _refused(capsys, tmp_path, tmp_path / "text")
     assert line.startswith(
@@ -157,6 +179,6 @@ def test_weights_of_another_run(tmp_path, pieces):
     done = _run(tmp_path / "run", input=b"one\n")
     assert (done.stdout, done.returncode) == (b"", 2)
     assert done.stderr.decode() == (
-        f"translate.py: {tmp_path}/run/consensus.weights.h5 does not fit "
-        "model.name=transformer_tiny with a vocabulary of 390; use the files of one run\n"
+        f"translate.py: {tmp_path}/run/consensus.weights.h5 is damaged, or not of one run with the "
+        "other files of WORKDIR, by this version\n"
     )
