@@ -29,7 +29,7 @@ SUMMARY_KEYS = {
 def train(ranks: int, *flags: str) -> subprocess.CompletedProcess:
     launcher = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]
     return subprocess.run(
-        [*launcher, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=240
+        [*launcher, "train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=400
     )
 
 
@@ -144,7 +144,7 @@ def test_two_ranks_train_on_a_set_that_is_streamed(tmp_path):
 def test_ranks_translate_their_parts_of_the_test_split_and_the_score_is_that_of_one(tmp_path):
     recipe = "configs/number_words_transformer_xl.py"
     short = ["--config.train.max_steps=40", "--config.data.train_examples=2000"]
-    done = train(3, f"--config={recipe}", f"--workdir={tmp_path}", *short)
+    done = train(2, f"--config={recipe}", f"--workdir={tmp_path}", *short)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "vocabulary.model").exists()
     final = summary(tmp_path)["final"]
