@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from keras.utils import pad_sequences
 
 from models import decoding
 from models.decoding import BOS, EOS, PADDING
@@ -97,7 +98,9 @@ class Translator:
             memory = self._empty_memory(len(batch))
             segments = zip_longest(*(encoded[i] for i in batch), fillvalue=[])
             for number, sources in enumerate(segments):
-                tokens, memory = self._search(_padded(sources), memory)
+                width = max(1, *map(len, sources))
+                padded = pad_sequences(sources, width, padding="post", value=PADDING)
+                tokens, memory = self._search(padded, memory)
                 for i, row in zip(batch, tokens.numpy(), strict=True):
                     if number < len(encoded[i]):
                         translated[i][number] = self.vocabulary.decode(row[row > EOS].tolist())
@@ -153,9 +156,3 @@ class Translator:
             target = tf.concat([begin, tf.where(tokens == EOS, PADDING, tokens)], axis=1)
             _, memory = self.model.forward(source, target, memory)
         return tokens, memory
-
-
-def _padded(sentences: Sequence[list[int]]) -> np.ndarray:
-    """int32 [len(sentences), n], n at least 1."""
-    width = max(1, *map(len, sentences))
-    return np.array([[*ids, *[PADDING] * (width - len(ids))] for ids in sentences], np.int32)

@@ -44,11 +44,7 @@ class Perplexity(TokenMean):
 
 def accuracy() -> TokenMean:
     """The share of tokens that are the likeliest by the logits."""
-
-    def right(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        return tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
-
-    return TokenMean(right, "accuracy")
+    return TokenMean(keras.metrics.sparse_categorical_accuracy, "accuracy")
 
 
 def loss(smoothing: float) -> TokenMean:
