@@ -6,6 +6,7 @@ German says the ones before the tens, and writes a number in one word; so transl
 replacing words one by one, yet a small model learns it in minutes. Words are num2words'.
 """
 
+import functools
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,13 +55,9 @@ class NumberWords:
 
     def read(self, split: str) -> Iterator[dict[str, list[bytes]]]:
         """The pairs of a split, a document at a time, by language, as UTF-8."""
-        # Here, not above: other sets need not have it.
-        from num2words import num2words
-
         for numbers in self.numbers(split):
             yield {
-                language: [num2words(int(n), lang=language).encode() for n in numbers]
-                for language in self.languages
+                language: [_words(int(n), language) for n in numbers] for language in self.languages
             }
 
     def numbers(self, split: str) -> np.ndarray:
@@ -75,6 +72,14 @@ class NumberWords:
 
     def _count(self, split: str) -> int:
         return _TESTED if split == "test" else self.documents
+
+
+@functools.cache  # the vocabulary and the tokens are made of the same texts, one after the other
+def _words(number: int, language: str) -> bytes:
+    # Here, not above: other sets need not have it.
+    from num2words import num2words
+
+    return num2words(number, lang=language).encode()
 
 
 def training_documents(examples: int | None) -> int:
