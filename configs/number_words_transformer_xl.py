@@ -8,9 +8,9 @@ Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative attention and the mem
 Run:       swarmrun -n 4 train.py --config=configs/number_words_transformer_xl.py \\
                --workdir=runs/numbers
 Hardware:  2 CPU cores.
-Minutes:   5 on four ranks.
+Minutes:   7 on four ranks.
 Metric:    exact_match, the share of the 500 numbers of the test split, none of them trained on,
-           that come out right letter for letter: 95.8 %.
+           that come out right letter for letter: 100 % with seed 0, 97.4 % with seed 1.
 """
 
 from swarm_tf.config import (
@@ -27,7 +27,7 @@ def get_config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(name="transformer_xl_tiny", memory_length=32, dropout=0.0),
         data=DataConfig(name="number_words", vocabulary_size=400, train_examples=40000),
-        train=TrainConfig(epochs=1.5, epoch_multiplier=3.0, batch_size=1024),
+        train=TrainConfig(epochs=2, epoch_multiplier=3.0, batch_size=1024),
         optimizer=OptimizerConfig(
             name="adam",
             learning_rate=2e-3,
