@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from swarm_tf import world
 from swarm_tf.codec import Codec
@@ -67,17 +66,12 @@ class Member:
         """What this rank has exchanged so far."""
         return self.node.counters
 
-    def start(self, from_rank_0: bool = True) -> None:
-        """Take rank 0's weights, unless every rank keeps its own, and begin to serve."""
-        if from_rank_0:
-            chunks = [np.array(chunk) for chunk in self.weights.gather()]
-            self.transport.broadcast(chunks)
-            self.weights.assign(chunks)
+    def start(self) -> None:
+        """Begin to serve."""
         # Nothing added; but the first correction must not wait until that is compiled.
         self.node.published.publish(self.weights.add(self.weights.zeros()))
         self.node.averaging.warm_up()
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
-        world.begin(self)
         self._service.start()
 
     def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[Exchange]:
@@ -154,7 +148,6 @@ class Member:
         self._service.stop()
         self.transport.flush(self.timeout)
         self._apply()
-        world.end(self)
         return self.node.take_finished()
 
     def _missing(self) -> list[int]:
@@ -174,24 +167,3 @@ class Member:
                         f"{rank}, last heard of after {step} steps"
                     )
             time.sleep(0.002)
-
-    def mean(self) -> list[npt.NDArray[np.float32]]:
-        """The mean over all ranks' models, in chunks; every rank must call it, after `finish`."""
-        chunks = [np.array(chunk) for chunk in self.weights.gather()]
-        self.transport.mean(chunks)
-        return chunks
-
-    def distance(self, mean: list[npt.NDArray[np.float32]]) -> float:
-        """Consensus distance: root mean square over ranks of |x_i - mean|, over |mean|."""
-        own = self.weights.gather()
-        square = sum(
-            float(np.sum(np.square(np.asarray(x) - m), dtype=np.float64))
-            for x, m in zip(own, mean, strict=True)
-        )
-        norm = sum(float(np.sum(np.square(m), dtype=np.float64)) for m in mean)
-        every = self.transport.gather(repr(square).encode(), "consensus distance", self.timeout)
-        return float(np.sqrt(np.mean([float(s) for s in every]) / max(norm, 1e-300)))
-
-    def assign(self, chunks: list[npt.NDArray[np.float32]]) -> None:
-        """Overwrite the weights, after `finish`."""
-        self.weights.assign(chunks)

@@ -39,8 +39,20 @@ def build(name: str, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
     return _FAMILIES[name](size)
 
 
+def resolve(graph: str | nx.Graph, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
+    """The graph, built if it is named, validated if it is the user's own.
+
+    Raises:
+      UsageError: see `build` and `validate`.
+    """
+    if isinstance(graph, str):
+        return build(graph, size, degree=degree, seed=seed)
+    validate(graph, size)
+    return graph
+
+
 def validate(graph: nx.Graph, size: int) -> None:
-    """Holds a graph, named or the user's own, to what the exchange needs.
+    """Holds a graph to what the exchange needs.
 
     Raises:
       UsageError: unless the graph is undirected, has exactly the nodes 0..size-1, no edge

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf.callback import SwarmCallback
+from swarm_tf.algorithm import Algorithm
 
 
 class Trainer:
-    """Trains a compiled Keras model; between two boundaries of the swarm Python does not run.
+    """Trains a compiled Keras model; between two boundaries Python does not run.
 
     The number of steps in a block is a tensor, so fixed and random numbers of local steps share
     one trace.
@@ -42,9 +42,9 @@ class Trainer:
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
         self._step_seconds: list[float] = []
-        self._step = (
-            tf.function(model.train_step, jit_compile=True) if jit_compile else (model.train_step)
-        )
+        # Looked up when it is traced: callbacks may wrap the step until then.
+        step = lambda batch: model.train_step(batch)  # noqa: E731
+        self._step = tf.function(step, jit_compile=True) if jit_compile else step
         self._block = tf.function(self._block_graph)
 
     @property
@@ -70,10 +70,10 @@ class Trainer:
           steps: optimizer steps.
           steps_per_epoch: steps between `on_epoch_begin` and `on_epoch_end`; the last epoch may
             be shorter.
-          callbacks: Keras callbacks; those of the swarm set the boundaries.
+          callbacks: Keras callbacks; an `Algorithm` sets the boundaries.
         """
         hooks = keras.callbacks.CallbackList(list(callbacks), model=self.model, epochs=1)
-        swarms = [c for c in callbacks if isinstance(c, SwarmCallback)]
+        algorithms = [c for c in callbacks if isinstance(c, Algorithm)]
         batches = iter(dataset)
         self.model.stop_training = False
         # Traced, with an empty block, before the ranks start together: or a quick one would train
@@ -90,7 +90,7 @@ class Trainer:
             hooks.on_epoch_begin(epoch)
             end = min(steps, (epoch + 1) * steps_per_epoch)
             while done < end:
-                count = min(end - done, self._until_boundary(swarms))
+                count = min(end - done, self._until_boundary(algorithms))
                 hooks.on_train_batch_begin(done)
                 logs = self._run(batches, count, hooks, done + count - 1)
                 done += count
@@ -99,9 +99,9 @@ class Trainer:
                 break
         hooks.on_train_end(logs)
 
-    def _until_boundary(self, swarms: Sequence[SwarmCallback]) -> int:
+    def _until_boundary(self, algorithms: Sequence[Algorithm]) -> int:
         step = int(self.model.optimizer.iterations.numpy())
-        return min([self._longest, *(s.next_boundary(step) - step for s in swarms)])
+        return min([self._longest, *(a.next_due(step) - step for a in algorithms)])
 
     def _run(
         self, batches: Any, count: int, hooks: keras.callbacks.CallbackList, last: int

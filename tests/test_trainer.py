@@ -57,13 +57,12 @@ class Boundaries(SwarmCallback):
         super().__init__(transport=LocalNetwork(1)[0], **settings)
         self.seen = []
 
-    def on_train_begin(self, logs=None):
+    def begin(self, common):
         self._next = self._steps.draw(self._rng)
-        self.member = self
 
-    def boundary(self, step, choose):
-        self.seen.append(step)
-        return []
+    def boundary(self, step):
+        if self.should_exchange(step):
+            self.seen.append(step)
 
     def on_train_end(self, logs=None):
         pass

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
 
 ALIGNMENT = 64
 """Bytes; the vector instructions of TensorFlow's kernels want it."""
@@ -26,17 +28,20 @@ class Transport(ABC):
 
     While a `Service` runs, only its thread calls `send` and `receive`. The collectives belong to
     the training thread, before the first local step and after the last. Every rank calls the
-    same collectives in the same order.
+    same collectives in the same order. `isend` and `irecv` are for ranks that both know what
+    comes when; the functions of `jobs` are made of them.
 
     Attributes:
       retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.
       sessions: trainings begun so far; messages of an earlier one may still arrive.
+      bytes_sent: by `isend` so far.
     """
 
     rank: int
     size: int
     retry_seconds: float | None = None
     sessions: int = 0
+    bytes_sent: int = 0
 
     @abstractmethod
     def send(self, to: int, head: bytes, payload: Bytes) -> None:
@@ -67,5 +72,15 @@ class Transport(ABC):
         """Overwrite `arrays` with those of rank 0."""
 
     @abstractmethod
-    def mean(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Overwrite `arrays` with their mean over all ranks, the same bits everywhere."""
+    def isend(self, array: Array, to: int, tag: int) -> Callable[[], bool]:
+        """Start to send `array`, contiguous, which may not change until it has left.
+
+        Never lost, and in order for each `tag`, from 0 to 32767.
+
+        Returns:
+          a function that tells, and moves on, whether it has left.
+        """
+
+    @abstractmethod
+    def irecv(self, into: Array, source: int, tag: int) -> Callable[[], bool]:
+        """Start to receive into `into`, contiguous; the counterpart of `isend`."""

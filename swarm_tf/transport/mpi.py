@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from swarm_tf import launcher
 from swarm_tf.errors import UsageError
-from swarm_tf.transport.base import Bytes, Transport, buffer
+from swarm_tf.transport.base import Array, Bytes, Transport, buffer
 
 _HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE = range(1, 6)
 
@@ -61,7 +61,7 @@ class MPITransport(Transport):
     def __init__(self, mpi: Any, world: Any) -> None:
         self.rank, self.size = world.rank, world.size
         self._mpi, self._world = mpi, world
-        self._messages, self._collectives = world.Dup(), world.Dup()
+        self._messages, self._collectives, self._arrays = (world.Dup() for _ in range(3))
         self._sending: list[tuple[Any, int, Any]] = []
         self._heads: dict[int, tuple[Any, Bytes]] = {}
         self._receiving: list[tuple[list[Any], Bytes, Bytes]] = []
@@ -164,12 +164,13 @@ class MPITransport(Transport):
             request = self._collectives.Ibcast(array, root=0)
             self._wait(request, f"rank {self.rank} waited for the broadcast of rank 0")
 
-    def mean(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
-        # Reduced on one rank and sent from there: an all-reduce may round differently on each.
-        for array in arrays:
-            total = np.empty_like(array)
-            request = self._collectives.Ireduce(array, total, root=0)
-            self._wait(request, f"rank {self.rank} waited for the mean over all ranks")
-            if self.rank == 0:
-                np.divide(total, np.float32(self.size), out=array)
-        self.broadcast(arrays)
+    # Arrays.
+
+    def isend(self, array: Array, to: int, tag: int) -> Callable[[], bool]:
+        self.bytes_sent += array.nbytes
+        test: Callable[[], bool] = self._arrays.Isend(array, to, tag).Test
+        return test
+
+    def irecv(self, into: Array, source: int, tag: int) -> Callable[[], bool]:
+        test: Callable[[], bool] = self._arrays.Irecv(into, source, tag).Test
+        return test

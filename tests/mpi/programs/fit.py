@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import swarm_tf
-from swarm_tf import world
+from swarm_tf import consensus, world
 from swarm_tf.exchange import Exchange
 
 mpi = world.transport()
@@ -152,8 +152,8 @@ def without_average_at_end():
     callback = swarm_tf.SwarmCallback(STEPS // 2, average_at_end=False)
     model.fit(data(), verbose=0, callbacks=[callback])
     assert len(set(mpi.gather(bits(model), "weights", 60))) == SIZE
-    mean = callback.member.mean()
-    assert callback.member.distance(mean) > 0
+    mean = consensus.mean(callback.weights, mpi)
+    assert consensus.distance(callback.weights, mpi, mean) > 0
 
 
 def without_statistics():

@@ -1,0 +1,181 @@
+"""What all ways of training on several ranks have in common."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import keras
+
+from swarm_tf import consensus, world
+from swarm_tf.metrics import Counters
+from swarm_tf.transport.base import Transport
+from swarm_tf.weights import FlatWeights, averaged_variables
+
+_log = logging.getLogger("swarm_tf")
+
+
+class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
+    """Trains a Keras model on all ranks of an MPI job; subclasses say how.
+
+    All ranks start from rank 0's weights, take local steps on their own data, and do what
+    `boundary` says after those steps that `next_boundary` names. Alone, without a launcher, it
+    does nothing and says so. A subclass sets `name` and overrides `boundary`, and what else it
+    needs:
+
+    ```python
+    class EveryTenSteps(swarm_tf.Algorithm):
+        name = "every_ten_steps"
+
+        def next_boundary(self, step):
+            return step + 10
+
+        def boundary(self, step):
+            self.weights.assign(consensus.mean(self.weights, self.transport))
+    ```
+
+    Args:
+      average_statistics: average the moving statistics of BatchNormalization too.
+      average_optimizer: average momentum and other optimizer slots too.
+      average_at_end: leave every rank with the mean model after training.
+      seed: of all that is random; the same on all ranks.
+      timeout_seconds: longest wait for another rank.
+      transport: other than MPI; for tests and simulations.
+
+    Attributes:
+      name: what it is called in messages and in `algorithm=NAME`.
+      synchronous: whether ranks wait for each other, so that they must take equally many steps.
+      weights: what is averaged; None until the ranks have met.
+      settings: what must be the same on all ranks, JSON values by name.
+    """
+
+    name = "algorithm"
+    synchronous = True
+
+    def __init__(
+        self,
+        *,
+        average_statistics: bool = True,
+        average_optimizer: bool = False,
+        average_at_end: bool = True,
+        seed: int = 0,
+        timeout_seconds: float = 60.0,
+        transport: Transport | None = None,
+    ) -> None:
+        super().__init__()
+        self.transport = transport or world.transport()
+        self.settings: dict[str, Any] = {
+            "average_statistics": average_statistics,
+            "average_optimizer": average_optimizer,
+            "seed": seed,
+        }
+        self.average_at_end = average_at_end
+        self.timeout_seconds = timeout_seconds
+        self.weights: FlatWeights | None = None
+        self._counters = Counters()
+        self._sent_before = 0
+        self._sent: int | None = None  # until the end of training
+        self._due = sys.maxsize
+        self._has_trained = False
+
+    # What an algorithm is.
+
+    def next_boundary(self, step: int) -> int:
+        """The first local step after `step` that `boundary` follows."""
+        return step + 1
+
+    def begin(self, common: dict[str, Any]) -> None:
+        """The ranks have met, with equal weights; `common` is all that they agreed on."""
+
+    def boundary(self, step: int) -> None:
+        """Called on every rank after local step `step`, counted from 1."""
+
+    def end(self, step: int) -> None:
+        """Called on every rank after its last local step."""
+
+    @property
+    def counters(self) -> Counters:
+        """What this rank has exchanged so far."""
+        sent = 0 if self.transport is None else self.transport.bytes_sent - self._sent_before
+        if self._sent is not None:
+            sent = self._sent
+        return replace(self._counters, bytes_sent=sent, payload_bytes=sent)
+
+    @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """Within it an exchange makes training wait: count both."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self._counters += Counters(exchanges=1, exposed_seconds=seconds)
+
+    def next_due(self, step: int) -> int:
+        """`next_boundary` for a training loop, which may run alone."""
+        return sys.maxsize if self.weights is None else self.next_boundary(step)
+
+    # Keras' hooks.
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Meet the other ranks."""
+        if self.transport is None:
+            _log.warning("one rank, no launcher: training alone; start with mpirun -n N to swarm")
+            return
+        # A model that Keras builds from its first batch joins after that batch.
+        self.weights = None
+        if self._variables():
+            self._meet()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Do what is due."""
+        if self.transport is None:
+            return
+        if self.weights is None:
+            self._meet()
+            return
+        step = self.local_step()
+        if step >= self._due:
+            self.boundary(step)
+            self._due = self.next_boundary(step)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Part from the others; take the mean model, if that is asked for."""
+        if self.weights is None:
+            return
+        assert self.transport is not None
+        self.end(self.local_step())
+        self._sent = self.transport.bytes_sent - self._sent_before
+        world.end(self)
+        if self.average_at_end:
+            self.weights.assign(consensus.mean(self.weights, self.transport))
+
+    def local_step(self) -> int:
+        """Optimizer steps that this rank has taken."""
+        # `batch` counts oddly under steps_per_execution; the optimizer counts every step.
+        return int(self.model.optimizer.iterations.numpy())
+
+    def _variables(self) -> list[keras.Variable]:
+        return averaged_variables(
+            self.model,
+            statistics=self.settings["average_statistics"],
+            optimizer=self.settings["average_optimizer"],
+        )
+
+    def _meet(self) -> None:
+        assert self.transport is not None
+        self.weights = FlatWeights(self._variables())
+        common: dict[str, Any] = {"algorithm": self.name}
+        common |= {f"{self.name}.{key}": value for key, value in self.settings.items()}
+        common["the model's weights"] = self.weights.shapes()
+        world.agree(self.transport, "the start of training", common)
+        if not self._has_trained:  # a second training goes on with each rank's own weights
+            consensus.equalize(self.weights, self.transport)
+        self._has_trained = True
+        self._sent_before, self._sent = self.transport.bytes_sent, None
+        world.begin(self)
+        self.begin(common)
+        self._due = self.next_boundary(self.local_step())

@@ -1,0 +1,163 @@
+"""What ranks do together while all of them know that they do: means and swaps of arrays.
+
+A job is a generator that moves its transfers on each time it is resumed, so that many can be
+under way at once, on the caller's thread (`run`) or behind its back (`Background`). Jobs are told
+apart by a tag, so ranks may start them in different orders.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from swarm_tf.transport.base import Array, Transport
+
+Job = Generator[None, None, None]
+
+TAGS = 2**15
+"""MPI promises no more tags than these."""
+
+_SHORTEST_SLEEP = 0.0001
+_LONGEST_SLEEP = 0.002
+
+
+def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Job:
+    """Overwrite `array`, float [n], with its mean over all ranks, the same bits everywhere.
+
+    A ring all-reduce (Patarasuk and Yuan 2009): every rank adds up one part of the array and
+    hands it round, so each sends 2 (N - 1) / N times the array, the least that is possible.
+
+    Raises:
+      TimeoutError: a neighbour sends or takes nothing for `timeout` seconds; names it.
+    """
+    rank, size = transport.rank, transport.size
+    right, left = (rank + 1) % size, (rank - 1) % size
+    parts = np.array_split(array, size)
+    received = np.empty_like(parts[0])
+    for step in range(size - 1):
+        part = parts[(rank - step - 1) % size]
+        into = received[: len(part)]
+        yield from swap(transport, {right: parts[(rank - step) % size]}, {left: into}, tag, timeout)
+        part += into
+    parts[right] /= size
+    for step in range(size - 1):
+        whole, into = parts[(right - step) % size], parts[(rank - step) % size]
+        yield from swap(transport, {right: whole}, {left: into}, tag, timeout)
+
+
+def swap(
+    transport: Transport, out: dict[int, Array], into: dict[int, Array], tag: int, timeout: float
+) -> Job:
+    """Send arrays to the ranks of `out` and receive from those of `into`, all at once.
+
+    Raises:
+      TimeoutError: one of them sends or takes nothing for `timeout` seconds; names it.
+    """
+    tag %= TAGS
+    pending: list[tuple[int, Callable[[], bool]]] = [
+        *((source, transport.irecv(array, source, tag)) for source, array in into.items()),
+        *((to, transport.isend(array, to, tag)) for to, array in out.items()),
+    ]
+    deadline = time.monotonic() + timeout
+    while pending := [(other, done) for other, done in pending if not done()]:
+        if time.monotonic() > deadline:
+            ranks = sorted({other for other, _ in pending})
+            raise TimeoutError(f"rank {transport.rank} waited {timeout:g} s for ranks {ranks}")
+        yield
+
+
+def average(transport: Transport, arrays: Sequence[Array], timeout: float) -> None:
+    """Overwrite `arrays` with their means over all ranks; see `mean`."""
+    run([mean(transport, array, tag, timeout) for tag, array in enumerate(arrays)])
+
+
+def run(jobs: Sequence[Job]) -> None:
+    """Carry out the jobs, all at once, on this thread."""
+    jobs, sleep = list(jobs), _SHORTEST_SLEEP
+    while jobs := [job for job in jobs if not _over(job)]:
+        time.sleep(sleep)
+        sleep = min(1.1 * sleep, _LONGEST_SLEEP)
+
+
+def _over(job: Job) -> bool:
+    return next(job, _OVER) is _OVER
+
+
+_OVER: Any = object()
+
+
+class Handle:
+    """A job in the background."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.error: BaseException | None = None
+        self.over = threading.Event()
+
+    def wait(self) -> None:
+        """Until it is done.
+
+        Raises:
+          what ended the job.
+        """
+        self.over.wait()  # the job has deadlines of its own
+        if self.error is not None:
+            raise self.error
+
+
+class Background(threading.Thread):
+    """Carries out jobs while the caller computes, from the first to `stop`."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(name=f"swarm-tf jobs of rank {rank}", daemon=True)
+        self._jobs: list[Handle] = []
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    def submit(self, job: Job) -> Handle:
+        """Begin `job`; returns at once."""
+        handle = Handle(job)
+        with self._changed:
+            if self._stopped:
+                raise RuntimeError("the background thread has been stopped")
+            self._jobs.append(handle)
+            self._changed.notify()
+        return handle
+
+    def stop(self) -> None:
+        """End the thread when its jobs are done."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self.join()
+
+    def run(self) -> None:
+        """Move all jobs on, in turn."""
+        sleep = _SHORTEST_SLEEP
+        while True:
+            with self._changed:
+                if not self._jobs:
+                    sleep = _SHORTEST_SLEEP
+                    self._changed.wait_for(lambda: self._jobs or self._stopped)
+                if not self._jobs:
+                    return
+                jobs = list(self._jobs)
+            if done := [handle for handle in jobs if self._turn(handle)]:
+                sleep = _SHORTEST_SLEEP
+                with self._changed:
+                    self._jobs = [handle for handle in self._jobs if handle not in done]
+            time.sleep(sleep)
+            sleep = min(1.1 * sleep, _LONGEST_SLEEP)
+
+    def _turn(self, handle: Handle) -> bool:
+        try:
+            over = _over(handle.job)
+        except BaseException as error:
+            handle.error, over = error, True
+        if over:
+            handle.over.set()
+        return over
