@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from swarm_tf.errors import UsageError
 
 if TYPE_CHECKING:
+    from swarm_tf.algorithm import Algorithm
     from swarm_tf.callback import SwarmCallback
     from swarm_tf.trainer import Trainer
     from swarm_tf.world import rank, size
 
-__all__ = ["SwarmCallback", "Trainer", "UsageError", "rank", "size"]
+__all__ = ["Algorithm", "SwarmCallback", "Trainer", "UsageError", "rank", "size"]
 
 _HOMES = {
+    "Algorithm": "swarm_tf.algorithm",
     "SwarmCallback": "swarm_tf.callback",
     "Trainer": "swarm_tf.trainer",
     "rank": "swarm_tf.world",
@@ -34,7 +36,7 @@ def __getattr__(name: str) -> Any:
     # Loaded when asked for: `swarmrun` and bad flags need not wait for TensorFlow.
     if name not in _HOMES:
         raise AttributeError(f"module 'swarm_tf' has no attribute {name!r}")
-    if name in ("SwarmCallback", "Trainer"):
+    if name in ("Algorithm", "SwarmCallback", "Trainer"):
         _check_tensorflow()
     return getattr(importlib.import_module(_HOMES[name]), name)
 

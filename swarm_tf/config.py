@@ -9,7 +9,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-ALGORITHMS = ("swarm", "single")
+# Each class is a keras.callbacks.Callback that takes the keys of config.NAME; None trains alone.
+ALGORITHMS = {
+    "swarm": "swarm_tf.callback:SwarmCallback",
+    "single": None,
+    "allreduce": "swarm_tf.baselines.allreduce:AllReduce",
+    "local_sgd": "swarm_tf.baselines.local_sgd:LocalSGD",
+    "dpsgd": "swarm_tf.baselines.dpsgd:DPSGD",
+    "adpsgd": "swarm_tf.baselines.adpsgd:ADPSGD",
+    "sgp": "swarm_tf.baselines.sgp:SGP",
+    "diloco": "swarm_tf.baselines.diloco:DiLoCo",
+    "noloco": "swarm_tf.baselines.noloco:NoLoCo",
+}
+ALLREDUCE_BACKENDS = ("mpi", "horovod")
 PARTITIONS = ("iid", "static", "dirichlet")
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step", "inverse_sqrt")
@@ -62,6 +74,7 @@ class TrainConfig:
     log_every: int = 10  # local steps
     evaluate_every: float = 1.0  # epochs
     recalibrate: bool = False  # estimate the mean model's BatchNorm statistics anew
+    slow_factor: float = 1.0  # the last rank's steps take so many times longer; for experiments
     threads: int = 0  # intra-op threads a rank; 0 is its share of the cores
 
 
@@ -96,9 +109,68 @@ class SwarmConfig:
     max_staleness: int | None = None  # local steps to train past an unanswered exchange; None: 4 H
     topology: str = "complete"
     degree: int = 4  # for topology=random_regular
-    average_statistics: bool = True  # BatchNorm's moving mean and variance
-    average_optimizer: bool = False
-    timeout_seconds: float = 60.0  # of any wait for another rank
+    average_statistics: bool = True  # BatchNorm's moving mean and variance; of every algorithm
+    average_optimizer: bool = False  # of every algorithm
+    timeout_seconds: float = 60.0  # of any wait for another rank; of every algorithm
+
+
+@dataclass(kw_only=True)
+class AllReduceConfig:
+    """Large-batch SGD; baselines/allreduce.py."""
+
+    backend: str = "mpi"
+    bucket_mib: float = 4.0
+
+
+@dataclass(kw_only=True)
+class LocalSGDConfig:
+    """Local SGD; baselines/local_sgd.py."""
+
+    local_steps: int = 4
+    switch: float = 0.0  # fraction of the run that averages every step, before
+
+
+@dataclass(kw_only=True)
+class DPSGDConfig:
+    """D-PSGD; baselines/dpsgd.py."""
+
+    topology: str = "ring"
+    degree: int = 4  # for topology=random_regular
+
+
+@dataclass(kw_only=True)
+class ADPSGDConfig:
+    """AD-PSGD; baselines/adpsgd.py."""
+
+    topology: str = "complete"
+    degree: int = 4  # for topology=random_regular
+    max_staleness: int = 4
+
+
+@dataclass(kw_only=True)
+class SGPConfig:
+    """Stochastic gradient push; baselines/sgp.py."""
+
+    overlap: bool = False
+
+
+@dataclass(kw_only=True)
+class DiLoCoConfig:
+    """DiLoCo; baselines/diloco.py."""
+
+    local_steps: int = 32
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
+
+
+@dataclass(kw_only=True)
+class NoLoCoConfig:
+    """NoLoCo; baselines/noloco.py."""
+
+    local_steps: int = 32
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.5
+    attraction: float = 0.7
 
 
 @dataclass(kw_only=True)
@@ -112,6 +184,13 @@ class RunConfig:
     train: TrainConfig
     optimizer: OptimizerConfig
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
+    allreduce: AllReduceConfig = field(default_factory=AllReduceConfig)
+    local_sgd: LocalSGDConfig = field(default_factory=LocalSGDConfig)
+    dpsgd: DPSGDConfig = field(default_factory=DPSGDConfig)
+    adpsgd: ADPSGDConfig = field(default_factory=ADPSGDConfig)
+    sgp: SGPConfig = field(default_factory=SGPConfig)
+    diloco: DiLoCoConfig = field(default_factory=DiLoCoConfig)
+    noloco: NoLoCoConfig = field(default_factory=NoLoCoConfig)
 
     @property
     def epoch_multiplier(self) -> float:

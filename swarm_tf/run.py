@@ -14,10 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import evaluation, world
-from swarm_tf.callback import SwarmCallback
+from swarm_tf import algorithms, consensus, evaluation, world
 from swarm_tf.config import RunConfig, to_dict
 from swarm_tf.metrics import Counters, MetricsWriter, Progress, Status, Summary, merge
+from swarm_tf.slowdown import Slowdown
 from swarm_tf.trainer import Trainer
 from swarm_tf.weights import FlatWeights, moving_statistics
 
@@ -63,10 +63,7 @@ class Run:
         self.trainer = Trainer(
             model, jit_compile=config.train.jit_compile, longest_block=config.train.log_every
         )
-        self.swarm: SwarmCallback | None = None
-        if config.algorithm == "swarm":
-            settings = {k: v for k, v in vars(config.swarm).items() if v is not None}
-            self.swarm = SwarmCallback(**settings, seed=config.seed, average_at_end=False)
+        self.algorithm = algorithms.build(config, steps)
         self._writer = MetricsWriter(self.workdir, world.rank())
 
     def __call__(self) -> Summary:
@@ -76,31 +73,46 @@ class Run:
             writer.config(to_dict(self.config))
             for name, content in self.files.items():
                 writer.file(name, content)
-            log = _Log(self, writer, Progress() if world.rank() == 0 else None)
+            log = _Log(self, Progress() if world.rank() == 0 else None)
             self.trainer.fit(
                 self.train_data,
                 steps=self.steps,
                 steps_per_epoch=math.ceil(self.steps_per_pass),
-                # The log may evaluate for long: the swarm's boundary comes first.
-                callbacks=[self.swarm, log] if self.swarm else [log],
+                callbacks=self._callbacks(log),
             )
             own = evaluation.evaluate(self.model, self.test_data)
-            passes = self.passes(self.steps)
-            writer.log(self.steps, epoch=passes, **_prefixed("test", own))
+            self.log(self.steps, **_prefixed("test", own))
             summary = self._conclude(began, own)
             numbers = {k: v for k, v in summary.final.items() if not isinstance(v, str)}
-            writer.log(self.steps, epoch=passes, **_prefixed("consensus", numbers))
+            self.log(self.steps, **_prefixed("consensus", numbers))
             writer.summary(summary)
         return summary
+
+    def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
+        """In their order: the log may evaluate for long, so the boundary comes before it."""
+        callbacks: list[keras.callbacks.Callback] = [self.algorithm] if self.algorithm else []
+        if self.config.train.slow_factor > 1 and world.rank() == world.size() - 1:
+            callbacks.append(Slowdown(self.config.train.slow_factor))
+        return [*callbacks, log]
 
     def passes(self, step: int) -> float:
         """Over the training set by all ranks together, until local step `step`."""
         return step / self.steps_per_pass
 
+    def log(self, step: int, **values: float) -> None:
+        """A line in metrics.jsonl, with what rank 0 has spent until then."""
+        self._writer.log(
+            step,
+            epoch=self.passes(step),
+            train_seconds=self.trainer.train_seconds,
+            bytes_sent=self.counters.bytes_sent,
+            **values,
+        )
+
     @property
     def counters(self) -> Counters:
         """Of this rank."""
-        return self.swarm.counters if self.swarm else Counters()
+        return self.algorithm.counters if self.algorithm else Counters()
 
     def _conclude(self, began: float, own: dict[str, float]) -> Summary:
         distance = self._take_mean()
@@ -154,28 +166,27 @@ class Run:
 
     def _take_mean(self) -> float:
         """Leave every rank with the mean model; returns the consensus distance before that."""
-        member = self.swarm.member if self.swarm else None
-        if member is None:
+        algorithm = self.algorithm
+        if algorithm is None or algorithm.weights is None:
             return 0.0
-        mean = member.mean()
-        distance = member.distance(mean)
-        member.assign(mean)
+        assert algorithm.transport is not None
+        mean = consensus.mean(algorithm.weights, algorithm.transport)
+        distance = consensus.distance(algorithm.weights, algorithm.transport, mean)
+        algorithm.weights.assign(mean)
         if self.config.train.recalibrate or not self.config.swarm.average_statistics:
             evaluation.recalibrate(self.model, self.train_data.take(_RECALIBRATION_BATCHES))
             # Each rank saw its own part of the data.
             statistics = FlatWeights(moving_statistics(self.model))
-            chunks = [np.array(chunk) for chunk in statistics.gather()]
-            member.transport.mean(chunks)
-            statistics.assign(chunks)
+            statistics.assign(consensus.mean(statistics, algorithm.transport))
         return distance
 
 
 class _Log(keras.callbacks.Callback):  # type: ignore[misc]
     """metrics.jsonl and the live line, on rank 0; evaluates rank 0's own model on the way."""
 
-    def __init__(self, run: Run, writer: MetricsWriter, progress: Progress | None) -> None:
+    def __init__(self, run: Run, progress: Progress | None) -> None:
         super().__init__()
-        self._run, self._writer, self._progress = run, writer, progress
+        self._run, self._progress = run, progress
         self._accuracy: float | None = None
         self._next_log = self._next_test = 0.0
 
@@ -183,20 +194,25 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         step = batch + 1
         if self._progress and step >= self._next_log:
             self._next_log = step + self._run.config.train.log_every
-            self._writer.log(step, epoch=self._run.passes(step), **logs or {})
+            self._run.log(step, **logs or {})
             self._progress.update(self._status(step, logs))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         step = int(self.model.optimizer.iterations.numpy())
-        if not self._progress:
-            return
+        if self._progress:
+            self._run.log(step, **_prefixed("pass", logs or {}))
         due = epoch + 1 >= self._next_test + self._run.config.train.evaluate_every
         if due and step < self._run.steps:  # the end of the run has its own evaluation
             self._next_test = epoch + 1
-            tested = evaluation.evaluate(self.model, self._run.test_data)
-            self._accuracy = tested.get("accuracy")
-            self._writer.log(step, epoch=self._run.passes(step), **_prefixed("test", tested))
-        self._progress.end_epoch(self._status(step, logs))
+            if self._progress:
+                tested = evaluation.evaluate(self.model, self._run.test_data)
+                self._accuracy = tested.get("accuracy")
+                self._run.log(step, **_prefixed("test", tested))
+            if self._run.algorithm and self._run.algorithm.synchronous:
+                # The others would wait for rank 0 anyway, but the time is not the algorithm's.
+                world.gather(None, "the evaluation of rank 0", world.FIRST_SECONDS)
+        if self._progress:
+            self._progress.end_epoch(self._status(step, logs))
 
     def _status(self, step: int, logs: dict[str, float] | None) -> Status:
         run, counters = self._run, self._run.counters

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 
 from swarm_tf.config import (
     ALGORITHMS,
+    ALLREDUCE_BACKENDS,
     BITS,
     CODECS,
     MODES,
@@ -40,8 +41,9 @@ def validate(config: RunConfig, size: int) -> None:
             allowed, words = rules[key]
             if not allowed(value):
                 raise UsageError(f"{key}={value} must be {words}")
+    _validate_train(config)
     _validate_optimizer(config)
-    _validate_swarm(config, size)
+    _validate_algorithm(config, size)
 
 
 def refuse_unused(section: str, values: Any, keys: Iterable[str], reason: str) -> None:
@@ -125,7 +127,7 @@ def _rules() -> dict[str, _Rule]:
     from swarm_tf.topology import TOPOLOGIES
 
     return {
-        "algorithm": _one_of(ALGORITHMS),
+        "algorithm": _one_of(tuple(ALGORITHMS)),
         "seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
         "model.name": _NAMED,
         "model.dropout": _SHARE,
@@ -150,6 +152,7 @@ def _rules() -> dict[str, _Rule]:
         "train.label_smoothing": _SHARE,
         "train.log_every": _at_least(1),
         "train.evaluate_every": _POSITIVE,
+        "train.slow_factor": _at_least(1),
         "train.threads": _at_least(0),
         "optimizer.name": _one_of(OPTIMIZERS),
         "optimizer.learning_rate": _POSITIVE,
@@ -171,11 +174,38 @@ def _rules() -> dict[str, _Rule]:
         "swarm.topology": _one_of(TOPOLOGIES),
         "swarm.degree": _at_least(1),
         "swarm.timeout_seconds": _POSITIVE,
+        "allreduce.backend": _one_of(ALLREDUCE_BACKENDS),
+        "allreduce.bucket_mib": _POSITIVE,
+        "local_sgd.local_steps": _at_least(1),
+        "local_sgd.switch": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+        "dpsgd.topology": _one_of(TOPOLOGIES),
+        "dpsgd.degree": _at_least(1),
+        "adpsgd.topology": _one_of(TOPOLOGIES),
+        "adpsgd.degree": _at_least(1),
+        "adpsgd.max_staleness": _at_least(1),
+        "diloco.local_steps": _at_least(1),
+        "diloco.outer_learning_rate": _POSITIVE,
+        "diloco.outer_momentum": _SHARE,
+        "noloco.local_steps": _at_least(1),
+        "noloco.outer_learning_rate": _POSITIVE,
+        "noloco.outer_momentum": _SHARE,
+        "noloco.attraction": _POSITIVE,
     }
 
 
 def _rising_fractions(values: tuple[float, ...]) -> bool:
     return all(low < high for low, high in pairwise((0.0, *values, 1.0)))
+
+
+def _validate_train(config: RunConfig) -> None:
+    train = config.train
+    waits = ["algorithm=allreduce"] if config.algorithm == "allreduce" else []
+    waits += [f"train.slow_factor={train.slow_factor}"] if train.slow_factor > 1 else []
+    if train.jit_compile and waits:
+        raise UsageError(
+            f"train.jit_compile=True with {waits[0]}: XLA has no way to wait within a step; "
+            "leave it at False"
+        )
 
 
 def _validate_optimizer(config: RunConfig) -> None:
@@ -203,21 +233,29 @@ def _validate_optimizer(config: RunConfig) -> None:
         )
 
 
-def _validate_swarm(config: RunConfig, size: int) -> None:
+def _validate_algorithm(config: RunConfig, size: int) -> None:
     from swarm_tf import topology
 
-    swarm = config.swarm
-    if config.algorithm == "single":
+    name = config.algorithm
+    if name == "single":
         if size > 1:
             raise UsageError(
                 f"algorithm=single trains on one rank, but this run has {size}; "
                 "start one rank or use algorithm=swarm"
             )
         return
-    topology.build(swarm.topology, size, degree=swarm.degree, seed=config.seed)
+    options = getattr(config, name)
+    if hasattr(options, "topology"):
+        topology.build(options.topology, size, degree=options.degree, seed=config.seed)
+    if name in ("diloco", "noloco") and config.swarm.average_optimizer:
+        raise UsageError(
+            f"swarm.average_optimizer=True has no effect on algorithm={name}; leave it at False"
+        )
     # With blocking no step is taken during an exchange, so there is nothing to bound.
+    swarm = config.swarm
     if (
-        swarm.mode != "blocking"
+        name == "swarm"
+        and swarm.mode != "blocking"
         and swarm.max_staleness is not None
         and swarm.max_staleness < swarm.local_steps
     ):

@@ -1,0 +1,36 @@
+"""The algorithm that a configuration names."""
+
+from __future__ import annotations
+
+import importlib
+
+from swarm_tf.algorithm import Algorithm
+from swarm_tf.config import ALGORITHMS, RunConfig
+
+
+def build(config: RunConfig, steps: int) -> Algorithm | None:
+    """The callback of `config.algorithm`, which leaves the mean of the models to the caller.
+
+    Args:
+      steps: local steps of the run.
+
+    Returns:
+      None for `single`.
+    """
+    place = ALGORITHMS[config.algorithm]
+    if place is None:
+        return None
+    module, name = place.split(":")
+    swarm = config.swarm
+    options = {
+        "average_statistics": swarm.average_statistics,
+        "average_optimizer": swarm.average_optimizer,
+        "timeout_seconds": swarm.timeout_seconds,
+        "seed": config.seed,
+        "average_at_end": False,
+    }
+    options |= {k: v for k, v in vars(getattr(config, config.algorithm)).items() if v is not None}
+    if "switch" in options:
+        options["switch_step"] = round(options.pop("switch") * steps)
+    algorithm: Algorithm = getattr(importlib.import_module(module), name)(**options)
+    return algorithm

@@ -1,0 +1,209 @@
+"""Large-batch SGD: all ranks average their gradients in every step.
+
+Goyal et al. 2017, arXiv 1706.02677; ring all-reduce in buckets as in Sergeev and Del Balso 2018,
+arXiv 1802.05799 (Horovod) and Li et al. 2020, arXiv 2006.15704.
+
+    g   <- (g_1 + ... + g_N) / N
+    x   <- x - optimizer step for g        the same on every rank
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swarm_tf import consensus
+from swarm_tf.algorithm import Algorithm
+from swarm_tf.config import ALLREDUCE_BACKENDS
+from swarm_tf.errors import UsageError
+from swarm_tf.metrics import Counters
+from swarm_tf.transport import jobs
+from swarm_tf.transport.base import Array
+from swarm_tf.weights import FlatWeights, averaged_variables
+
+
+class AllReduce(Algorithm):
+    """Averages gradients between the backward pass and the optimizer.
+
+    Gradients travel in buckets as soon as they are there, the last layers' first, while the
+    backward pass goes on.
+
+    Args:
+      backend: "mpi", or "horovod" (which then must be installed; see `make horovod`).
+      bucket_mib: size at which a bucket of gradients leaves; not for horovod, which has its own.
+      common: see `Algorithm`.
+
+    Raises:
+      UsageError: a value breaks its rule, or Horovod is missing.
+    """
+
+    name = "allreduce"
+
+    def __init__(self, backend: str = "mpi", *, bucket_mib: float = 4.0, **common: Any) -> None:
+        super().__init__(**common)
+        if backend not in ALLREDUCE_BACKENDS:
+            raise UsageError(
+                f"allreduce.backend={backend} must be one of {', '.join(ALLREDUCE_BACKENDS)}"
+            )
+        self.settings |= {"backend": backend, "bucket_mib": bucket_mib}
+        self._reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]] = self._over_mpi
+        if backend == "horovod" and self.transport is not None:
+            self._reduce = _horovod(self.transport.size)
+        self._background: jobs.Background | None = None
+        self._averaged: dict[int, tuple[Array, jobs.Handle | None]] = {}
+
+    def set_model(self, model: keras.Model) -> None:
+        """From now on the optimizer gets the mean of all ranks' gradients."""
+        super().set_model(model)
+        if self.transport is None or self.transport.size == 1:
+            return
+        with tf.device("CPU"):
+            self._exposed = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+            self._reductions = tf.Variable(0, dtype=tf.int64, trainable=False)
+        apply = type(model.optimizer).apply.__get__(model.optimizer)
+
+        def apply_mean(grads: list[Any], trainable_variables: Any = None) -> None:
+            apply(self._mean(grads), trainable_variables)
+
+        model.optimizer.apply = apply_mean
+        model.train_function = None  # one traced before would go on without averaging
+
+    def next_boundary(self, step: int) -> int:
+        """Gradients are averaged in every step; this is only for counting."""
+        return step + 16
+
+    def begin(self, common: dict[str, Any]) -> None:
+        """The gradients of the next step may come."""
+        assert self.transport is not None
+        # A model that Keras built from its first batch has taken a step on its own.
+        slots = averaged_variables(self.model, statistics=False, optimizer=True)
+        consensus.equalize(FlatWeights(slots), self.transport)
+        self._first_step = self.local_step()
+        self._exposed.assign(0.0)
+        self._reductions.assign(0)
+        self._background = jobs.Background(self.transport.rank)
+        self._background.start()
+
+    def boundary(self, step: int) -> None:
+        """Make sure that no gradient was applied without averaging."""
+        done, steps = int(self._reductions.numpy()), step - self._first_step
+        if done != steps:
+            raise RuntimeError(f"of {steps} steps only {done} averaged their gradients")
+
+    def end(self, step: int) -> None:
+        """The optimizer is an ordinary one again."""
+        self.boundary(step)
+        if self._background is not None:
+            self._background.stop()
+            self._background = None
+        del self.model.optimizer.apply
+        self.model.train_function = None
+
+    @property
+    def counters(self) -> Counters:
+        """What this rank has exchanged so far; with horovod its bytes are computed."""
+        if self.weights is None or self.transport is None:
+            return Counters()
+        steps, sent = int(self._reductions.numpy()), super().counters.bytes_sent
+        if self.settings["backend"] == "horovod":
+            n, size = self.weights.total, self.transport.size
+            sent = steps * 4 * n * 2 * (size - 1) // size
+        exposed = float(self._exposed.numpy())
+        return Counters(
+            exchanges=steps, bytes_sent=sent, payload_bytes=sent, exposed_seconds=exposed
+        )
+
+    def _mean(self, gradients: Sequence[Any]) -> list[Any]:
+        """The mean over all ranks of each gradient that is not None, as a dense tensor."""
+        dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        there = [g for g in dense if g is not None]
+        with tf.control_dependencies(there):
+            began = tf.timestamp()
+        means = self._reduce(there)
+        with tf.control_dependencies(means):
+            ended = tf.timestamp()
+        self._exposed.assign_add(ended - began)
+        self._reductions.assign_add(1)
+        every = iter(means)
+        return [None if g is None else next(every) for g in dense]
+
+    def _over_mpi(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        buckets = _buckets(gradients, self.settings["bucket_mib"] * 2**20)
+        started = []
+        for number, bucket in enumerate(buckets):
+            flat = [tf.reshape(tf.cast(gradients[i], tf.float32), [-1]) for i in bucket]
+            start = functools.partial(self._start, number)
+            started.append(tf.numpy_function(start, [tf.concat(flat, axis=0)], tf.int32))
+        with tf.control_dependencies(started):
+            finish = functools.partial(self._finish, len(buckets))
+            flats = tf.numpy_function(finish, [], [tf.float32] * len(buckets))
+        means: list[Any] = [None] * len(gradients)
+        for bucket, flat in zip(buckets, flats, strict=True):
+            parts = tf.split(flat, [gradients[i].shape.num_elements() for i in bucket])
+            for i, part in zip(bucket, parts, strict=True):
+                shaped = tf.reshape(part, gradients[i].shape)
+                means[i] = tf.cast(shaped, gradients[i].dtype)
+        return means
+
+    def _start(self, number: int, array: Array) -> np.int32:
+        """Bucket `number` of a step is complete on this rank."""
+        if self._background is None:  # the ranks have not met yet
+            self._averaged[number] = array.copy(), None
+            return np.int32(number)
+        assert self.transport is not None
+        mean = array.copy()
+        job = jobs.mean(self.transport, mean, number, self.timeout_seconds)
+        self._averaged[number] = mean, self._background.submit(job)
+        return np.int32(number)
+
+    def _finish(self, count: int) -> list[Array]:
+        """All buckets of a step, when they are averaged."""
+        means = []
+        for number in range(count):
+            mean, handle = self._averaged.pop(number)
+            if handle is not None:
+                handle.wait()
+            means.append(mean)
+        return means
+
+
+def _buckets(gradients: Sequence[tf.Tensor], size: float) -> list[list[int]]:
+    """Indices of gradients that travel together, those that are computed first in front."""
+    buckets: list[list[int]] = []
+    fill = size
+    for index in reversed(range(len(gradients))):
+        if fill >= size:
+            buckets.append([])
+            fill = 0
+        buckets[-1].append(index)
+        fill += 4 * gradients[index].shape.num_elements()
+    return buckets
+
+
+def _horovod(size: int) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise UsageError(
+            f"allreduce.backend=horovod needs Horovod ({error}); make horovod builds it"
+        ) from None
+    hvd.init()
+    if hvd.size() != size:
+        raise UsageError(
+            f"allreduce.backend=horovod: Horovod sees {hvd.size()} ranks of {size}; it was built "
+            "without MPI, or against another one; make horovod builds it anew"
+        )
+
+    def reduce(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        # One by one: Horovod fuses what is ready. Its DistributedOptimizer does nothing in Keras 3.
+        return [
+            hvd.allreduce(gradient, op=hvd.Average, name=f"gradient.{index}")
+            for index, gradient in enumerate(gradients)
+        ]
+
+    return reduce

@@ -1,0 +1,103 @@
+"""D-PSGD: after every step all ranks average with their neighbours, in step with each other.
+
+Lian et al. 2017, arXiv 1705.09056, algorithm 1.
+
+    g_i     <- gradient at x_i             while the models travel
+    x_i     <- sum_j W_ij x_j - rate g_i   W doubly stochastic, W_ij > 0 for neighbours only
+
+W is that of Metropolis and Hastings: W_ij = 1 / (1 + max(degree i, degree j)).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import tensorflow as tf
+
+from swarm_tf import consensus
+from swarm_tf import topology as topologies
+from swarm_tf.algorithm import Algorithm
+from swarm_tf.codec import BLOCK
+from swarm_tf.transport import jobs
+
+
+class DPSGD(Algorithm):
+    """Synchronous averaging with all neighbours, overlapped with the next step.
+
+    Args:
+      topology: a name of `topology.TOPOLOGIES`, or any connected `networkx.Graph` on the ranks.
+      degree: of the topology "random_regular".
+      common: see `Algorithm`.
+    """
+
+    name = "dpsgd"
+
+    def __init__(
+        self, topology: str | nx.Graph = "ring", *, degree: int = 4, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.settings |= {
+            "topology": topology if isinstance(topology, str) else sorted(topology.edges),
+            "degree": degree,
+        }
+        self.mixing: dict[int, float] = {}
+        if self.transport is not None:
+            rank, size = self.transport.rank, self.transport.size
+            graph = topologies.resolve(topology, size, degree=degree, seed=self.settings["seed"])
+            self.mixing = {
+                other: 1 / (1 + max(graph.degree[rank], graph.degree[other]))
+                for other in topologies.neighbors(graph, rank)
+            }
+
+    def begin(self, common: dict[str, Any]) -> None:
+        """Nothing has been published yet."""
+        assert self.transport is not None
+        self._background = jobs.Background(self.transport.rank)
+        self._background.start()
+        self._published: consensus.Chunks = []
+        self._theirs: list[dict[int, Any]] = []
+        self._swaps: list[jobs.Handle] = []
+
+    def boundary(self, step: int) -> None:
+        """Add what the neighbours' last models say; publish the own one."""
+        with self.exposed():
+            assert self.weights is not None
+            chunks = self.weights.add(self._corrections())
+            self._publish([np.array(chunk) for chunk in chunks])
+
+    def end(self, step: int) -> None:
+        """The models published last have no step to go with; let them arrive."""
+        self._wait()
+        self._background.stop()
+
+    def _publish(self, chunks: consensus.Chunks) -> None:
+        assert self.transport is not None
+        transport, timeout = self.transport, self.timeout_seconds
+        self._published = chunks
+        self._theirs = [{other: np.empty_like(c) for other in self.mixing} for c in chunks]
+        self._swaps = [
+            self._background.submit(
+                jobs.swap(transport, dict.fromkeys(self.mixing, own), into, tag, timeout)
+            )
+            for tag, (own, into) in enumerate(zip(chunks, self._theirs, strict=True))
+        ]
+
+    def _wait(self) -> None:
+        for swap in self._swaps:
+            swap.wait()
+
+    def _corrections(self) -> list[tf.Tensor | None]:
+        """sum_j W_ij (x_j - x_i) of the models published last; None before the first."""
+        assert self.weights is not None
+        if not self._swaps:
+            return [None] * len(self.weights.lengths)
+        self._wait()
+        corrections: list[tf.Tensor | None] = []
+        for own, theirs in zip(self._published, self._theirs, strict=True):
+            correction = np.zeros_like(own)
+            for other, x in theirs.items():
+                correction += np.float32(self.mixing[other]) * (x - own)
+            corrections.append(correction.reshape(-1, BLOCK))
+        return corrections

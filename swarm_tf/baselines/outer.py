@@ -1,0 +1,71 @@
+"""Slow weights, which an outer optimizer moves by what the fast ones did in many local steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from swarm_tf import consensus
+from swarm_tf.algorithm import Algorithm
+from swarm_tf.transport import jobs
+from swarm_tf.weights import FlatWeights, moving_statistics
+
+
+class Outer(Algorithm):
+    """An algorithm with an outer optimizer.
+
+    Moving statistics of BatchNormalization are averaged as they are: momentum could make a
+    variance negative.
+
+    Args:
+      local_steps: between two outer steps.
+      common: see `Algorithm`; the local optimizer's slots are not averaged.
+
+    Attributes:
+      slow: weights that the next local steps start from, in chunks.
+      momentum: of the outer optimizer, in chunks.
+      round: outer steps so far, the current one included.
+    """
+
+    def __init__(self, local_steps: int, **common: Any) -> None:
+        super().__init__(**common)
+        self.settings["local_steps"] = local_steps
+        self.local_steps = local_steps
+        self.slow: consensus.Chunks = []
+        self.momentum: consensus.Chunks = []
+        self.round = 0
+
+    @abstractmethod
+    def outer_step(self, fast: consensus.Chunks) -> None:
+        """Move `slow` and `momentum`, given where the local steps from `slow` have led."""
+
+    def average(self, chunks: consensus.Chunks) -> None:
+        """Overwrite `chunks` with their mean over those who take the outer step together."""
+        assert self.transport is not None
+        jobs.average(self.transport, chunks, self.timeout_seconds)
+
+    def next_boundary(self, step: int) -> int:
+        """Every H steps."""
+        return step + self.local_steps
+
+    def begin(self, common: dict[str, Any]) -> None:
+        """The slow weights are the ones that all ranks begin with."""
+        self._trained = FlatWeights(self.model.trainable_variables)
+        statistics = self.settings["average_statistics"]
+        self._statistics = FlatWeights(moving_statistics(self.model) if statistics else [])
+        self.slow = consensus.copy(self._trained)
+        self.momentum = [np.zeros_like(chunk) for chunk in self.slow]
+        self.round = 0
+
+    def boundary(self, step: int) -> None:
+        """Take an outer step; the next local steps start from its end."""
+        with self.exposed():
+            self.round += 1
+            self.outer_step(consensus.copy(self._trained))
+            self._trained.assign(self.slow)
+            if self._statistics.variables:
+                statistics = consensus.copy(self._statistics)
+                self.average(statistics)
+                self._statistics.assign(statistics)

@@ -1,0 +1,54 @@
+"""A rank that computes as if its processor were slower, for experiments with uneven nodes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sleeps in every step, after the gradients and before anything is done with them.
+
+    Must come behind an `Algorithm` in the list of callbacks.
+
+    Args:
+      factor: how many times longer a step takes than its computation.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def set_model(self, model: keras.Model) -> None:
+        """Wrap the step and its optimizer."""
+        super().set_model(model)
+        with tf.device("CPU"):
+            began = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        train_step, apply = model.train_step, model.optimizer.apply
+
+        def timed_step(data: Any) -> Any:
+            with tf.control_dependencies(tf.nest.flatten(data)):
+                start = began.assign(tf.timestamp())
+            with tf.control_dependencies([start]):
+                return train_step(tf.nest.map_structure(tf.identity, data))
+
+        def apply_late(grads: list[Any], trainable_variables: Any = None) -> None:
+            there = [g for g in grads if g is not None]
+            with tf.control_dependencies(there):
+                computing = tf.timestamp() - began
+            slept = tf.numpy_function(self._sleep, [computing], tf.float64)
+            with tf.control_dependencies([slept]):
+                late = [None if g is None else tf.nest.map_structure(tf.identity, g) for g in grads]
+            apply(late, trainable_variables)
+
+        model.train_step, model.optimizer.apply = timed_step, apply_late
+        model.train_function = None
+
+    def _sleep(self, computing: float) -> np.float64:
+        seconds = np.float64((self.factor - 1) * computing)
+        time.sleep(seconds)
+        return seconds

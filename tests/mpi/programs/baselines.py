@@ -1,0 +1,318 @@
+"""Every baseline on four ranks against its update rule, written down in NumPy for all ranks."""
+
+import checks
+import keras
+import numpy as np
+import tensorflow as tf
+
+import swarm_tf
+from swarm_tf import world
+from swarm_tf.baselines.adpsgd import ADPSGD
+from swarm_tf.baselines.allreduce import AllReduce
+from swarm_tf.baselines.diloco import DiLoCo
+from swarm_tf.baselines.dpsgd import DPSGD
+from swarm_tf.baselines.local_sgd import LocalSGD
+from swarm_tf.baselines.noloco import NoLoCo
+from swarm_tf.baselines.sgp import SGP
+from swarm_tf.trainer import Trainer
+
+mpi = world.transport()
+RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
+assert SIZE == 4
+RANKS = range(SIZE)
+STEPS, BATCH, FEATURES, OUT = 10, 8, 5, 3
+RATE, MOMENTUM = 0.05, 0.9
+
+
+def examples(rank):
+    rng = np.random.default_rng(rank)
+    x = rng.normal(size=[STEPS, BATCH, FEATURES]).astype(np.float32)
+    w = rng.normal(size=[FEATURES, OUT])  # every rank has an optimum of its own
+    return x, (x @ w + rank).astype(np.float32)
+
+
+DATA = [examples(rank) for rank in RANKS]
+
+
+def linear():
+    keras.utils.set_random_seed(RANK)  # all begin with rank 0's
+    model = keras.Sequential([keras.Input([FEATURES]), keras.layers.Dense(OUT)])
+    model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse")
+    return model
+
+
+def trained(callback, *others):
+    """[FEATURES + 1, OUT]: kernel and bias of this rank after ten steps, by `model.fit`."""
+    model = linear()
+    data = tf.data.Dataset.from_tensor_slices(DATA[RANK])
+    model.fit(data, verbose=0, shuffle=False, callbacks=[callback, *others])
+    return np.concatenate([model.get_weights()[0], model.get_weights()[1][None]])
+
+
+class Reference:
+    """All ranks' models, and what their optimizers do."""
+
+    def __init__(self):
+        kernel = linear().get_weights()[0]
+        mpi.broadcast([kernel])
+        self.start = np.concatenate([kernel, np.zeros([1, OUT])]).astype(np.float64)
+        self.x = [self.start.copy() for _ in RANKS]
+        self.velocity = [np.zeros_like(self.start) for _ in RANKS]
+
+    @staticmethod
+    def gradient(x, rank, step):
+        """Of the mean square error."""
+        inputs, labels = DATA[rank]
+        inputs = np.concatenate([inputs[step], np.ones([BATCH, 1])], axis=1)
+        return 2 * inputs.T @ (inputs @ x - labels[step]) / labels[step].size
+
+    def move(self, rank, gradient):
+        """What momentum SGD adds to the rank's model."""
+        self.velocity[rank] = MOMENTUM * self.velocity[rank] - RATE * gradient
+        return self.velocity[rank]
+
+    def moves(self, step):
+        """Of all ranks, each at its own model."""
+        return [self.move(r, self.gradient(self.x[r], r, step)) for r in RANKS]
+
+    def local_step(self, step):
+        self.x = [x + move for x, move in zip(self.x, self.moves(step), strict=True)]
+
+
+def agrees(got, reference):
+    np.testing.assert_allclose(got, reference.x[RANK], rtol=0, atol=1e-5)
+    every = np.concatenate(reference.x)
+    assert np.abs(every - np.concatenate([reference.start] * SIZE)).max() > 0.1, "nothing moved"
+
+
+def allreduce():
+    reference = Reference()
+    for step in range(STEPS):
+        mean = np.mean([reference.gradient(reference.x[0], r, step) for r in RANKS], axis=0)
+        reference.x = [reference.x[0] + reference.move(0, mean)] * SIZE
+    for bucket in (4.0, 1e-6):  # one bucket; one for each variable
+        callback = AllReduce(bucket_mib=bucket, average_at_end=False)
+        got = trained(callback)
+        agrees(got, reference)
+        assert len(set(mpi.gather(got.tobytes(), "bits", 60))) == 1
+        assert callback.counters.exchanges == STEPS
+        sent = sum(int(n) for n in mpi.gather(b"%d" % callback.counters.bytes_sent, "bytes", 60))
+        assert sent == STEPS * 2 * (SIZE - 1) * 4 * reference.start.size  # 2 (N - 1) / N each
+
+
+def allreduce_equals_single_on_a_larger_batch():
+    """With Adam, clipping, the Trainer, and a network with a nonlinearity."""
+
+    def network():
+        keras.utils.set_random_seed(3)
+        layers = [keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(OUT)]
+        model = keras.Sequential([keras.Input([FEATURES]), *layers])
+        optimizer = keras.optimizers.Adam(0.01, global_clipnorm=0.5)
+        model.compile(optimizer, "mse")
+        return model
+
+    alone, together = network(), network()
+    x, y = (np.concatenate([d[part] for d in DATA], axis=1) for part in (0, 1))
+    Trainer(alone).fit(
+        tf.data.Dataset.from_tensor_slices((x, y)), steps=STEPS, steps_per_epoch=STEPS
+    )
+    Trainer(together).fit(
+        tf.data.Dataset.from_tensor_slices(DATA[RANK]),
+        steps=STEPS,
+        steps_per_epoch=4,
+        callbacks=[AllReduce(average_at_end=False)],
+    )
+    for a, b in zip(alone.get_weights(), together.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def allreduce_leaves_the_optimizer_as_it_was():
+    """Trained with it, without it, with it again: each time as asked."""
+    model = linear()
+    data = tf.data.Dataset.from_tensor_slices(DATA[RANK])
+
+    def different():
+        return len(set(mpi.gather(model.get_weights()[0].tobytes(), "weights", 60))) > 1
+
+    model.fit(data, verbose=0)
+    assert different()
+    model.fit(data, verbose=0, callbacks=[AllReduce(average_at_end=False)])
+    assert not different()
+    model.fit(data, verbose=0)
+    assert different()
+
+
+def local_sgd():
+    reference = Reference()
+    for step in range(STEPS):
+        reference.local_step(step)
+        if step + 1 in (1, 2, 3, 4, 7, 10):  # every step until 4, then every third
+            reference.x = [np.mean(reference.x, axis=0)] * SIZE
+    agrees(trained(LocalSGD(3, switch_step=4, average_at_end=False)), reference)
+
+
+def dpsgd():
+    for topology, mixing in [
+        ("ring", np.array([[1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]]) / 3),
+        ("complete", np.full([4, 4], 1 / 4)),
+    ]:
+        reference = Reference()
+        for step in range(STEPS):
+            moves = reference.moves(step)
+            mixed = np.einsum("ij,jkl->ikl", mixing, np.stack(reference.x))
+            reference.x = [x + move for x, move in zip(mixed, moves, strict=True)]
+        agrees(trained(DPSGD(topology, average_at_end=False)), reference)
+
+
+class Irregular(SGP):
+    """Rank 0 sends to all, the others to 0 only: weights move away from 1."""
+
+    def out_neighbors(self, rank, round):
+        return [1, 2, 3] if rank == 0 else [0]
+
+
+class Weighing(keras.callbacks.Callback):
+    """Sums the weights of all ranks after every step."""
+
+    def __init__(self, sgp):
+        super().__init__()
+        self.sgp, self.sums, self.own = sgp, [], []
+
+    def on_train_batch_end(self, batch, logs=None):
+        every = mpi.gather(repr(self.sgp.weight).encode(), "weights", 60)
+        self.sums.append(sum(float(w) for w in every))
+        self.own.append(self.sgp.weight)
+
+
+def sgp():
+    for kind, overlap in [(SGP, False), (SGP, True), (Irregular, False), (Irregular, True)]:
+        callback = kind(overlap=overlap, average_at_end=False)
+        weighing = Weighing(callback)
+        got = trained(callback, weighing)
+        reference = Reference()
+        x, w = [z.copy() for z in reference.x], [1.0] * SIZE  # biased models and their weights
+        under_way = [(np.zeros_like(reference.start), 0.0) for _ in RANKS]
+        for step in range(STEPS):
+            x = [a + move for a, move in zip(x, reference.moves(step), strict=True)]
+            arriving = [(np.zeros_like(reference.start), 0.0) for _ in RANKS]
+            for r in RANKS:
+                out = (
+                    ([1, 2, 3] if r == 0 else [0])
+                    if kind is Irregular
+                    else [(r + (1, 2)[step % 2]) % 4]
+                )
+                share = 1 / (1 + len(out))
+                x[r], w[r] = share * x[r], share * w[r]
+                for to in out:
+                    arriving[to] = arriving[to][0] + x[r], arriving[to][1] + w[r]
+            taken = under_way if overlap else arriving
+            under_way = arriving
+            x = [a + b for a, (b, _) in zip(x, taken, strict=True)]
+            w = [a + b for a, (_, b) in zip(w, taken, strict=True)]
+            reference.x = [a / b for a, b in zip(x, w, strict=True)]
+            np.testing.assert_allclose(weighing.own[step], w[RANK], rtol=1e-9)
+        if overlap:  # what was under way arrives at the end
+            reference.x = [(a + b) / (c + d) for a, c, (b, d) in zip(x, w, under_way, strict=True)]
+        else:
+            np.testing.assert_allclose(weighing.sums, SIZE, rtol=1e-9)
+        final = sum(float(a) for a in mpi.gather(repr(callback.weight).encode(), "weights", 60))
+        np.testing.assert_allclose(final, SIZE, rtol=1e-9)
+        if kind is Irregular:
+            assert abs(callback.weight - 1) > 0.1
+        agrees(got, reference)
+
+
+def diloco():
+    eta, mu = 0.7, 0.9
+    reference = Reference()
+    slow, momentum = reference.start.copy(), np.zeros_like(reference.start)
+    for step in range(STEPS):
+        reference.local_step(step)
+        if (step + 1) % 3 == 0:
+            difference = np.mean([slow - x for x in reference.x], axis=0)
+            momentum = mu * momentum + difference
+            slow = slow - eta * (difference + mu * momentum)
+            reference.x = [slow] * SIZE
+    agrees(trained(DiLoCo(3, average_at_end=False)), reference)
+
+
+def noloco():
+    alpha, beta, gamma, seed = 0.5, 0.7, 0.6, 11
+    reference = Reference()
+    slow = [reference.start.copy() for _ in RANKS]
+    momentum = [np.zeros_like(reference.start) for _ in RANKS]
+    callback = NoLoCo(3, attraction=gamma, seed=seed, average_at_end=False)
+    partners = set()
+    for step in range(STEPS):
+        reference.local_step(step)
+        if (step + 1) % 3 == 0:
+            order = np.random.default_rng([seed, (step + 1) // 3]).permutation(SIZE)
+            moved = [x - phi for x, phi in zip(reference.x, slow, strict=True)]
+            old = list(slow)
+            for i, j in [order[:2], order[1::-1], order[2:], order[:1:-1]]:
+                momentum[i] = (
+                    alpha * momentum[i]
+                    + beta * (moved[i] + moved[j]) / 2
+                    - gamma * (old[i] - (old[i] + old[j]) / 2)
+                )
+                slow[i] = old[i] + momentum[i]
+                if i == RANK:
+                    partners.add(j)
+            reference.x = list(slow)
+    agrees(trained(callback), reference)
+    assert len(set(mpi.gather(reference.x[RANK].tobytes(), "models", 60))) > 1
+    assert partners
+
+
+class Scheduled(ADPSGD):
+    """Even ranks ask after odd steps, odd ranks after even ones; the next rank is asked."""
+
+    def should_exchange(self, step):
+        return (RANK + step) % 2 == 1
+
+    def choose_partner(self, neighbors, rng):
+        return (RANK + 1) % SIZE
+
+    def boundary(self, step):
+        super().boundary(step)
+        self.member.node.wait(60)
+        mpi.gather(b"", "the exchanges of a step", 60)
+
+
+def adpsgd():
+    """A schedule in which the order of all exchanges is known."""
+    reference = Reference()
+    published = [reference.start.copy() for _ in RANKS]
+    correction = [np.zeros_like(reference.start) for _ in RANKS]
+    for step in range(1, STEPS + 1):
+        reference.local_step(step - 1)
+        asking = [r for r in RANKS if (r + step) % 2 == 1]
+        for r in asking:
+            reference.x[r] = reference.x[r] + correction[r]
+            correction[r] = np.zeros_like(reference.start)
+            published[r] = reference.x[r]
+        for r in asking:
+            other = (r + 1) % SIZE
+            mean = (published[r] + published[other]) / 2
+            for one in (r, other):
+                correction[one] = correction[one] + mean - published[one]
+                published[one] = mean
+    reference.x = [x + c for x, c in zip(reference.x, correction, strict=True)]
+    callback = Scheduled(average_at_end=False)
+    agrees(trained(callback), reference)
+    assert callback.counters.exchanges == STEPS // 2
+    assert callback.counters.exchanges_failed == 0
+
+
+if __name__ == "__main__":
+    checks.run(
+        allreduce,
+        allreduce_equals_single_on_a_larger_batch,
+        allreduce_leaves_the_optimizer_as_it_was,
+        local_sgd,
+        dpsgd,
+        adpsgd,
+        sgp,
+        diloco,
+        noloco,
+    )
