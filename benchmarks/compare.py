@@ -14,12 +14,10 @@ does the same with runs that are finished, on a cluster for instance.
 
 import argparse
 import io
-import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +25,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DPI = 150
+from benchmarks.runs import COLOURS, DPI, Run, number, read, style
+
 WIDTH = 145  # columns of the table
-
-
-@dataclass(frozen=True)
-class Run:
-    """The files of one workdir."""
-
-    lines: list[dict[str, Any]]
-    summary: dict[str, Any]
-    config: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        """What tells the run from the others."""
-        ranks, data = self.summary["ranks"], self.config["data"]
-        words = [self.summary["algorithm"], f"{ranks} rank{'s' * (ranks > 1)}"]
-        if data["partition"] == "dirichlet":
-            words.append(f"dirichlet {data['dirichlet_alpha']:g}")
-        return ", ".join(words)
-
-    def curve(self, key: str) -> tuple[list[float], list[float]]:
-        """Passes over the data and values of one key, from rank 0's own model."""
-        points = [
-            (line["epoch"], line[key])
-            for line in self.lines
-            if line.get(key) is not None and line.get("epoch") is not None
-        ]
-        return [x for x, _ in points], [y for _, y in points]
-
-
-def read(workdir: Path) -> Run:
-    """Reads metrics.jsonl, summary.json and config.json; FileNotFoundError if one is missing."""
-    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
-    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    lines = [json.loads(line) for line in text.splitlines()]
-    return Run(lines, summary, config)
 
 
 def command(algorithm: str, ranks: int, config: str, out: Path, rest: Sequence[str]) -> list[str]:
@@ -114,7 +75,7 @@ def draw(runs: Sequence[Run], path: Path, size: tuple[int, int] = (1650, 660)) -
     figure.suptitle(_title(runs))
     for run, colour in zip(runs, COLOURS, strict=False):
         label = run.label
-        final = _number(run.summary["final"].get("accuracy"), ".2%")
+        final = number(run.summary["final"].get("accuracy"), ".2%")
         left.plot(*run.curve("loss"), color=colour, label=label, linewidth=1.4)
         right.plot(*run.curve("test_accuracy"), color=colour, label=f"{label}: {final}", marker=".")
         _mark_final(right, run, colour)
@@ -122,8 +83,7 @@ def draw(runs: Sequence[Run], path: Path, size: tuple[int, int] = (1650, 660)) -
     right.set(title="test accuracy (rank 0; star and number: mean model)", ylabel="accuracy")
     for axes in (left, right):
         axes.set_xlabel("passes over the data, all ranks together")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style(axes)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=DPI)
     pyplot.close(figure)
@@ -206,25 +166,20 @@ def _title(runs: Sequence[Run]) -> str:
 def _cells(summary: dict[str, Any]) -> dict[str, str]:
     """A run's cells by heading; empty where the run has no such thing."""
     final, separate = summary["final"], summary["per_rank_accuracy"]
-    low, high = (_number(separate.get(end), ".1%") for end in ("min", "max"))
+    low, high = (number(separate.get(end), ".1%") for end in ("min", "max"))
     return {
-        "passes": _number(summary["epochs"], ".3g"),
-        "BLEU": _number(final["bleu"], ".2f") if "bleu" in final else "",
-        "accuracy": _number(final.get("accuracy"), ".2%"),
+        "passes": number(summary["epochs"], ".3g"),
+        "BLEU": number(final["bleu"], ".2f") if "bleu" in final else "",
+        "accuracy": number(final.get("accuracy"), ".2%"),
         "per rank": f"{low}..{high}",
-        "loss": _number(final.get("loss"), ".4f"),
+        "loss": number(final.get("loss"), ".4f"),
         "exchanges": str(summary["exchanges"]),
         "MB sent": f"{summary['bytes_sent'] / 1e6:.1f}",
-        "exposed": _number(summary["exposed_fraction"], ".1%"),
-        "data": _number(summary["data_wait_fraction"], ".1%"),
-        "train s": _number(summary["train_seconds"], ".1f"),
-        "examples/s": _number(summary["examples_per_second"], ".0f"),
+        "exposed": number(summary["exposed_fraction"], ".1%"),
+        "data": number(summary["data_wait_fraction"], ".1%"),
+        "train s": number(summary["train_seconds"], ".1f"),
+        "examples/s": number(summary["examples_per_second"], ".0f"),
     }
-
-
-def _number(value: float | None, form: str) -> str:
-    """A formatted number; "-" for null, which stands for NaN in the files."""
-    return "-" if value is None else format(value, form)
 
 
 def _mark_final(axes: Any, run: Run, colour: str) -> None:

@@ -1,0 +1,122 @@
+"""Ranks behind links of limited bandwidth: a network namespace each, with `tc tbf`. Linux, root.
+
+Every rank has a link of its own to a switch, with the same limit in both directions, as machines
+in a rack have. MPI, and Horovod over MPI, have to cross it in TCP: memory is not shared.
+"""
+
+import contextlib
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from types import TracebackType
+
+_SUBNET = "10.77.0"
+_BURST_SECONDS = 0.002  # what may leave at once; the timer of the kernel is not finer
+_QUEUE_SECONDS = 0.05
+
+
+class Unavailable(Exception):
+    """Namespaces or limits cannot be made here; says what is missing."""
+
+
+class Network:
+    """`ranks` namespaces; use as a context.
+
+    Args:
+      ranks: at most 250.
+      bandwidth: of each link in each direction, as tc understands it: "100mbit", "1gbit".
+
+    Raises:
+      Unavailable: on entry, if the right or a tool is missing; what was made is removed.
+    """
+
+    def __init__(self, ranks: int, bandwidth: str) -> None:
+        self.ranks, self.bandwidth = ranks, bandwidth
+        self.name = f"swarm{os.getpid()}"
+
+    def __enter__(self) -> "Network":
+        try:
+            self._make()
+        except (OSError, subprocess.CalledProcessError) as error:
+            self._remove()
+            reason = getattr(error, "stderr", "") or str(error)
+            raise Unavailable(
+                f"--bandwidth={self.bandwidth} needs Linux, ip and tc (iproute2), and root or "
+                f"CAP_NET_ADMIN and CAP_SYS_ADMIN: {reason.strip()}"
+            ) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """`command` as an argument of mpirun, each rank in its namespace."""
+        script = f'exec ip netns exec {self.name}-$OMPI_COMM_WORLD_RANK "$@"'
+        return ["sh", "-c", script, "sh", *command]
+
+    def environment(self) -> dict[str, str]:
+        """Settings that make Open MPI cross the links."""
+        subnet = f"{_SUBNET}.0/24"
+        return {
+            "OMPI_MCA_pml": "ob1",
+            "OMPI_MCA_btl": "tcp,self",
+            "OMPI_MCA_btl_tcp_if_include": subnet,
+            # Ranks report to mpirun, which is outside.
+            "PMIX_MCA_ptl_base_if_include": subnet,
+        }
+
+    def _make(self) -> None:
+        bridge = self._interface("b")
+        _ip(f"link add {bridge} type bridge")
+        _ip(f"addr add {_SUBNET}.254/24 dev {bridge}")
+        _ip(f"link set {bridge} up")
+        for rank in range(self.ranks):
+            space, port = f"{self.name}-{rank}", self._interface(f"p{rank}")
+            _ip(f"netns add {space}")
+            _ip(f"link add {port} type veth peer name eth0 netns {space}")
+            _ip(f"link set {port} master {bridge} up")
+            _ip(f"-n {space} addr add {_SUBNET}.{rank + 1}/24 dev eth0")
+            for interface in ("eth0", "lo"):
+                _ip(f"-n {space} link set {interface} up")
+            self._limit(["tc", "-n", space], "eth0")
+            self._limit(["tc"], port)
+
+    def _limit(self, tc: list[str], interface: str) -> None:
+        burst = max(16_000, int(bits_per_second(self.bandwidth) / 8 * _BURST_SECONDS))
+        limit = f"rate {self.bandwidth} burst {burst} latency {_QUEUE_SECONDS * 1000:g}ms"
+        _call([*tc, *shlex.split(f"qdisc add dev {interface} root tbf {limit}")])
+
+    def _interface(self, suffix: str) -> str:
+        return f"sw{os.getpid() % 100_000}{suffix}"  # Linux allows 15 characters
+
+    def _remove(self) -> None:
+        ports = [self._interface(f"p{rank}") for rank in range(self.ranks)]
+        commands = [f"netns del {self.name}-{rank}" for rank in range(self.ranks)]
+        commands += [f"link del {interface}" for interface in [*ports, self._interface("b")]]
+        for command in commands:  # of which, after a failure, only some exist
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                _ip(command)
+
+
+def bits_per_second(bandwidth: str) -> float:
+    """Of "100mbit", "1.5gbit", ...
+
+    Raises:
+      ValueError: it is none of these.
+    """
+    units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+    for unit, factor in units.items():
+        if bandwidth.endswith(unit):
+            return float(bandwidth.removesuffix(unit)) * factor
+    raise ValueError(f"{bandwidth} must end with {', '.join(units)}")
+
+
+def _ip(arguments: str) -> None:
+    _call(["ip", *shlex.split(arguments)])
+
+
+def _call(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

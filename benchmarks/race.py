@@ -1,0 +1,294 @@
+"""Which algorithm is faster, at what accuracy? All run the same recipe, one after another.
+
+    python -m benchmarks.race --config=configs/digits_resnet.py --ranks=4 --out=race \\
+        --algorithms='swarm,swarm[swarm.bits=4],allreduce' [--bandwidth=100mbit] [--slow-rank=3x]
+
+An entrant is the name of an algorithm, with its own settings in brackets where it has some; any
+--config.KEY=VALUE goes to all. All make the same passes over the data. --bandwidth puts every rank
+behind a link of its own (network.py); --slow-rank makes the last rank compute slower.
+
+Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/ENTRANT, and with
+--workdirs does the same with runs that are finished.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.network import Network, Unavailable, bits_per_second
+from benchmarks.runs import COLOURS, DPI, Run, number, read, style
+from swarm_tf import UsageError, launch
+
+WIDTH = 160  # columns of the table
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An algorithm with settings of its own: `allreduce[allreduce.backend=horovod]`."""
+
+    text: str
+
+    @property
+    def flags(self) -> list[str]:
+        """For train.py."""
+        algorithm, _, settings = self.text.removesuffix("]").partition("[")
+        return [
+            f"--config.algorithm={algorithm}",
+            *(f"--config.{s}" for s in settings.split(",") if s),
+        ]
+
+    @property
+    def directory(self) -> str:
+        """A name without characters that shells know."""
+        return re.sub(r"[^\w.=]+", "-", self.text).strip("-")
+
+
+@dataclass(frozen=True)
+class Result:
+    """An entrant's finished run."""
+
+    name: str
+    run: Run
+
+    @property
+    def is_allreduce(self) -> bool:
+        """Whether others are measured by it."""
+        return bool(self.run.summary["algorithm"] == "allreduce")
+
+    @property
+    def rate(self) -> float:
+        """Examples a second, all ranks together, evaluations not counted."""
+        return float(self.run.summary["examples_per_second"])
+
+    @property
+    def computing(self) -> float:
+        """Seconds of a local step without what is exposed of its exchanges."""
+        summary = self.run.summary
+        steps = summary["local_steps_total"] / summary["ranks"]
+        return float((summary["train_seconds"] - summary["exposed_seconds"]) / steps)
+
+    def seconds_to(self, loss: float) -> float:
+        """Training seconds until the mean loss of a pass has come down to `loss`; NaN if never.
+
+        Between passes it is taken to fall evenly.
+        """
+        seconds, losses = (np.array(v) for v in self.run.curve("pass_loss", "train_seconds"))
+        lowest = np.minimum.accumulate(losses)
+        if not len(lowest) or lowest[-1] > loss:
+            return float("nan")
+        return float(np.interp(-loss, -lowest, seconds))
+
+
+def entrants(text: str) -> list[Entrant]:
+    """Of a list with commas between entrants, and between settings in brackets."""
+    return [Entrant(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
+
+
+def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Table:
+    """A line a run; speeds as multiples of the fastest all-reduce's.
+
+    Args:
+      ideal: examples a second of an all-reduce that overlaps perfectly; None if not measured.
+    """
+    loss = target(results)
+    best = max((r.rate for r in results if r.is_allreduce), default=None)
+    translates = any("bleu" in r.run.summary["final"] for r in results)
+    headings = ["passes", *(["BLEU"] if translates else []), "accuracy", "loss", "training loss"]
+    headings += ["examples/s", "times all-reduce", "exposed", "MB sent", f"s to loss {loss:.3g}"]
+    result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
+    result.add_column("run", style="bold", no_wrap=True)
+    for heading in headings:
+        result.add_column(heading, justify="right")
+    for one in results:
+        summary, final = one.run.summary, one.run.summary["final"]
+        result.add_row(
+            one.name,
+            number(summary["epochs"], ".3g"),
+            *([number(final.get("bleu"), ".2f")] if translates else []),
+            number(final.get("accuracy"), ".2%"),
+            number(final.get("loss"), ".4f"),
+            number((one.run.curve("pass_loss")[1] or [None])[-1], ".4f"),
+            number(one.rate, ".1f"),
+            number(one.rate / best if best else None, ".2f"),
+            number(summary["exposed_fraction"], ".1%"),
+            number(summary["bytes_sent"] / 1e6, ".0f"),
+            number(one.seconds_to(loss), ".0f"),
+        )
+    if ideal is not None:
+        cells = [""] * len(headings)
+        cells[headings.index("examples/s")] = number(ideal, ".1f")
+        cells[headings.index("times all-reduce")] = number(ideal / best if best else None, ".2f")
+        result.add_row("all-reduce, overlapped perfectly", *cells)
+    return result
+
+
+def target(results: Sequence[Result]) -> float:
+    """A training loss that all have come down to."""
+    return max(min(r.run.curve("pass_loss")[1], default=float("nan")) for r in results)
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Loss (above) and accuracy (below) against passes, training seconds and bytes sent."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, rows = pyplot.subplots(2, 3, figsize=(15, 8), sharey="row", layout="constrained")
+    axis_names = {
+        "epoch": ("passes over the data, all ranks together", 1.0),
+        "train_seconds": ("seconds of training", 1.0),
+        "bytes_sent": ("MB sent by rank 0", 1e-6),
+    }
+    curves = [("pass_loss", "training loss"), ("test_accuracy", "test accuracy of rank 0")]
+    for axes_of_row, (key, title) in zip(rows, curves, strict=True):
+        for axes, (against, (words, unit)) in zip(axes_of_row, axis_names.items(), strict=True):
+            for result, colour in zip(results, COLOURS * 2, strict=False):
+                x, y = result.run.curve(key, against)
+                scaled = [value * unit for value in x]
+                axes.plot(scaled, y, color=colour, label=result.name, marker=".", linewidth=1.2)
+            axes.set_xlabel(words)
+            style(axes)
+        axes_of_row[0].set_ylabel(title)
+    rows[0][0].legend(frameon=False)
+    figure.savefig(path, dpi=DPI)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs, prints, draws; returns 0, or the exit code of the first run that failed."""
+    args, rest = _parse(argv)
+    if args.workdirs:
+        results = [Result(path.name, read(path)) for path in args.workdirs]
+        return _report(results, _ideal(results, args.alone), args.out)
+    link = Network(args.ranks, args.bandwidth) if args.bandwidth else None
+    try:
+        with link or contextlib.nullcontext():
+            return _race(args, rest, link)
+    except (Unavailable, UsageError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -> int:
+    results = []
+    for entrant in args.algorithms:
+        workdir = args.out / entrant.directory
+        line = ["train.py", f"--config={args.config}", f"--workdir={workdir}"]
+        line += [*rest, *entrant.flags]
+        if args.slow_rank > 1 and entrant.text != "single":
+            line.append(f"--config.train.slow_factor={args.slow_rank}")
+        code, _ = _launch(1 if entrant.text == "single" else args.ranks, line, link)
+        if code:
+            print(f"{entrant.text} failed with exit code {code}", file=sys.stderr)
+            return code if code > 0 else 128 - code  # a signal, as a shell reports it
+        results.append(Result(entrant.text, read(workdir)))
+    weights = results[0].run.summary["parameters"]
+    line = ["-m", "benchmarks.allreduce", f"--weights={weights}", "--rounds=5"]
+    code, output = _launch(args.ranks, line, link, quiet=True)
+    alone = None
+    if code == 0:
+        seconds = json.loads(output.splitlines()[-1])["seconds"]
+        alone = min(seconds.values())
+        print("all-reduce alone, seconds:", seconds)
+    return _report(results, _ideal(results, alone), args.out)
+
+
+def _launch(
+    ranks: int, arguments: list[str], link: Network | None, quiet: bool = False
+) -> tuple[int, str]:
+    """Exit code and, if `quiet`, output of a program on so many ranks."""
+    if ranks == 1:
+        command, environment = [sys.executable, *arguments], dict(os.environ)
+    else:
+        command, environment, _ = launch.plan(["-n", str(ranks), *arguments])
+        if link:
+            mpirun, rest = command[:3], command[3:]
+            command = [*mpirun, *link.enter(rest)]
+            environment |= link.environment()
+    if not quiet:
+        print("$", *arguments, flush=True)
+    output = subprocess.PIPE if quiet else None
+    done = subprocess.run(command, env=environment, stdout=output, text=True, check=False)
+    return done.returncode, done.stdout or ""
+
+
+def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
+    """Examples a second if an all-reduce of `alone` seconds hid behind the computation."""
+    rivals = [r for r in results if r.is_allreduce]
+    if alone is None or not rivals:
+        return None
+    best = max(rivals, key=lambda r: r.rate)
+    summary = best.run.summary
+    steps = summary["local_steps_total"] / summary["ranks"]
+    examples = best.rate * summary["train_seconds"] / steps
+    return float(examples / max(best.computing, alone))
+
+
+def _report(results: Sequence[Result], ideal: float | None, out: Path) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    Console(width=max(Console().width, WIDTH)).print(table(results, ideal, box.SIMPLE_HEAD))
+    markdown = Console(width=WIDTH, file=io.StringIO(), record=True)
+    markdown.print(table(results, ideal, box.MARKDOWN))
+    lines = [line.strip() for line in markdown.export_text().splitlines()]
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    draw(results, out / "race.png")
+    print(f"picture: {out / 'race.png'}")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.race",
+        description="Trains once per entrant, all by the same recipe, and compares.",
+        epilog="--config.KEY=VALUE goes to every run.",
+        allow_abbrev=False,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="configs/NAME.py")
+    what.add_argument("--workdirs", nargs="+", type=Path, help="of finished runs: train nothing")
+    parser.add_argument(
+        "--algorithms", type=entrants, default="swarm,allreduce", help="NAME[KEY=VALUE,...],..."
+    )
+    parser.add_argument("--ranks", type=int, default=4, help="%(default)s")
+    parser.add_argument("--bandwidth", type=_bandwidth, help="of each rank's link: 100mbit, 1gbit")
+    parser.add_argument("--slow-rank", type=_factor, default=1.0, help="3x: the last rank's steps")
+    parser.add_argument("--alone", type=float, help="with --workdirs: seconds of an all-reduce")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    args, rest = parser.parse_known_args(argv)
+    for unknown in rest:
+        if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
+            parser.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
+    return args, rest
+
+
+def _bandwidth(text: str) -> str:
+    try:
+        bits_per_second(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _factor(text: str) -> float:
+    factor = float(text.removesuffix("x"))
+    if factor < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1x or more")
+    return factor
+
+
+if __name__ == "__main__":
+    sys.exit(main())
