@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test slow lint bench clean
+.PHONY: setup horovod demo test slow lint bench clean
 
 setup: .venv/ready
 
@@ -14,6 +14,14 @@ setup: .venv/ready
 # full tensorflow in beside tensorflow-cpu.
 	$(BIN)/pip install --quiet --no-deps keras-hub
 	touch $@
+
+# After TensorFlow and MPI, against which it is built; minutes. CMake 4 refuses its files.
+horovod: setup
+	$(BIN)/pip install --quiet 'cmake<4' 'setuptools<81' wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" CXX="$(CURDIR)/tools/horovod-cxx" \
+	    HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITH_TENSORFLOW=1 \
+	    HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_CPU_OPERATIONS=MPI \
+	    $(BIN)/pip install --quiet --no-build-isolation --no-cache-dir 'horovod>=0.28.1'
 
 demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \

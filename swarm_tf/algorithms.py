@@ -29,7 +29,8 @@ def build(config: RunConfig, steps: int) -> Algorithm | None:
         "seed": config.seed,
         "average_at_end": False,
     }
-    options |= {k: v for k, v in vars(getattr(config, config.algorithm)).items() if v is not None}
+    own = getattr(config, config.algorithm, None)
+    options |= {k: v for k, v in vars(own).items() if v is not None} if own else {}
     if "switch" in options:
         options["switch_step"] = round(options.pop("switch") * steps)
     algorithm: Algorithm = getattr(importlib.import_module(module), name)(**options)

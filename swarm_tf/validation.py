@@ -244,7 +244,7 @@ def _validate_algorithm(config: RunConfig, size: int) -> None:
                 "start one rank or use algorithm=swarm"
             )
         return
-    options = getattr(config, name)
+    options = getattr(config, name, None)
     if hasattr(options, "topology"):
         topology.build(options.topology, size, degree=options.degree, seed=config.seed)
     if name in ("diloco", "noloco") and config.swarm.average_optimizer:

@@ -1,5 +1,6 @@
 """Programs under a real MPI; each checks several things, since a rank takes seconds to start."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -107,6 +108,17 @@ def test_keras_fit_and_trainer():
 
 def test_two_ranks_fit_like_the_reference():
     passes(2, "reference.py")
+
+
+def test_baselines_follow_their_update_rules():
+    passes(4, "baselines.py")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("horovod") is None, reason="no Horovod here; make horovod builds it"
+)
+def test_both_backends_of_allreduce_agree():
+    passes(4, "horovod_agrees.py")
 
 
 def test_an_evaluation_delays_nobody(tmp_path):
