@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.network import Network, Unavailable, bits_per_second
@@ -70,15 +71,14 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Examples a second, all ranks together, evaluations not counted."""
-        return float(self.run.summary["examples_per_second"])
+        """Local steps a second of rank 0, evaluations not counted."""
+        steps, seconds = self.run.curve("step", "train_seconds")[::-1]
+        return steps[-1] / seconds[-1]
 
     @property
     def computing(self) -> float:
         """Seconds of a local step without what is exposed of its exchanges."""
-        summary = self.run.summary
-        steps = summary["local_steps_total"] / summary["ranks"]
-        return float((summary["train_seconds"] - summary["exposed_seconds"]) / steps)
+        return (1 - float(self.run.summary["exposed_fraction"])) / self.rate
 
     def seconds_to(self, loss: float) -> float:
         """Training seconds until the mean loss of a pass has come down to `loss`; NaN if never.
@@ -101,13 +101,13 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
     """A line a run; speeds as multiples of the fastest all-reduce's.
 
     Args:
-      ideal: examples a second of an all-reduce that overlaps perfectly; None if not measured.
+      ideal: steps a second of an all-reduce that overlaps perfectly; None if not measured.
     """
     loss = target(results)
     best = max((r.rate for r in results if r.is_allreduce), default=None)
     translates = any("bleu" in r.run.summary["final"] for r in results)
     headings = ["passes", *(["BLEU"] if translates else []), "accuracy", "loss", "training loss"]
-    headings += ["examples/s", "times all-reduce", "exposed", "MB sent", f"s to loss {loss:.3g}"]
+    headings += ["steps/s", "times all-reduce", "exposed", "MB sent", f"s to loss {loss:.3g}"]
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("run", style="bold", no_wrap=True)
     for heading in headings:
@@ -115,13 +115,13 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
     for one in results:
         summary, final = one.run.summary, one.run.summary["final"]
         result.add_row(
-            one.name,
+            escape(one.name),
             number(summary["epochs"], ".3g"),
             *([number(final.get("bleu"), ".2f")] if translates else []),
             number(final.get("accuracy"), ".2%"),
             number(final.get("loss"), ".4f"),
             number((one.run.curve("pass_loss")[1] or [None])[-1], ".4f"),
-            number(one.rate, ".1f"),
+            number(one.rate, ".3g"),
             number(one.rate / best if best else None, ".2f"),
             number(summary["exposed_fraction"], ".1%"),
             number(summary["bytes_sent"] / 1e6, ".0f"),
@@ -129,7 +129,7 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
         )
     if ideal is not None:
         cells = [""] * len(headings)
-        cells[headings.index("examples/s")] = number(ideal, ".1f")
+        cells[headings.index("steps/s")] = number(ideal, ".3g")
         cells[headings.index("times all-reduce")] = number(ideal / best if best else None, ".2f")
         result.add_row("all-reduce, overlapped perfectly", *cells)
     return result
@@ -221,21 +221,18 @@ def _launch(
             environment |= link.environment()
     if not quiet:
         print("$", *arguments, flush=True)
-    output = subprocess.PIPE if quiet else None
-    done = subprocess.run(command, env=environment, stdout=output, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=quiet, text=True, check=False)
+    if quiet and done.returncode:
+        print(done.stdout, done.stderr, file=sys.stderr)
     return done.returncode, done.stdout or ""
 
 
 def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
-    """Examples a second if an all-reduce of `alone` seconds hid behind the computation."""
+    """Steps a second if an all-reduce of `alone` seconds hid behind the computation."""
     rivals = [r for r in results if r.is_allreduce]
     if alone is None or not rivals:
         return None
-    best = max(rivals, key=lambda r: r.rate)
-    summary = best.run.summary
-    steps = summary["local_steps_total"] / summary["ranks"]
-    examples = best.rate * summary["train_seconds"] / steps
-    return float(examples / max(best.computing, alone))
+    return 1 / max(max(rivals, key=lambda r: r.rate).computing, alone)
 
 
 def _report(results: Sequence[Result], ideal: float | None, out: Path) -> int:

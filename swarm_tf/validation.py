@@ -244,9 +244,12 @@ def _validate_algorithm(config: RunConfig, size: int) -> None:
                 "start one rank or use algorithm=swarm"
             )
         return
-    options = getattr(config, name, None)
+    options: Any = getattr(config, name, None)
     if hasattr(options, "topology"):
-        topology.build(options.topology, size, degree=options.degree, seed=config.seed)
+        try:
+            topology.build(options.topology, size, degree=options.degree, seed=config.seed)
+        except UsageError as error:  # it knows only of the swarm's keys
+            raise UsageError(str(error).replace("swarm.", f"{name}.")) from None
     if name in ("diloco", "noloco") and config.swarm.average_optimizer:
         raise UsageError(
             f"swarm.average_optimizer=True has no effect on algorithm={name}; leave it at False"

@@ -12,7 +12,7 @@ import pytest
 import tfds_standin
 
 import tasks
-from swarm_tf import evaluation, flags
+from swarm_tf import config, evaluation, flags
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
@@ -77,6 +77,35 @@ def test_three_ranks_swarm_with_every_option_on(tmp_path):
     assert told["exchanges_failed"] == 0
     assert told["final"]["accuracy"] > 0.8
     assert told["consensus_distance"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name for name in config.ALGORITHMS if name not in ("single", "swarm")]
+)
+def test_every_rival_trains_the_same_recipe(tmp_path, algorithm):
+    """Two ranks, a slow one among them; rank 0 evaluates on the way, and the others wait."""
+    done = train(
+        2,
+        DIGITS,
+        f"--workdir={tmp_path}",
+        f"--config.algorithm={algorithm}",
+        "--config.train.epochs=3",
+        "--config.train.slow_factor=1.5",
+        "--config.diloco.local_steps=8",
+        "--config.noloco.local_steps=8",
+    )
+    assert done.returncode == 0, done.stderr
+    told = summary(tmp_path)
+    assert told["algorithm"] == algorithm
+    assert told["exchanges"] > 0
+    assert told["exchanges_failed"] == 0
+    assert told["bytes_sent"] > 4 * told["parameters"]
+    assert told["final"]["accuracy"] > 0.3, "guessing gives 0.1"
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    passes = [line for line in lines if "pass_loss" in line]
+    assert len(passes) == 3
+    assert passes[-1]["pass_loss"] < passes[0]["pass_loss"]
+    assert 0 < passes[0]["train_seconds"] < passes[-1]["train_seconds"]
 
 
 @pytest.mark.parametrize("mode", ["blocking", "pull"])

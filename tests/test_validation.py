@@ -69,7 +69,10 @@ def test_accepted(overrides):
         ({"swarm__timeout_seconds": 0}, "swarm.timeout_seconds=0 must be above 0"),
         ({"swarm__max_staleness": "x"}, "swarm.max_staleness=x must be a whole number or None"),
         ({"swarm__average_statistics": 1}, "swarm.average_statistics=1 must be True or False"),
-        ({"algorithm": "dpsgd"}, "algorithm=dpsgd must be one of swarm, single"),
+        ({"algorithm": "lars"}, "algorithm=lars must be one of swarm, single, allreduce"),
+        ({"allreduce__backend": "nccl"}, "allreduce.backend=nccl must be one of mpi, horovod"),
+        ({"local_sgd__switch": 1.5}, "local_sgd.switch=1.5 must be from 0 to 1"),
+        ({"train__slow_factor": 0.5}, "train.slow_factor=0.5 must be 1 or more"),
         ({"seed": -1}, "seed=-1 must be from 0 to 2147483647"),
         ({"model__name": ""}, "model.name= must be a name, not empty"),
         ({"data__data_dir": ""}, "data.data_dir= must be a directory, not empty"),
@@ -119,6 +122,26 @@ def test_impossible_value(overrides, line):
     [
         ({"algorithm": "single"}, 4, "algorithm=single trains on one rank, but this run has 4"),
         ({"swarm__topology": "hypercube"}, 6, "swarm.topology=hypercube needs a power of two"),
+        (
+            {"algorithm": "dpsgd", "dpsgd__topology": "hypercube"},
+            6,
+            "dpsgd.topology=hypercube needs a power of two",
+        ),
+        (
+            {"algorithm": "allreduce", "train__jit_compile": True},
+            2,
+            "train.jit_compile=True with algorithm=allreduce",
+        ),
+        (
+            {"train__slow_factor": 3.0, "train__jit_compile": True},
+            2,
+            "train.jit_compile=True with train.slow_factor=3.0",
+        ),
+        (
+            {"algorithm": "noloco", "swarm__average_optimizer": True},
+            2,
+            "swarm.average_optimizer=True has no effect on algorithm=noloco",
+        ),
         ({"swarm__topology": "random_regular"}, 4, "degree 4 on 4 ranks does not exist"),
         (
             {"swarm__local_steps": 32, "swarm__max_staleness": 16},

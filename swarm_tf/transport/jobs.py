@@ -22,7 +22,7 @@ TAGS = 2**15
 """MPI promises no more tags than these."""
 
 _SHORTEST_SLEEP = 0.0001
-_LONGEST_SLEEP = 0.002
+_LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time so long at most
 
 
 def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Job:
