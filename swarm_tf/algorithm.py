@@ -12,7 +12,8 @@ from typing import Any
 
 import keras
 
-from swarm_tf import consensus, world
+from swarm_tf import consensus, validation, world
+from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights, averaged_variables
@@ -51,12 +52,14 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     Attributes:
       name: what it is called in messages and in `algorithm=NAME`.
       synchronous: whether ranks wait for each other, so that they must take equally many steps.
+      own_gradients: whether each rank steps by its own gradients, not by everyone's.
       weights: what is averaged; None until the ranks have met.
       settings: what must be the same on all ranks, JSON values by name.
     """
 
     name = "algorithm"
     synchronous = True
+    own_gradients = True
 
     def __init__(
         self,
@@ -82,12 +85,13 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._sent_before = 0
         self._sent: int | None = None  # until the end of training
         self._due = sys.maxsize
+        self._rounds = 0
         self._has_trained = False
 
     # What an algorithm is.
 
     def next_boundary(self, step: int) -> int:
-        """The first local step after `step` that `boundary` follows."""
+        """The local step that `boundary` follows after `step`, the last such one or the start."""
         return step + 1
 
     def begin(self, common: dict[str, Any]) -> None:
@@ -115,20 +119,28 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         seconds = time.perf_counter() - began
         self._counters += Counters(exchanges=1, exposed_seconds=seconds)
 
-    def next_due(self, step: int) -> int:
-        """`next_boundary` for a training loop, which may run alone."""
-        return sys.maxsize if self.weights is None else self.next_boundary(step)
+    @property
+    def due(self) -> int:
+        """The local step after which this callback must be called next."""
+        return sys.maxsize if self.weights is None else self._due
+
+    @property
+    def rounds(self) -> int:
+        """How often the ranks have averaged together; of synchronous algorithms."""
+        return self._rounds
 
     # Keras' hooks.
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Meet the other ranks."""
+        for key, value in self.settings.items():
+            validation.check(f"{self.name}.{key}", value)
         if self.transport is None:
-            _log.warning("one rank, no launcher: training alone; start with mpirun -n N to swarm")
+            _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
             return
         # A model that Keras builds from its first batch joins after that batch.
         self.weights = None
-        if self._variables():
+        if self.model.built:
             self._meet()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -141,6 +153,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         step = self.local_step()
         if step >= self._due:
             self.boundary(step)
+            self._rounds += 1
             self._due = self.next_boundary(step)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -148,6 +161,9 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         if self.weights is None:
             return
         assert self.transport is not None
+        if self.synchronous:  # or what comes now would be taken for what others still wait for
+            rounds = {"the number of averagings, so of batches,": self.rounds}
+            world.agree(self.transport, "the end of training", rounds)
         self.end(self.local_step())
         self._sent = self.transport.bytes_sent - self._sent_before
         world.end(self)
@@ -172,11 +188,28 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         common: dict[str, Any] = {"algorithm": self.name}
         common |= {f"{self.name}.{key}": value for key, value in self.settings.items()}
         common["the model's weights"] = self.weights.shapes()
+        if self.synchronous:
+            self._check_optimizer(common)
         world.agree(self.transport, "the start of training", common)
-        if not self._has_trained:  # a second training goes on with each rank's own weights
+        if not self._has_trained:
             consensus.equalize(self.weights, self.transport)
+        elif self.synchronous:  # in a swarm a second training goes on with each rank's own weights
+            self.weights.assign(consensus.mean(self.weights, self.transport))
         self._has_trained = True
+        self._rounds = 0
         self._sent_before, self._sent = self.transport.bytes_sent, None
         world.begin(self)
         self.begin(common)
         self._due = self.next_boundary(self.local_step())
+
+    def _check_optimizer(self, common: dict[str, Any]) -> None:
+        """What ranks that go in step must have in common: steps and, of float16, the scale."""
+        optimizer = self.model.optimizer
+        common["the optimizer's iterations"] = self.local_step()
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            if self.own_gradients:
+                raise UsageError(
+                    f"mixed_float16 with algorithm={self.name}: each rank leaves out steps of its "
+                    "own, so ranks cannot go in step; use mixed_bfloat16, allreduce or a swarm"
+                )
+            common["the optimizer's loss scale"] = float(optimizer.dynamic_scale)

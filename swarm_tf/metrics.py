@@ -83,6 +83,7 @@ class Summary:
     exposed_fraction: float  # of train_seconds
     data_wait_fraction: float  # of train_seconds: steps waited for the input pipeline
     step_seconds_median: float
+    steps_per_second: dict[str, float]  # min, mean and max over ranks, exchanges included
     staleness_mean: float  # local steps
     consensus_distance: float  # root mean square distance to the mean model, over its norm
 

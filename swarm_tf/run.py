@@ -134,7 +134,8 @@ class Run:
             final = evaluation.evaluate(self.model, self.test_data)
         ranks = len(every)
         total = merge(Counters(**one["counters"]) for one in every)
-        train_seconds = float(np.mean([one["train_seconds"] for one in every]))
+        seconds = [max(one["train_seconds"], 1e-9) for one in every]
+        train_seconds, rates = float(np.mean(seconds)), [self.steps / one for one in seconds]
         exposed = total.exposed_seconds / ranks
         return Summary(
             algorithm=self.config.algorithm,
@@ -145,7 +146,7 @@ class Run:
             epochs=self.passes(self.steps),
             wall_seconds=time.monotonic() - began,
             train_seconds=train_seconds,
-            examples_per_second=self.passes(self.steps) * self.examples / max(train_seconds, 1e-9),
+            examples_per_second=float(np.mean(rates)) / self.steps_per_pass * self.examples,
             final={**final, **score},
             per_rank_accuracy={
                 "min": min(one["accuracy"] for one in every),
@@ -157,9 +158,14 @@ class Run:
             payload_bytes_per_exchange=total.payload_bytes_per_exchange,
             blocks_skipped=total.blocks_skipped,
             exposed_seconds=exposed,
-            exposed_fraction=exposed / max(train_seconds, 1e-9),
+            exposed_fraction=exposed / train_seconds,
             data_wait_fraction=float(np.mean([one["data_wait"] for one in every])),
             step_seconds_median=float(np.median([one["step_seconds"] for one in every])),
+            steps_per_second={
+                "min": min(rates),
+                "mean": float(np.mean(rates)),
+                "max": max(rates),
+            },
             staleness_mean=total.staleness_mean,
             consensus_distance=distance,
         )

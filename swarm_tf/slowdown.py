@@ -46,7 +46,14 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
             apply(late, trainable_variables)
 
         model.train_step, model.optimizer.apply = timed_step, apply_late
+        model.jit_compile = False  # XLA cannot sleep
         model.train_function = None
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """The model is its own again."""
+        self.model.__dict__.pop("train_step", None)
+        self.model.optimizer.__dict__.pop("apply", None)
+        self.model.train_function = None
 
     def _sleep(self, computing: float) -> np.float64:
         seconds = np.float64((self.factor - 1) * computing)

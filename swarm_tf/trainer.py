@@ -42,10 +42,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
         self._step_seconds: list[float] = []
-        # Looked up when it is traced: callbacks may wrap the step until then.
-        step = lambda batch: model.train_step(batch)  # noqa: E731
-        self._step = tf.function(step, jit_compile=True) if jit_compile else step
-        self._block = tf.function(self._block_graph)
+        self._jit_compile = jit_compile
 
     @property
     def step_seconds_median(self) -> float:
@@ -82,6 +79,10 @@ class Trainer:
             inputs, *_ = next(iter(dataset))
             self.model(inputs)
         self.model.optimizer.build(self.model.trainable_variables)
+        # Anew each time: callbacks may have wrapped the step, or do so no more.
+        step = self.model.train_step
+        self._step = tf.function(step, jit_compile=True) if self._jit_compile else step
+        self._block = tf.function(self._block_graph)
         self._block(batches, tf.constant(0))
         hooks.on_train_begin()
         done, logs = 0, {}
@@ -101,7 +102,7 @@ class Trainer:
 
     def _until_boundary(self, algorithms: Sequence[Algorithm]) -> int:
         step = int(self.model.optimizer.iterations.numpy())
-        return min([self._longest, *(a.next_due(step) - step for a in algorithms)])
+        return min([self._longest, *(a.due - step for a in algorithms)])
 
     def _run(
         self, batches: Any, count: int, hooks: keras.callbacks.CallbackList, last: int

@@ -1,5 +1,6 @@
 """What a configuration may hold: the impossible is refused before training, in one line each."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -33,17 +34,26 @@ def validate(config: RunConfig, size: int) -> None:
     Raises:
       UsageError: one line that names the key, its value and what is allowed.
     """
-    rules = _rules()
     for key, value, kind in _leaves(config):
         if not _fits(value, kind):
             raise UsageError(f"{key}={value} must be {describe_type(kind)}")
-        if key in rules and value is not None:
-            allowed, words = rules[key]
-            if not allowed(value):
-                raise UsageError(f"{key}={value} must be {words}")
+        if value is not None:
+            check(key, value)
     _validate_train(config)
     _validate_optimizer(config)
     _validate_algorithm(config, size)
+
+
+def check(key: str, value: Any) -> None:
+    """Holds one value to the range of its key, if that has one.
+
+    Raises:
+      UsageError: one line that names the key, its value and what is allowed.
+    """
+    if key in _rules():
+        allowed, words = _rules()[key]
+        if not allowed(value):
+            raise UsageError(f"{key}={value} must be {words}")
 
 
 def refuse_unused(section: str, values: Any, keys: Iterable[str], reason: str) -> None:
@@ -121,6 +131,7 @@ _DIRECTORY: _Rule = (lambda value: value != "", "a directory, not empty")
 _LANGUAGE: _Rule = (lambda value: value != "", "a language such as en, or None")
 
 
+@functools.cache
 def _rules() -> dict[str, _Rule]:
     # Inside a function, so that reading a config needs no networkx.
     from swarm_tf.local_steps import DISTRIBUTIONS

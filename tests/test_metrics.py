@@ -32,6 +32,7 @@ SUMMARY = metrics.Summary(
     exposed_fraction=0.0125,
     data_wait_fraction=0.004,
     step_seconds_median=0.02,
+    steps_per_second={"min": 1.0, "mean": 1.5, "max": 2.0},
     staleness_mean=4.0,
     consensus_distance=0.01,
 )

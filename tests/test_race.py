@@ -22,7 +22,7 @@ def write(workdir, algorithm="swarm", losses=(4.0, 2.0, 1.0), seconds=10.0, expo
     summary = {
         "algorithm": algorithm, "ranks": 4, "parameters": 100, "epochs": 3, "bytes_sent": 4e6,
         "train_seconds": total, "exposed_seconds": exposed * total, "exposed_fraction": exposed,
-        "local_steps_total": 120, "examples_per_second": 3000 / total,
+        "steps_per_second": {"min": 20 / total, "mean": 30 / total, "max": 40 / total},
         "final": {"accuracy": 0.9, "loss": 1.0},
     }  # fmt: skip
     (workdir / "summary.json").write_text(json.dumps(summary))
@@ -34,7 +34,8 @@ def test_entrants_have_settings_of_their_own():
     swarm, four, two = race.entrants("swarm,swarm[swarm.bits=4],allreduce[a.b=c,d.e=(1, 2)]")
     assert swarm.flags == ["--config.algorithm=swarm"]
     assert four.flags == ["--config.algorithm=swarm", "--config.swarm.bits=4"]
-    assert two.flags[1] == "--config.a.b=c"
+    assert two.flags == ["--config.algorithm=allreduce", "--config.a.b=c", "--config.d.e=(1, 2)"]
+    assert two.algorithm == "allreduce"
     assert len({e.directory for e in (swarm, four, two)}) == 3
     assert four.directory == "swarm-swarm.bits=4"
 
@@ -45,6 +46,8 @@ def test_time_to_a_loss_is_between_passes(tmp_path):
     assert one.seconds_to(3.0) == 15
     assert one.seconds_to(1.0) == 30
     assert math.isnan(one.seconds_to(0.5))
+    wobbling = write(tmp_path / "wobbling", losses=(4.0, 2.0, 3.0, 1.0, 1.2))
+    assert [wobbling.seconds_to(loss) for loss in (2.0, 1.5, 1.0)] == [20, 35, 40]
     other = write(tmp_path / "other", losses=(3.0, 1.5, 1.2))
     assert race.target([one, other]) == 1.2
 
@@ -58,7 +61,7 @@ def test_rivals_are_measured_by_the_faster_allreduce(tmp_path):
     table = race.table(results, 4.0, box.SIMPLE_HEAD)
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["times all-reduce"] == ["2.00", "1.00", "0.50", "4.00"]
-    assert columns["s to loss 1"] == ["15", "30", "60", ""]
+    assert columns["s to loss 1 (rank 0)"] == ["15", "30", "60", ""]
 
 
 def test_the_ideal_hides_one_behind_the_other(tmp_path):

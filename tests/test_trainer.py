@@ -144,6 +144,9 @@ def test_waiting_for_data_is_told_from_computing():
     starved.fit(batches().map(slow), steps=20, steps_per_epoch=10)
     assert 20 * pause <= starved.wait_seconds <= starved.train_seconds
     original = fed.model.train_step
-    fed._step = lambda batch: (tf.py_function(lambda: time.sleep(pause), [], []), original(batch))
+    fed.model.train_step = lambda batch: (
+        tf.py_function(lambda: time.sleep(pause), [], []),
+        original(batch),
+    )
     fed.fit(batches().cache().prefetch(2), steps=20, steps_per_epoch=10)
     assert fed.train_seconds >= 20 * pause + fed.wait_seconds

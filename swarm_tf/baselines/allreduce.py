@@ -10,7 +10,8 @@ arXiv 1802.05799 (Horovod) and Li et al. 2020, arXiv 2006.15704.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,7 +20,6 @@ import tensorflow as tf
 
 from swarm_tf import consensus
 from swarm_tf.algorithm import Algorithm
-from swarm_tf.config import ALLREDUCE_BACKENDS
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.transport import jobs
@@ -39,28 +39,24 @@ class AllReduce(Algorithm):
       common: see `Algorithm`.
 
     Raises:
-      UsageError: a value breaks its rule, or Horovod is missing.
+      UsageError: Horovod is missing.
     """
 
     name = "allreduce"
+    own_gradients = False
 
     def __init__(self, backend: str = "mpi", *, bucket_mib: float = 4.0, **common: Any) -> None:
         super().__init__(**common)
-        if backend not in ALLREDUCE_BACKENDS:
-            raise UsageError(
-                f"allreduce.backend={backend} must be one of {', '.join(ALLREDUCE_BACKENDS)}"
-            )
         self.settings |= {"backend": backend, "bucket_mib": bucket_mib}
-        self._reduce: Callable[[list[tf.Tensor]], list[tf.Tensor]] = self._over_mpi
         if backend == "horovod" and self.transport is not None:
-            self._reduce = _horovod(self.transport.size)
+            _start_horovod(self.transport.size)
         self._background: jobs.Background | None = None
         self._averaged: dict[int, tuple[Array, jobs.Handle | None]] = {}
 
     def set_model(self, model: keras.Model) -> None:
         """From now on the optimizer gets the mean of all ranks' gradients."""
         super().set_model(model)
-        if self.transport is None or self.transport.size == 1:
+        if self.transport is None:
             return
         with tf.device("CPU"):
             self._exposed = tf.Variable(0.0, dtype=tf.float64, trainable=False)
@@ -68,9 +64,11 @@ class AllReduce(Algorithm):
         apply = type(model.optimizer).apply.__get__(model.optimizer)
 
         def apply_mean(grads: list[Any], trainable_variables: Any = None) -> None:
-            apply(self._mean(grads), trainable_variables)
+            variables = trainable_variables or model.optimizer._trainable_variables
+            apply(self._mean(grads, [v.shape for v in variables]), trainable_variables)
 
         model.optimizer.apply = apply_mean
+        model.jit_compile = False  # Keras' choice on GPUs, but XLA cannot wait for other ranks
         model.train_function = None  # one traced before would go on without averaging
 
     def next_boundary(self, step: int) -> int:
@@ -86,14 +84,21 @@ class AllReduce(Algorithm):
         self._first_step = self.local_step()
         self._exposed.assign(0.0)
         self._reductions.assign(0)
+        if self._background is not None:  # of a training that failed
+            self._background.stop()
         self._background = jobs.Background(self.transport.rank)
         self._background.start()
 
     def boundary(self, step: int) -> None:
         """Make sure that no gradient was applied without averaging."""
-        done, steps = int(self._reductions.numpy()), step - self._first_step
-        if done != steps:
-            raise RuntimeError(f"of {steps} steps only {done} averaged their gradients")
+        steps = step - self._first_step
+        if self.rounds < steps:  # of float16, steps that overflow everywhere do not count
+            raise RuntimeError(f"of {steps} steps only {self.rounds} averaged their gradients")
+
+    @property
+    def rounds(self) -> int:
+        """Steps in which gradients were averaged."""
+        return int(self._reductions.numpy())
 
     def end(self, step: int) -> None:
         """The optimizer is an ordinary one again."""
@@ -101,7 +106,7 @@ class AllReduce(Algorithm):
         if self._background is not None:
             self._background.stop()
             self._background = None
-        del self.model.optimizer.apply
+        self.model.optimizer.__dict__.pop("apply", None)
         self.model.train_function = None
 
     @property
@@ -109,46 +114,66 @@ class AllReduce(Algorithm):
         """What this rank has exchanged so far; with horovod its bytes are computed."""
         if self.weights is None or self.transport is None:
             return Counters()
-        steps, sent = int(self._reductions.numpy()), super().counters.bytes_sent
+        rounds, sent = self.rounds, super().counters.bytes_sent
         if self.settings["backend"] == "horovod":
-            n, size = self.weights.total, self.transport.size
-            sent = steps * 4 * n * 2 * (size - 1) // size
+            size = self.transport.size
+            weights = sum(math.prod(v.shape) for v in self.model.trainable_variables)
+            sent = rounds * 4 * weights * 2 * (size - 1) // size
         exposed = float(self._exposed.numpy())
         return Counters(
-            exchanges=steps, bytes_sent=sent, payload_bytes=sent, exposed_seconds=exposed
+            exchanges=rounds, bytes_sent=sent, payload_bytes=sent, exposed_seconds=exposed
         )
 
-    def _mean(self, gradients: Sequence[Any]) -> list[Any]:
+    def _mean(self, gradients: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
         """The mean over all ranks of each gradient that is not None, as a dense tensor."""
-        dense = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
-        there = [g for g in dense if g is not None]
-        with tf.control_dependencies(there):
-            began = tf.timestamp()
-        means = self._reduce(there)
+        there = [
+            tf.ensure_shape(tf.convert_to_tensor(gradient), shape)
+            for gradient, shape in zip(gradients, shapes, strict=True)
+            if gradient is not None
+        ]
+        reduce = self._over_horovod if self.settings["backend"] == "horovod" else self._over_mpi
+        means, began = reduce(there)
         with tf.control_dependencies(means):
             ended = tf.timestamp()
         self._exposed.assign_add(ended - began)
         self._reductions.assign_add(1)
         every = iter(means)
-        return [None if g is None else next(every) for g in dense]
+        return [None if gradient is None else next(every) for gradient in gradients]
 
-    def _over_mpi(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _over_mpi(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The means, and when the last gradient was there."""
         buckets = _buckets(gradients, self.settings["bucket_mib"] * 2**20)
         started = []
+        # Each starts when its gradients are there and those before it have started. TensorFlow
+        # keeps the order in which such operations are made: the clock must come after them.
         for number, bucket in enumerate(buckets):
             flat = [tf.reshape(tf.cast(gradients[i], tf.float32), [-1]) for i in bucket]
             start = functools.partial(self._start, number)
             started.append(tf.numpy_function(start, [tf.concat(flat, axis=0)], tf.int32))
         with tf.control_dependencies(started):
+            began = tf.timestamp()
+        with tf.control_dependencies([began]):
             finish = functools.partial(self._finish, len(buckets))
             flats = tf.numpy_function(finish, [], [tf.float32] * len(buckets))
         means: list[Any] = [None] * len(gradients)
-        for bucket, flat in zip(buckets, flats, strict=True):
+        for bucket, flat in zip(buckets, tf.nest.flatten(flats), strict=True):
             parts = tf.split(flat, [gradients[i].shape.num_elements() for i in bucket])
             for i, part in zip(bucket, parts, strict=True):
                 shaped = tf.reshape(part, gradients[i].shape)
                 means[i] = tf.cast(shaped, gradients[i].dtype)
-        return means
+        return means, began
+
+    def _over_horovod(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The means, and when the last gradient was there."""
+        import horovod.tensorflow as hvd
+
+        # One by one: Horovod fuses what is ready. Its DistributedOptimizer does nothing in Keras 3.
+        means = [
+            hvd.allreduce(gradient, op=hvd.Average, name=f"gradient.{index}")
+            for index, gradient in enumerate(gradients)
+        ]
+        with tf.control_dependencies(gradients):
+            return means, tf.timestamp()
 
     def _start(self, number: int, array: Array) -> np.int32:
         """Bucket `number` of a step is complete on this rank."""
@@ -185,7 +210,7 @@ def _buckets(gradients: Sequence[tf.Tensor], size: float) -> list[list[int]]:
     return buckets
 
 
-def _horovod(size: int) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
+def _start_horovod(size: int) -> None:
     try:
         import horovod.tensorflow as hvd
     except ImportError as error:
@@ -198,12 +223,3 @@ def _horovod(size: int) -> Callable[[list[tf.Tensor]], list[tf.Tensor]]:
             f"allreduce.backend=horovod: Horovod sees {hvd.size()} ranks of {size}; it was built "
             "without MPI, or against another one; make horovod builds it anew"
         )
-
-    def reduce(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        # One by one: Horovod fuses what is ready. Its DistributedOptimizer does nothing in Keras 3.
-        return [
-            hvd.allreduce(gradient, op=hvd.Average, name=f"gradient.{index}")
-            for index, gradient in enumerate(gradients)
-        ]
-
-    return reduce

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,9 @@ class Outer(Algorithm):
         self.momentum: consensus.Chunks = []
         self.round = 0
 
-    @abstractmethod
     def outer_step(self, fast: consensus.Chunks) -> None:
         """Move `slow` and `momentum`, given where the local steps from `slow` have led."""
+        raise NotImplementedError
 
     def average(self, chunks: consensus.Chunks) -> None:
         """Overwrite `chunks` with their mean over those who take the outer step together."""

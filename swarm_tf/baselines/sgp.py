@@ -69,6 +69,8 @@ class SGP(Algorithm):
         assert self.transport is not None
         size = self.transport.size
         hops = (size - 1).bit_length()
+        if size == 1:
+            return []
         return [(rank + 2 ** (round % hops)) % size]
 
     def begin(self, common: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ Job = Generator[None, None, None]
 TAGS = 2**15
 """MPI promises no more tags than these."""
 
+_PIECE = 2**20  # numbers that have a deadline of their own
 _SHORTEST_SLEEP = 0.0001
 _LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time so long at most
 
@@ -55,9 +56,19 @@ def swap(
     """Send arrays to the ranks of `out` and receive from those of `into`, all at once.
 
     Raises:
-      TimeoutError: one of them sends or takes nothing for `timeout` seconds; names it.
+      TimeoutError: for `timeout` seconds one of them has not sent or taken the next few MiB.
     """
-    tag %= TAGS
+    longest = max((len(array) for array in [*out.values(), *into.values()]), default=0)
+    for start in range(0, max(longest, 1), _PIECE):
+        piece = slice(start, start + _PIECE)
+        outgoing = {to: array[piece] for to, array in out.items()}
+        incoming = {source: array[piece] for source, array in into.items()}
+        yield from _swap(transport, outgoing, incoming, tag % TAGS, timeout)
+
+
+def _swap(
+    transport: Transport, out: dict[int, Array], into: dict[int, Array], tag: int, timeout: float
+) -> Job:
     pending: list[tuple[int, Callable[[], bool]]] = [
         *((source, transport.irecv(array, source, tag)) for source, array in into.items()),
         *((to, transport.isend(array, to, tag)) for to, array in out.items()),

@@ -134,6 +134,12 @@ def test_gather_names_the_rank_that_is_late():
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
 
 
+@pytest.mark.parametrize("algorithm", ["allreduce", "local_sgd"])
+def test_ranks_with_uneven_numbers_of_batches_are_told(algorithm):
+    output = ends_together(3, "uneven.py", algorithm)
+    assert re.search(r"rank [12] waited 3 s for ranks \[[01, ]+\]", output), output
+
+
 @pytest.mark.parametrize("where", ["data", "exit"])
 def test_a_rank_that_fails_ends_the_job(where):
     output = ends_together(2, "fails.py", where)

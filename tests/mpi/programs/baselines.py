@@ -142,6 +142,67 @@ def allreduce_leaves_the_optimizer_as_it_was():
     assert different()
 
 
+def allreduce_again():
+    """The same object, after the ranks have parted."""
+    model = linear()
+    data = tf.data.Dataset.from_tensor_slices(DATA[RANK])
+    callback = AllReduce(average_at_end=False)
+    trainer = Trainer(model)
+    for with_it in (True, False, True):
+        callbacks = [callback] if with_it else []
+        trainer.fit(data, steps=STEPS, steps_per_epoch=STEPS, callbacks=callbacks)
+        every = mpi.gather(model.get_weights()[0].tobytes(), "weights", 60)
+        assert (len(set(every)) == 1) == with_it
+
+
+def buckets_start_before_the_backward_pass_ends():
+    """No path leads from the first layer's gradients to the start of the last layer's bucket."""
+    model = keras.Sequential([keras.Input([FEATURES]), *(keras.layers.Dense(7) for _ in range(3))])
+    model.compile(keras.optimizers.SGD(RATE), "mse")
+    callback = AllReduce(bucket_mib=1e-6)
+    callback.set_model(model)
+    x, y = DATA[RANK][0][0], np.zeros([BATCH, 7], np.float32)
+    graph = tf.function(model.train_step).get_concrete_function((x, y)).graph
+    starts = [
+        op for op in graph.get_operations() if op.type == "EagerPyFunc" or op.type == "PyFunc"
+    ]
+    starts = [op for op in starts if op.inputs]
+
+    def ancestors(op):
+        found, new = set(), [op]
+        while new:
+            one = new.pop()
+            for before in [*(tensor.op for tensor in one.inputs), *one.control_inputs]:
+                if before not in found:
+                    found.add(before)
+                    new.append(before)
+        return found
+
+    assert len(starts) == 6, [op.name for op in starts]
+    last_gradient = starts[-1].inputs[0].op  # of the first kernel
+    assert last_gradient not in ancestors(starts[0])
+    assert starts[0] in ancestors(starts[-1]), "they start in one order on all ranks"
+
+
+def boundaries_are_where_they_should_be_under_the_trainer():
+    """Blocks end for other reasons too: at the end of a pass, and for the log."""
+    for callback, expected in [
+        (LocalSGD(7, switch_step=2), [1, 2, 9, 16, 23, 30]),
+        (DiLoCo(16), [16, 32]),
+    ]:
+        seen, boundary = [], callback.boundary
+
+        def note(step, seen=seen, boundary=boundary):
+            seen.append(step)
+            boundary(step)
+
+        callback.boundary = note
+        data = tf.data.Dataset.from_tensor_slices(DATA[RANK]).repeat()
+        trainer = Trainer(linear(), longest_block=10)
+        trainer.fit(data, steps=35, steps_per_epoch=6, callbacks=[callback])
+        assert seen == expected, seen
+
+
 def local_sgd():
     reference = Reference()
     for step in range(STEPS):
@@ -309,6 +370,9 @@ if __name__ == "__main__":
         allreduce,
         allreduce_equals_single_on_a_larger_batch,
         allreduce_leaves_the_optimizer_as_it_was,
+        allreduce_again,
+        buckets_start_before_the_backward_pass_ends,
+        boundaries_are_where_they_should_be_under_the_trainer,
         local_sgd,
         dpsgd,
         adpsgd,
