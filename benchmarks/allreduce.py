@@ -29,7 +29,7 @@ def main() -> int:
     from mpi4py import MPI
 
     vector, result = np.ones(args.weights, np.float32), np.empty(args.weights, np.float32)
-    parts = np.array_split(vector, max(1, vector.nbytes // 2**22))  # buckets, as in training
+    parts = np.array_split(vector, max(1, vector.nbytes // 2**20))  # buckets, as in training
 
     def ours() -> None:
         MPI.COMM_WORLD.Barrier()

@@ -119,7 +119,7 @@ class AllReduceConfig:
     """Large-batch SGD; baselines/allreduce.py."""
 
     backend: str = "mpi"
-    bucket_mib: float = 4.0
+    bucket_mib: float = 1.0
 
 
 @dataclass(kw_only=True)

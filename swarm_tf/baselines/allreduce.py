@@ -45,7 +45,7 @@ class AllReduce(Algorithm):
     name = "allreduce"
     own_gradients = False
 
-    def __init__(self, backend: str = "mpi", *, bucket_mib: float = 4.0, **common: Any) -> None:
+    def __init__(self, backend: str = "mpi", *, bucket_mib: float = 1.0, **common: Any) -> None:
         super().__init__(**common)
         self.settings |= {"backend": backend, "bucket_mib": bucket_mib}
         if backend == "horovod" and self.transport is not None:
