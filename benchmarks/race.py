@@ -33,7 +33,7 @@ from benchmarks.network import Network, Unavailable, bits_per_second
 from benchmarks.runs import COLOURS, DPI, Run, number, read, style
 from swarm_tf import UsageError, launch
 
-WIDTH = 160  # columns of the table
+WIDTH = 180  # columns of the table
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
     """
     loss = target(results)
     best = max((r.rate for r in results if r.is_allreduce), default=None)
-    translates = any("bleu" in r.run.summary["final"] for r in results)
+    translates = any(r.run.summary["final"].get("bleu") for r in results)
     headings = ["passes", *(["BLEU"] if translates else []), "accuracy", "loss", "training loss"]
     headings += [
         "steps/s",
@@ -124,7 +124,7 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("run", style="bold", no_wrap=True)
     for heading in headings:
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=True)
     for one in results:
         summary, final = one.run.summary, one.run.summary["final"]
         per_rank = summary["steps_per_second"]
