@@ -13,7 +13,6 @@ does the same with runs that are finished, on a cluster for instance.
 """
 
 import argparse
-import io
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import COLOURS, DPI, Run, number, read, style
+from benchmarks.runs import (
+    COLOURS,
+    DPI,
+    Run,
+    comparing,
+    exit_code,
+    number,
+    parse,
+    read,
+    style,
+    write_table,
+)
+from swarm_tf import UsageError
 
 WIDTH = 145  # columns of the table
 
@@ -99,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdirs = [args.out / algorithm for algorithm in args.algorithms]
     try:
         runs = [read(workdir) for workdir in workdirs]
-    except FileNotFoundError as error:
-        print(f"{error.filename} is missing: not a finished run", file=sys.stderr)
+    except UsageError as error:
+        print(error, file=sys.stderr)
         return 2
     _report(runs, args.out)
     return 0
@@ -118,40 +128,20 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
             return 127
         if code:
             print(f"{algorithm} failed with exit code {code}", file=sys.stderr)
-            return code if code > 0 else 128 - code  # a signal, as a shell reports it
+            return exit_code(code)
     return 0
 
 
 def _report(runs: Sequence[Run], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    # Never cut a number short: a narrow terminal may wrap, a pipe has no width at all.
-    Console(width=max(Console().width, WIDTH)).print(table(runs))
-    markdown = Console(width=WIDTH, file=io.StringIO(), record=True)
-    markdown.print(table(runs, box.MARKDOWN))
-    lines = [line.strip() for line in markdown.export_text().splitlines()]
-    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_table(lambda frame: table(runs, frame), out, WIDTH)
     draw(runs, out / "curves.png")
     print(f"curves: {out / 'curves.png'}")
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compare",
-        description="Trains once per algorithm and compares.",
-        epilog="--config.KEY=VALUE goes to every run.",
-        allow_abbrev=False,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", help="configs/NAME.py")
-    what.add_argument("--workdirs", nargs="+", type=Path, help="of finished runs: train nothing")
+    parser = comparing("benchmarks.compare", "Trains once per algorithm and compares.")
     parser.add_argument("--algorithms", type=_names, default="single,swarm", help="%(default)s")
-    parser.add_argument("--ranks", type=int, default=4, help="all but single; %(default)s")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
-    args, rest = parser.parse_known_args(argv)
-    for unknown in rest:
-        if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
-            parser.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
-    return args, rest
+    return parse(parser, argv)
 
 
 def _names(text: str) -> list[str]:

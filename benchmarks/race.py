@@ -13,7 +13,6 @@ Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/E
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import re
@@ -25,12 +24,22 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.network import Network, Unavailable, bits_per_second
-from benchmarks.runs import COLOURS, DPI, Run, number, read, style
+from benchmarks.runs import (
+    COLOURS,
+    DPI,
+    Run,
+    comparing,
+    exit_code,
+    number,
+    parse,
+    read,
+    style,
+    write_table,
+)
 from swarm_tf import UsageError, launch
 
 WIDTH = 180  # columns of the table
@@ -186,11 +195,11 @@ def draw(results: Sequence[Result], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs, prints, draws; returns 0, or the exit code of the first run that failed."""
     args, rest = _parse(argv)
-    if args.workdirs:
-        results = [Result(path.name, read(path)) for path in args.workdirs]
-        return _report(results, _ideal(results, args.alone), args.out)
     link = Network(args.ranks, args.bandwidth) if args.bandwidth else None
     try:
+        if args.workdirs:
+            results = [Result(path.name, read(path)) for path in args.workdirs]
+            return _report(results, _ideal(results, args.alone), args.out)
         with link or contextlib.nullcontext():
             return _race(args, rest, link)
     except (Unavailable, UsageError) as error:
@@ -210,7 +219,7 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
         code, _ = _launch(1 if alone else args.ranks, line, link)
         if code:
             print(f"{entrant.text} failed with exit code {code}", file=sys.stderr)
-            return code if code > 0 else 128 - code  # a signal, as a shell reports it
+            return exit_code(code)
         results.append(Result(entrant.text, read(workdir)))
     weights = results[0].run.summary["parameters"]
     line = ["-m", "benchmarks.allreduce", f"--weights={weights}", "--rounds=5"]
@@ -254,40 +263,23 @@ def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
 
 
 def _report(results: Sequence[Result], ideal: float | None, out: Path) -> int:
-    out.mkdir(parents=True, exist_ok=True)
-    Console(width=max(Console().width, WIDTH)).print(table(results, ideal, box.SIMPLE_HEAD))
-    markdown = Console(width=WIDTH, file=io.StringIO(), record=True)
-    markdown.print(table(results, ideal, box.MARKDOWN))
-    lines = [line.strip() for line in markdown.export_text().splitlines()]
-    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_table(lambda frame: table(results, ideal, frame), out, WIDTH)
     draw(results, out / "race.png")
     print(f"picture: {out / 'race.png'}")
     return 0
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.race",
-        description="Trains once per entrant, all by the same recipe, and compares.",
-        epilog="--config.KEY=VALUE goes to every run.",
-        allow_abbrev=False,
+    parser = comparing(
+        "benchmarks.race", "Trains once per entrant, all by the same recipe, and compares."
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", help="configs/NAME.py")
-    what.add_argument("--workdirs", nargs="+", type=Path, help="of finished runs: train nothing")
     parser.add_argument(
         "--algorithms", type=entrants, default="swarm,allreduce", help="NAME[KEY=VALUE,...],..."
     )
-    parser.add_argument("--ranks", type=int, default=4, help="%(default)s")
     parser.add_argument("--bandwidth", type=_bandwidth, help="of each rank's link: 100mbit, 1gbit")
     parser.add_argument("--slow-rank", type=_factor, default=1.0, help="3x: the last rank's steps")
     parser.add_argument("--alone", type=float, help="with --workdirs: seconds of an all-reduce")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
-    args, rest = parser.parse_known_args(argv)
-    for unknown in rest:
-        if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
-            parser.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
-    return args, rest
+    return parse(parser, argv)
 
 
 def _bandwidth(text: str) -> str:

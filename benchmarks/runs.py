@@ -1,9 +1,18 @@
-"""The files of finished runs, for tables and pictures."""
+"""Finished runs: how programs that compare them are started, read files, write tables."""
 
+import argparse
+import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from swarm_tf import UsageError
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -38,10 +47,17 @@ class Run:
 
 
 def read(workdir: Path) -> Run:
-    """Reads metrics.jsonl, summary.json and config.json; FileNotFoundError if one is missing."""
-    text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
-    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    """Reads metrics.jsonl, summary.json and config.json.
+
+    Raises:
+      UsageError: if one is missing.
+    """
+    try:
+        text = (workdir / "metrics.jsonl").read_text(encoding="utf-8")
+        summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename} is missing: not a finished run") from None
     lines = [json.loads(line) for line in text.splitlines()]
     return Run(lines, summary, config)
 
@@ -55,3 +71,46 @@ def style(axes: Any) -> None:
     """How all our pictures look."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def write_table(table: Callable[[box.Box], Table], out: Path, width: int) -> None:
+    """Prints `table` in the frame it is given, at least `width` wide, and writes OUT/table.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    # Never cut a number short: a narrow terminal may wrap, a pipe has no width at all.
+    Console(width=max(Console().width, width)).print(table(box.SIMPLE_HEAD))
+    markdown = Console(width=width, file=io.StringIO(), record=True)
+    markdown.print(table(box.MARKDOWN))
+    lines = [line.strip() for line in markdown.export_text().splitlines()]
+    (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def comparing(program: str, description: str) -> argparse.ArgumentParser:
+    """For what such programs have in common: a recipe or finished runs, ranks, a directory."""
+    result = argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        description=description,
+        epilog="--config.KEY=VALUE goes to every run.",
+        allow_abbrev=False,
+    )
+    what = result.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="configs/NAME.py")
+    what.add_argument("--workdirs", nargs="+", type=Path, help="of finished runs: train nothing")
+    result.add_argument("--ranks", type=int, default=4, help="all but single; %(default)s")
+    result.add_argument("--out", type=Path, required=True, help="directory of the results")
+    return result
+
+
+def parse(
+    of: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and those that go to train.py; anything else is refused."""
+    args, rest = of.parse_known_args(argv)
+    for unknown in rest:
+        if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
+            of.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
+    return args, rest
+
+
+def exit_code(code: int) -> int:
+    """Of a subprocess, as a shell reports it: a signal is 128 and its number."""
+    return code if code >= 0 else 128 - code

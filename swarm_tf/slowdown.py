@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from swarm_tf import gradients
+
 
 class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
     """Sleeps in every step, after the gradients and before anything is done with them.
@@ -28,7 +30,7 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         with tf.device("CPU"):
             began = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-        train_step, apply = model.train_step, model.optimizer.apply
+        train_step = model.train_step
 
         def timed_step(data: Any) -> Any:
             with tf.control_dependencies(tf.nest.flatten(data)):
@@ -36,24 +38,20 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
             with tf.control_dependencies([start]):
                 return train_step(tf.nest.map_structure(tf.identity, data))
 
-        def apply_late(grads: list[Any], trainable_variables: Any = None) -> None:
-            there = [g for g in grads if g is not None]
-            with tf.control_dependencies(there):
+        def late(grads: list[Any], _: list[Any]) -> list[Any]:
+            with tf.control_dependencies([g for g in grads if g is not None]):
                 computing = tf.timestamp() - began
             slept = tf.numpy_function(self._sleep, [computing], tf.float64)
             with tf.control_dependencies([slept]):
-                late = [None if g is None else tf.nest.map_structure(tf.identity, g) for g in grads]
-            apply(late, trainable_variables)
+                return [None if g is None else tf.nest.map_structure(tf.identity, g) for g in grads]
 
-        model.train_step, model.optimizer.apply = timed_step, apply_late
-        model.jit_compile = False  # XLA cannot sleep
-        model.train_function = None
+        model.train_step = timed_step
+        gradients.intercept(model, late)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """The model is its own again."""
         self.model.__dict__.pop("train_step", None)
-        self.model.optimizer.__dict__.pop("apply", None)
-        self.model.train_function = None
+        gradients.release(self.model)
 
     def _sleep(self, computing: float) -> np.float64:
         seconds = np.float64((self.factor - 1) * computing)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import consensus
+from swarm_tf import consensus, gradients
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
@@ -61,15 +61,8 @@ class AllReduce(Algorithm):
         with tf.device("CPU"):
             self._exposed = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._reductions = tf.Variable(0, dtype=tf.int64, trainable=False)
-        apply = type(model.optimizer).apply.__get__(model.optimizer)
-
-        def apply_mean(grads: list[Any], trainable_variables: Any = None) -> None:
-            variables = trainable_variables or model.optimizer._trainable_variables
-            apply(self._mean(grads, [v.shape for v in variables]), trainable_variables)
-
-        model.optimizer.apply = apply_mean
-        model.jit_compile = False  # Keras' choice on GPUs, but XLA cannot wait for other ranks
-        model.train_function = None  # one traced before would go on without averaging
+        gradients.release(model)  # of a training that failed
+        gradients.intercept(model, self._mean)
 
     def next_boundary(self, step: int) -> int:
         """Gradients are averaged in every step; this is only for counting."""
@@ -106,8 +99,7 @@ class AllReduce(Algorithm):
         if self._background is not None:
             self._background.stop()
             self._background = None
-        self.model.optimizer.__dict__.pop("apply", None)
-        self.model.train_function = None
+        gradients.release(self.model)
 
     @property
     def counters(self) -> Counters:
@@ -124,11 +116,11 @@ class AllReduce(Algorithm):
             exchanges=rounds, bytes_sent=sent, payload_bytes=sent, exposed_seconds=exposed
         )
 
-    def _mean(self, gradients: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
+    def _mean(self, own: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """The mean over all ranks of each gradient that is not None, as a dense tensor."""
         there = [
-            tf.ensure_shape(tf.convert_to_tensor(gradient), shape)
-            for gradient, shape in zip(gradients, shapes, strict=True)
+            tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+            for gradient, variable in zip(own, variables, strict=True)
             if gradient is not None
         ]
         reduce = self._over_horovod if self.settings["backend"] == "horovod" else self._over_mpi
@@ -138,16 +130,16 @@ class AllReduce(Algorithm):
         self._exposed.assign_add(ended - began)
         self._reductions.assign_add(1)
         every = iter(means)
-        return [None if gradient is None else next(every) for gradient in gradients]
+        return [None if gradient is None else next(every) for gradient in own]
 
-    def _over_mpi(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _over_mpi(self, own: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The means, and when the last gradient was there."""
-        buckets = _buckets(gradients, self.settings["bucket_mib"] * 2**20)
+        buckets = _buckets(own, self.settings["bucket_mib"] * 2**20)
         started = []
         # Each starts when its gradients are there and those before it have started. TensorFlow
         # keeps the order in which such operations are made: the clock must come after them.
         for number, bucket in enumerate(buckets):
-            flat = [tf.reshape(tf.cast(gradients[i], tf.float32), [-1]) for i in bucket]
+            flat = [tf.reshape(tf.cast(own[i], tf.float32), [-1]) for i in bucket]
             start = functools.partial(self._start, number)
             started.append(tf.numpy_function(start, [tf.concat(flat, axis=0)], tf.int32))
         with tf.control_dependencies(started):
@@ -155,24 +147,24 @@ class AllReduce(Algorithm):
         with tf.control_dependencies([began]):
             finish = functools.partial(self._finish, len(buckets))
             flats = tf.numpy_function(finish, [], [tf.float32] * len(buckets))
-        means: list[Any] = [None] * len(gradients)
+        means: list[Any] = [None] * len(own)
         for bucket, flat in zip(buckets, tf.nest.flatten(flats), strict=True):
-            parts = tf.split(flat, [gradients[i].shape.num_elements() for i in bucket])
+            parts = tf.split(flat, [own[i].shape.num_elements() for i in bucket])
             for i, part in zip(bucket, parts, strict=True):
-                shaped = tf.reshape(part, gradients[i].shape)
-                means[i] = tf.cast(shaped, gradients[i].dtype)
+                shaped = tf.reshape(part, own[i].shape)
+                means[i] = tf.cast(shaped, own[i].dtype)
         return means, began
 
-    def _over_horovod(self, gradients: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+    def _over_horovod(self, own: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The means, and when the last gradient was there."""
         import horovod.tensorflow as hvd
 
         # One by one: Horovod fuses what is ready. Its DistributedOptimizer does nothing in Keras 3.
         means = [
             hvd.allreduce(gradient, op=hvd.Average, name=f"gradient.{index}")
-            for index, gradient in enumerate(gradients)
+            for index, gradient in enumerate(own)
         ]
-        with tf.control_dependencies(gradients):
+        with tf.control_dependencies(own):
             return means, tf.timestamp()
 
     def _start(self, number: int, array: Array) -> np.int32:
@@ -197,16 +189,16 @@ class AllReduce(Algorithm):
         return means
 
 
-def _buckets(gradients: Sequence[tf.Tensor], size: float) -> list[list[int]]:
-    """Indices of gradients that travel together, those that are computed first in front."""
+def _buckets(own: Sequence[tf.Tensor], size: float) -> list[list[int]]:
+    """Indices of own that travel together, those that are computed first in front."""
     buckets: list[list[int]] = []
     fill = size
-    for index in reversed(range(len(gradients))):
+    for index in reversed(range(len(own))):
         if fill >= size:
             buckets.append([])
             fill = 0
         buckets[-1].append(index)
-        fill += 4 * gradients[index].shape.num_elements()
+        fill += 4 * own[index].shape.num_elements()
     return buckets
 
 

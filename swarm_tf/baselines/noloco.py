@@ -64,8 +64,8 @@ class NoLoCo(Outer):
         beta = np.float32(settings["outer_learning_rate"])
         alpha = np.float32(settings["outer_momentum"])
         gamma = np.float32(settings["attraction"])
-        partner = self.partner(self.round)
-        their_slow, their_fast = self._swap(self.slow, partner), self._swap(fast, partner)
+        theirs = self._swap([*self.slow, *fast])
+        their_slow, their_fast = theirs[: len(fast)], theirs[len(fast) :]
         every = zip(self.slow, their_slow, fast, their_fast, self.momentum, strict=True)
         for phi, their_phi, theta, their_theta, momentum in every:
             momentum *= alpha
@@ -75,12 +75,13 @@ class NoLoCo(Outer):
 
     def average(self, chunks: consensus.Chunks) -> None:
         """With the partner of the round."""
-        for own, theirs in zip(chunks, self._swap(chunks, self.partner(self.round)), strict=True):
+        for own, theirs in zip(chunks, self._swap(chunks), strict=True):
             own += theirs
             own /= 2
 
-    def _swap(self, chunks: consensus.Chunks, partner: int | None) -> consensus.Chunks:
-        """The partner's `chunks`; without a partner one's own."""
+    def _swap(self, chunks: consensus.Chunks) -> consensus.Chunks:
+        """The `chunks` of the round's partner; without a partner one's own."""
+        partner = self.partner(self.round)
         if partner is None:
             return [chunk.copy() for chunk in chunks]
         assert self.transport is not None

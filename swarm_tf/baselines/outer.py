@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from swarm_tf.transport import jobs
 from swarm_tf.weights import FlatWeights, moving_statistics
 
 
-class Outer(Algorithm):
+class Outer(Algorithm, ABC):
     """An algorithm with an outer optimizer.
 
     Moving statistics of BatchNormalization are averaged as they are: momentum could make a
@@ -36,9 +37,9 @@ class Outer(Algorithm):
         self.momentum: consensus.Chunks = []
         self.round = 0
 
+    @abstractmethod
     def outer_step(self, fast: consensus.Chunks) -> None:
         """Move `slow` and `momentum`, given where the local steps from `slow` have led."""
-        raise NotImplementedError
 
     def average(self, chunks: consensus.Chunks) -> None:
         """Overwrite `chunks` with their mean over those who take the outer step together."""

@@ -12,7 +12,6 @@ in round k, every rank sends to one and receives from one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,8 @@ from swarm_tf.algorithm import Algorithm
 from swarm_tf.transport import jobs
 from swarm_tf.transport.base import Array
 
-
-@dataclass
-class _Push:
-    """What a rank kept in a round, and what is coming from its in-neighbours."""
-
-    kept: list[Array]
-    received: list[dict[int, Array]]
-    handles: list[jobs.Handle] = field(default_factory=list)
-
-    def joined(self, kept: list[Array]) -> _Push:
-        """The same with what was kept in another round."""
-        nothing: list[dict[int, Array]] = [{} for _ in kept]
-        return _Push(kept, self.received or nothing, self.handles)
-
-    def total(self) -> list[Array]:
-        """Kept and received together, when it has come."""
-        for handle in self.handles:
-            handle.wait()
-        pairs = zip(self.kept, self.received, strict=True)
-        return [sum(theirs.values(), start=own) for own, theirs in pairs]
+# For each part of the state: the transfers of a round, and what they bring, by its sender.
+_Coming = list[tuple[jobs.Handle, dict[int, Array]]]
 
 
 class SGP(Algorithm):
@@ -81,19 +62,19 @@ class SGP(Algorithm):
         self._background.start()
         self._round, self.weight = 0, 1.0
         self._z = consensus.copy(self.weights)
-        self._under_way = _Push([], [])
+        self._under_way: _Coming = []
 
     def boundary(self, step: int) -> None:
         """Push, and take in what was pushed here."""
         with self.exposed():
-            pushed = self._push()
+            kept, coming = self._push()
             if self.overlap:
-                pushed, self._under_way = self._under_way.joined(pushed.kept), pushed
-            self._become(pushed.total())
+                coming, self._under_way = self._under_way, coming
+            self._become(kept, coming)
 
     def end(self, step: int) -> None:
         """Take in what is still under way."""
-        self._become(self._under_way.joined(self._state()).total())
+        self._become(self._state(), self._under_way)
         self._background.stop()
 
     def _state(self) -> list[Array]:
@@ -106,14 +87,19 @@ class SGP(Algorithm):
             x += lag * before
         return [*state, np.array([self.weight])]
 
-    def _become(self, state: list[Array]) -> None:
+    def _become(self, kept: list[Array], coming: _Coming) -> None:
+        """Add what comes to what was kept."""
         assert self.weights is not None
+        state = list(kept)
+        for part, (handle, received) in enumerate(coming):
+            handle.wait()
+            state[part] = sum(received.values(), start=state[part])
         *x, weight = state
         self.weight = float(weight[0])
         self._z = [np.asarray(chunk / np.float32(self.weight), np.float32) for chunk in x]
         self.weights.assign(self._z)
 
-    def _push(self) -> _Push:
+    def _push(self) -> tuple[list[Array], _Coming]:
         """Send each out-neighbour its part, and begin to receive; keep the rest."""
         assert self.transport is not None
         rank, size, round = self.transport.rank, self.transport.size, self._round
@@ -121,12 +107,10 @@ class SGP(Algorithm):
         out = self.out_neighbors(rank, round)
         sources = [r for r in range(size) if rank in self.out_neighbors(r, round)]
         kept = [array / array.dtype.type(1 + len(out)) for array in self._state()]
-        received = [{source: np.empty_like(array) for source in sources} for array in kept]
-        handles = []
-        for part, (array, into) in enumerate(zip(kept, received, strict=True)):
+        coming = []
+        for part, array in enumerate(kept):
             tag = 2 * part + round % 2  # of two rounds that overlap
-            swap = jobs.swap(
-                self.transport, dict.fromkeys(out, array), into, tag, self.timeout_seconds
-            )
-            handles.append(self._background.submit(swap))
-        return _Push(kept, received, handles)
+            own, into = dict.fromkeys(out, array), {r: np.empty_like(array) for r in sources}
+            swap = jobs.swap(self.transport, own, into, tag, self.timeout_seconds)
+            coming.append((self._background.submit(swap), into))
+        return kept, coming
