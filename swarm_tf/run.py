@@ -91,8 +91,8 @@ class Run:
     def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
         """In their order: the log may evaluate for long, so the boundary comes before it."""
         callbacks: list[keras.callbacks.Callback] = [self.algorithm] if self.algorithm else []
-        if self.config.train.slow_factor > 1 and world.rank() == world.size() - 1:
-            callbacks.append(Slowdown(self.config.train.slow_factor))
+        if factors := self.config.train.slow_factors:
+            callbacks.append(Slowdown(factors[world.rank()]))
         return [*callbacks, log]
 
     def passes(self, step: int) -> float:

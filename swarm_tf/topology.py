@@ -29,9 +29,9 @@ def build(name: str, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
       UsageError: for an unknown name, or a size the family does not have.
     """
     if name not in TOPOLOGIES:
-        raise UsageError(f"swarm.topology={name} is unknown; use one of {', '.join(TOPOLOGIES)}")
+        raise UsageError(f"topology={name} is unknown; use one of {', '.join(TOPOLOGIES)}")
     if size < 1:
-        raise UsageError(f"swarm.topology={name} needs at least 1 rank, got {size}")
+        raise UsageError(f"topology={name} needs at least 1 rank, got {size}")
     if size == 1:
         return nx.empty_graph(1)
     if name == "random_regular":
@@ -60,23 +60,23 @@ def validate(graph: nx.Graph, size: int) -> None:
     """
     if graph.is_directed():
         raise UsageError(
-            "swarm.topology is a directed graph, but an exchange changes both sides; "
+            "topology is a directed graph, but an exchange changes both sides; "
             "use graph.to_undirected()"
         )
     if set(graph) != set(range(size)):
         raise UsageError(
-            f"swarm.topology has {len(graph)} nodes {_abridged(graph)}, but must have exactly "
+            f"topology has {len(graph)} nodes {_abridged(graph)}, but must have exactly "
             f"the ranks 0..{size - 1}; see networkx.convert_node_labels_to_integers"
         )
     if loops := sorted(nx.nodes_with_selfloops(graph)):
         raise UsageError(
-            f"swarm.topology joins rank {loops[0]} with itself, but an exchange needs two ranks; "
+            f"topology joins rank {loops[0]} with itself, but an exchange needs two ranks; "
             "remove the edge"
         )
     if not nx.is_connected(graph):
         island = min(nx.connected_components(graph), key=len)
         raise UsageError(
-            f"swarm.topology is not connected: nobody else can reach ranks {_abridged(island)}; "
+            f"topology is not connected: nobody else can reach ranks {_abridged(island)}; "
             "add an edge that leaves them"
         )
 
@@ -115,7 +115,7 @@ def _torus(size: int) -> nx.Graph:
     if rows == 1 and size > 2:
         # A 1 x n torus is a ring: someone who asked for a torus should hear of it.
         raise UsageError(
-            f"swarm.topology=torus needs rows x columns of ranks, got the prime {size}; "
+            f"topology=torus needs rows x columns of ranks, got the prime {size}; "
             "use ring, complete or exponential, or another number of ranks"
         )
     grid = nx.grid_2d_graph(rows, size // rows, periodic=size > 2)
@@ -125,7 +125,7 @@ def _torus(size: int) -> nx.Graph:
 def _hypercube(size: int) -> nx.Graph:
     if size & (size - 1):
         raise UsageError(
-            f"swarm.topology=hypercube needs a power of two of ranks, got {size}; "
+            f"topology=hypercube needs a power of two of ranks, got {size}; "
             "use ring, complete or exponential"
         )
     cube = nx.hypercube_graph(size.bit_length() - 1)
@@ -139,7 +139,7 @@ def _exponential(size: int) -> nx.Graph:
 def _random_regular(size: int, degree: int, seed: int) -> nx.Graph:
     if not 1 <= degree < size or size * degree % 2:
         raise UsageError(
-            f"swarm.topology=random_regular with swarm.degree {degree} on {size} ranks does not "
+            f"topology=random_regular with degree={degree} on {size} ranks does not "
             f"exist: the degree must be from 1 to {size - 1}, and {size} x degree even; "
             "use complete or ring"
         )
@@ -150,7 +150,7 @@ def _random_regular(size: int, degree: int, seed: int) -> nx.Graph:
         if nx.is_connected(graph):
             return graph
     raise UsageError(
-        f"swarm.topology=random_regular with swarm.degree {degree} on {size} ranks was not "
+        f"topology=random_regular with degree={degree} on {size} ranks was not "
         f"connected in {_DRAWS} draws; use a degree of 3 or more, or ring"
     )
 

@@ -39,7 +39,7 @@ def validate(config: RunConfig, size: int) -> None:
             raise UsageError(f"{key}={value} must be {describe_type(kind)}")
         if value is not None:
             check(key, value)
-    _validate_train(config)
+    _validate_train(config, size)
     _validate_optimizer(config)
     _validate_algorithm(config, size)
 
@@ -163,7 +163,7 @@ def _rules() -> dict[str, _Rule]:
         "train.label_smoothing": _SHARE,
         "train.log_every": _at_least(1),
         "train.evaluate_every": _POSITIVE,
-        "train.slow_factor": _at_least(1),
+        "train.slow_factors": (lambda values: min(values, default=1) >= 1, "each 1 or more"),
         "train.threads": _at_least(0),
         "optimizer.name": _one_of(OPTIMIZERS),
         "optimizer.learning_rate": _POSITIVE,
@@ -208,10 +208,15 @@ def _rising_fractions(values: tuple[float, ...]) -> bool:
     return all(low < high for low, high in pairwise((0.0, *values, 1.0)))
 
 
-def _validate_train(config: RunConfig) -> None:
+def _validate_train(config: RunConfig, size: int) -> None:
     train = config.train
+    if train.slow_factors and len(train.slow_factors) != size:
+        raise UsageError(
+            f"train.slow_factors={train.slow_factors} must have a factor for each rank, "
+            f"but this run has {size}"
+        )
     waits = ["algorithm=allreduce"] if config.algorithm == "allreduce" else []
-    waits += [f"train.slow_factor={train.slow_factor}"] if train.slow_factor > 1 else []
+    waits += [f"train.slow_factors={train.slow_factors}"] if train.slow_factors else []
     if train.jit_compile and waits:
         raise UsageError(
             f"train.jit_compile=True with {waits[0]}: XLA has no way to wait within a step; "
@@ -259,8 +264,8 @@ def _validate_algorithm(config: RunConfig, size: int) -> None:
     if hasattr(options, "topology"):
         try:
             topology.build(options.topology, size, degree=options.degree, seed=config.seed)
-        except UsageError as error:  # it knows only of the swarm's keys
-            raise UsageError(str(error).replace("swarm.", f"{name}.")) from None
+        except UsageError as error:
+            raise UsageError(f"{name}.{error}") from None
     if name in ("diloco", "noloco") and config.swarm.average_optimizer:
         raise UsageError(
             f"swarm.average_optimizer=True has no effect on algorithm={name}; leave it at False"

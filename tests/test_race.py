@@ -9,7 +9,9 @@ from rich import box
 from benchmarks import race, runs
 
 
-def write(workdir, algorithm="swarm", losses=(4.0, 2.0, 1.0), seconds=10.0, exposed=0.0):
+def write(
+    workdir, algorithm="swarm", losses=(4.0, 2.0, 1.0), seconds=10.0, exposed=0.0, **settings
+):
     """A workdir of a run of three passes that took so many seconds each."""
     workdir.mkdir()
     lines = [
@@ -26,30 +28,34 @@ def write(workdir, algorithm="swarm", losses=(4.0, 2.0, 1.0), seconds=10.0, expo
         "final": {"accuracy": 0.9, "loss": 1.0},
     }  # fmt: skip
     (workdir / "summary.json").write_text(json.dumps(summary))
-    (workdir / "config.json").write_text("{}")
+    config = {"algorithm": algorithm, "swarm": {"bits": 8, "local_steps": 4} | settings}
+    (workdir / "config.json").write_text(json.dumps(config))
     return race.Result(workdir.name, runs.read(workdir))
-
-
-def test_entrants_have_settings_of_their_own():
-    swarm, four, two = race.entrants("swarm,swarm[swarm.bits=4],allreduce[a.b=c,d.e=(1, 2)]")
-    assert swarm.flags == ["--config.algorithm=swarm"]
-    assert four.flags == ["--config.algorithm=swarm", "--config.swarm.bits=4"]
-    assert two.flags == ["--config.algorithm=allreduce", "--config.a.b=c", "--config.d.e=(1, 2)"]
-    assert two.algorithm == "allreduce"
-    assert len({e.directory for e in (swarm, four, two)}) == 3
-    assert four.directory == "swarm-swarm.bits=4"
 
 
 def test_time_to_a_loss_is_between_passes(tmp_path):
     one = write(tmp_path / "one")
-    assert one.seconds_to(4.0) == 10
-    assert one.seconds_to(3.0) == 15
-    assert one.seconds_to(1.0) == 30
-    assert math.isnan(one.seconds_to(0.5))
+    assert one.seconds_to_loss(4.0) == 10
+    assert one.seconds_to_loss(3.0) == 15
+    assert one.seconds_to_loss(1.0) == 30
+    assert math.isnan(one.seconds_to_loss(0.5))
     wobbling = write(tmp_path / "wobbling", losses=(4.0, 2.0, 3.0, 1.0, 1.2))
-    assert [wobbling.seconds_to(loss) for loss in (2.0, 1.5, 1.0)] == [20, 35, 40]
-    other = write(tmp_path / "other", losses=(3.0, 1.5, 1.2))
-    assert race.target([one, other]) == 1.2
+    assert [wobbling.seconds_to_loss(loss) for loss in (2.0, 1.5, 1.0)] == [20, 35, 40]
+
+
+def test_time_to_an_accuracy_is_between_tests(tmp_path):
+    one = write(tmp_path / "one")  # 60 %, 80 %, 90 %
+    assert [one.seconds_to_accuracy(share) for share in (0.5, 0.6)] == [10, 10]
+    assert one.seconds_to_accuracy(0.85) == pytest.approx(25)
+    assert math.isnan(one.seconds_to_accuracy(0.95))
+
+
+def test_targets_are_what_all_reach(tmp_path):
+    results = [write(tmp_path / "one"), write(tmp_path / "other", losses=(3.0, 1.5, 1.2))]
+    headings = [str(c.header) for c in race.table(results, None, None, box.SIMPLE_HEAD).columns]
+    assert headings[-2:] == ["s to loss 1.2", "s to 88.0%"]
+    table = race.table(results, None, 0.9, box.SIMPLE_HEAD)
+    assert [list(column.cells) for column in table.columns][-1] == ["30", "nan"]
 
 
 def test_rivals_are_measured_by_the_faster_allreduce(tmp_path):
@@ -58,10 +64,10 @@ def test_rivals_are_measured_by_the_faster_allreduce(tmp_path):
         write(tmp_path / "mpi", "allreduce", seconds=10, exposed=0.6),
         write(tmp_path / "hvd", "allreduce", seconds=20),
     ]
-    table = race.table(results, 4.0, box.SIMPLE_HEAD)
+    table = race.table(results, 4.0, None, box.SIMPLE_HEAD)
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["times all-reduce"] == ["2.00", "1.00", "0.50", "4.00"]
-    assert columns["s to loss 1 (rank 0)"] == ["15", "30", "60", ""]
+    assert columns["s to loss 1"] == ["15", "30", "60", ""]
 
 
 def test_the_ideal_hides_one_behind_the_other(tmp_path):
@@ -73,6 +79,34 @@ def test_the_ideal_hides_one_behind_the_other(tmp_path):
     assert race._ideal([write(tmp_path / "swarm")], 0.8) is None
 
 
+def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+    def names(*names):
+        return [result.name for result in race.finished([tmp_path / name for name in names])]
+
+    write(tmp_path / "eight")
+    write(tmp_path / "four", bits=4)
+    write(tmp_path / "often", bits=4, local_steps=2)
+    write(tmp_path / "rival", "allreduce", bits=4)
+    assert names("eight", "rival") == ["swarm", "allreduce"]
+    assert names("eight", "four") == ["swarm [swarm.bits=8]", "swarm [swarm.bits=4]"]
+    assert names("four", "often") == ["swarm [swarm.local_steps=4]", "swarm [swarm.local_steps=2]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "factors"),
+    [
+        ([], 4, []),
+        (["--slow-rank=3x"], 4, ["--config.train.slow_factors=(1.0, 1.0, 1.0, 3.0)"]),
+        (["--slow-rank=3x", "--stretch=2"], 2, ["--config.train.slow_factors=(2.0, 6.0)"]),
+        (["--slow-rank=3x"], 1, []),
+        (["--stretch=2x"], 1, ["--config.train.slow_factors=(2.0,)"]),
+    ],
+)
+def test_pace(arguments, ranks, factors, tmp_path):
+    args, _ = race._parse(["--config=c.py", f"--out={tmp_path}", *arguments])
+    assert race._pace(args, ranks) == factors
+
+
 def test_report_of_finished_runs(tmp_path, capsys):
     write(tmp_path / "swarm")
     write(tmp_path / "allreduce", "allreduce")
@@ -82,7 +116,9 @@ def test_report_of_finished_runs(tmp_path, capsys):
     assert (tmp_path / "out" / "race.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("argument", ["--bandwidth=100", "--slow-rank=0.5x", "--rank=3"])
+@pytest.mark.parametrize(
+    "argument", ["--bandwidth=100", "--slow-rank=0.5x", "--stretch=0", "--rank=3", "--target=2"]
+)
 def test_bad_arguments_are_refused(argument, tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         race.main(["--config=c.py", f"--out={tmp_path}", argument])

@@ -80,7 +80,7 @@ def test_random_regular_differs_between_seeds():
 @pytest.mark.parametrize(
     ("name", "size", "degree", "words"),
     [
-        ("star", 4, 4, "swarm.topology=star is unknown; use one of complete, ring"),
+        ("star", 4, 4, "topology=star is unknown; use one of complete, ring"),
         ("ring", 0, 4, "needs at least 1 rank, got 0"),
         ("hypercube", 6, 4, "hypercube needs a power of two of ranks, got 6; use ring"),
         ("torus", 7, 4, "torus needs rows x columns of ranks, got the prime 7; use ring"),
@@ -88,10 +88,10 @@ def test_random_regular_differs_between_seeds():
             "random_regular",
             4,
             4,
-            "swarm.degree 4 on 4 ranks does not exist: the degree must be from 1 to 3",
+            "degree=4 on 4 ranks does not exist: the degree must be from 1 to 3",
         ),
-        ("random_regular", 5, 3, "swarm.degree 3 on 5 ranks does not exist: .* 5 x degree even"),
-        ("random_regular", 8, 1, "swarm.degree 1 on 8 ranks was not connected in 100 draws"),
+        ("random_regular", 5, 3, "degree=3 on 5 ranks does not exist: .* 5 x degree even"),
+        ("random_regular", 8, 1, "degree=1 on 8 ranks was not connected in 100 draws"),
     ],
 )
 def test_refused_families(name, size, degree, words):

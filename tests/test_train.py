@@ -88,7 +88,7 @@ def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
         f"--workdir={tmp_path}",
         f"--config.algorithm={algorithm}",
         "--config.train.epochs=3",
-        "--config.train.slow_factor=1.5",
+        "--config.train.slow_factors=(1.0, 1.5)",
         "--config.noloco.local_steps=8",
     )
     assert done.returncode == 0, done.stderr

@@ -72,7 +72,7 @@ def test_accepted(overrides):
         ({"algorithm": "lars"}, "algorithm=lars must be one of swarm, single, allreduce"),
         ({"allreduce__backend": "nccl"}, "allreduce.backend=nccl must be one of mpi, horovod"),
         ({"local_sgd__switch": 1.5}, "local_sgd.switch=1.5 must be from 0 to 1"),
-        ({"train__slow_factor": 0.5}, "train.slow_factor=0.5 must be 1 or more"),
+        ({"train__slow_factors": (0.5,)}, "train.slow_factors=(0.5,) must be each 1 or more"),
         ({"seed": -1}, "seed=-1 must be from 0 to 2147483647"),
         ({"model__name": ""}, "model.name= must be a name, not empty"),
         ({"data__data_dir": ""}, "data.data_dir= must be a directory, not empty"),
@@ -133,16 +133,21 @@ def test_impossible_value(overrides, line):
             "train.jit_compile=True with algorithm=allreduce",
         ),
         (
-            {"train__slow_factor": 3.0, "train__jit_compile": True},
+            {"train__slow_factors": (1.0, 3.0), "train__jit_compile": True},
             2,
-            "train.jit_compile=True with train.slow_factor=3.0",
+            "train.jit_compile=True with train.slow_factors=(1.0, 3.0)",
+        ),
+        (
+            {"train__slow_factors": (1.0, 3.0)},
+            4,
+            "train.slow_factors=(1.0, 3.0) must have a factor for each rank, but this run has 4",
         ),
         (
             {"algorithm": "noloco", "swarm__average_optimizer": True},
             2,
             "swarm.average_optimizer=True has no effect on algorithm=noloco",
         ),
-        ({"swarm__topology": "random_regular"}, 4, "degree 4 on 4 ranks does not exist"),
+        ({"swarm__topology": "random_regular"}, 4, "degree=4 on 4 ranks does not exist"),
         (
             {"swarm__local_steps": 32, "swarm__max_staleness": 16},
             2,

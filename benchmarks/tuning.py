@@ -1,0 +1,141 @@
+"""What accuracy does each algorithm reach with a learning rate tuned for it?
+
+    python -m benchmarks.tuning --config=configs/digits_resnet.py --ranks=4 --out=tuning \\
+        --algorithms='single,swarm,allreduce,diloco[diloco.local_steps=8]' [--seeds=3]
+
+Every algorithm begins with the recipe's learning rate, and doubles and halves it for as long as
+accuracy rises: none is better on either side of the one it ends with. That is then repeated with
+other seeds. All are treated alike: passes over the data, schedule, and this search.
+
+Accuracy is the mean model's on the test split, from which the rate is chosen too: with all alike,
+and only on seed 0. Writes OUT/table.md. A run that is finished in OUT is not repeated.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.entrants import Entrant, entrants, start
+from benchmarks.runs import Run, comparing, exit_code, number, parse, read, write_table
+from swarm_tf import UsageError, flags
+
+WIDTH = 150  # columns of the table
+
+
+class Failed(Exception):
+    """A run ended with an exit code other than 0."""
+
+    def __init__(self, entrant: Entrant, code: int) -> None:
+        super().__init__(f"{entrant.text} failed with exit code {code}")
+        self.code = exit_code(code)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An entrant's accuracy by learning rate, and its runs with the best, one a seed."""
+
+    entrant: Entrant
+    by_rate: Mapping[float, float]
+    runs: Sequence[Run]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tunes, prints; returns 0, or the exit code of the first run that failed."""
+    args, rest = _parse(argv)
+    train = functools.partial(_train, args, rest)
+    try:
+        rate = flags.load(args.config).optimizer.learning_rate
+        tuned = [tune(entrant, rate, args.seeds, train) for entrant in args.algorithms]
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return error.code
+    write_table(lambda frame: table(tuned, frame), args.out, WIDTH)
+    return 0
+
+
+def tune(entrant: Entrant, start: float, seeds: int, train: Callable[[Entrant], Run]) -> Tuned:
+    """Climbs with seed 0 from the learning rate `start`, then trains with the best on all seeds."""
+
+    def run(rate: float, seed: int) -> Run:
+        return train(entrant.also(optimizer__learning_rate=f"{rate:g}", seed=seed))
+
+    by_rate = climb(lambda rate: accuracy(run(rate, 0)), start)
+    best = max(by_rate, key=by_rate.__getitem__)
+    return Tuned(entrant, by_rate, [run(best, seed) for seed in range(seeds)])
+
+
+def climb(score: Callable[[float], float], start: float) -> dict[float, float]:
+    """Scores of `start`, its double, its half and so on, until the best lies between two worse."""
+    best, scores = start, {start: score(start)}
+    for factor in (2.0, 0.5):
+        while (rate := best * factor) not in scores:
+            scores[rate] = score(rate)
+            if scores[rate] > scores[best]:
+                best = rate
+    return scores
+
+
+def accuracy(run: Run) -> float:
+    """Of the mean model, on the test split; 0 of a run that came to nothing."""
+    return float(run.summary["final"].get("accuracy") or 0.0)
+
+
+def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
+    """A line an entrant."""
+    result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
+    result.add_column("algorithm", style="bold", no_wrap=True)
+    headings = ["passes", "steps a rank", "accuracy", "of seeds", "MB sent", "learning rate"]
+    for heading in [*headings, "others tried"]:
+        result.add_column(heading, justify="right", no_wrap=True)
+    for one in tuned:
+        summary = one.runs[0].summary
+        scores = [accuracy(run) for run in one.runs]
+        best = one.runs[0].config["optimizer"]["learning_rate"]
+        others = [f"{r:g}: {one.by_rate[r]:.2%}" for r in sorted(one.by_rate) if r != best]
+        result.add_row(
+            escape(one.entrant.text),
+            number(summary["epochs"], ".3g"),
+            str(summary["local_steps_total"] // summary["ranks"]),
+            number(mean(scores), ".2%"),
+            f"{min(scores):.2%}..{max(scores):.2%}",
+            number(summary["bytes_sent"] / 1e6, ".0f"),
+            number(best, "g"),
+            ", ".join(others),
+        )
+    return result
+
+
+def _train(args: argparse.Namespace, rest: Sequence[str], entrant: Entrant) -> Run:
+    """The run of OUT/ENTRANT, trained if it is not there."""
+    workdir = args.out / entrant.directory
+    with contextlib.suppress(UsageError):
+        return read(workdir)
+    line = entrant.arguments(args.config, workdir, rest)
+    code, _ = start(entrant.ranks(args.ranks), line)
+    if code:
+        raise Failed(entrant, code)
+    return read(workdir)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = comparing(
+        "benchmarks.tuning", "Tunes each algorithm's learning rate, and compares.", finished=False
+    )
+    parser.add_argument("--algorithms", type=entrants, required=True, help="NAME[KEY=VALUE,...]...")
+    parser.add_argument("--seeds", type=int, default=3, help="%(default)s")
+    return parse(parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

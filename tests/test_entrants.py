@@ -1,0 +1,39 @@
+"""Entrants of a comparison, as they are written and as they are started."""
+
+from pathlib import Path
+
+from benchmarks.entrants import Entrant, entrants
+
+
+def test_settings_of_their_own():
+    swarm, four, two = entrants("swarm,swarm[swarm.bits=4],allreduce[a.b=c,d.e=(1, 2)]")
+    assert swarm.settings == []
+    assert four.settings == ["swarm.bits=4"]
+    assert two.settings == ["a.b=c", "d.e=(1, 2)"]
+    assert two.algorithm == "allreduce"
+    assert len({e.directory for e in (swarm, four, two)}) == 3
+    assert four.directory == "swarm-swarm.bits=4"
+
+
+def test_more_settings():
+    assert Entrant("swarm").also(seed=1) == Entrant("swarm[seed=1]")
+    more = Entrant("swarm[swarm.bits=4]").also(optimizer__learning_rate=0.1, seed=2)
+    assert more == Entrant("swarm[swarm.bits=4,optimizer.learning_rate=0.1,seed=2]")
+
+
+def test_command_line():
+    """An entrant's own settings come last: they win over those of all."""
+    arguments = Entrant("sgp[seed=3]").arguments("c.py", Path("out"), ["--config.seed=1"])
+    assert arguments == [
+        "train.py",
+        "--config=c.py",
+        "--workdir=out",
+        "--config.seed=1",
+        "--config.algorithm=sgp",
+        "--config.seed=3",
+    ]
+
+
+def test_single_has_one_rank():
+    assert Entrant("single[seed=1]").ranks(4) == 1
+    assert Entrant("swarm").ranks(4) == 4

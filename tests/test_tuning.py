@@ -1,0 +1,91 @@
+"""The tuning climbs to a learning rate between two worse ones, and repeats it with other seeds."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tuning
+
+CONFIG = "configs/digits_resnet.py"  # learning rate 0.05
+
+
+@pytest.mark.parametrize("best", [0.05, 0.1, 0.8, 0.025, 0.00625])
+def test_climb_finds_the_best_and_tries_both_sides_of_it(best):
+    scores = tuning.climb(lambda rate: -abs(math.log2(rate / best)), 0.05)
+    assert max(scores, key=scores.get) == pytest.approx(best)
+    assert {best / 2, best, best * 2} <= set(scores)
+    assert len(scores) <= 3 + abs(math.log2(best / 0.05))
+
+
+def test_climb_ends_on_a_plain():
+    assert set(tuning.climb(lambda rate: 0.0, 1.0)) == {0.5, 1.0, 2.0}
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Stands for the training: the accuracy falls with the distance to a rate of 0.1."""
+    started = []
+
+    def start(ranks, arguments):
+        flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments[1:])
+        rate, seed = float(flags["config.optimizer.learning_rate"]), int(flags["config.seed"])
+        started.append((flags["config.algorithm"], rate, seed))
+        if flags["config.algorithm"] == "broken":
+            return -9, ""
+        workdir = Path(flags["workdir"])
+        workdir.mkdir(parents=True)
+        accuracy = None if rate > 0.15 else 0.9 - abs(rate - 0.1) - seed / 100
+        summary = {"final": {"accuracy": accuracy}, "epochs": 3.0, "ranks": ranks}
+        summary |= {"local_steps_total": 20 * ranks, "bytes_sent": 5_000_000}
+        (workdir / "summary.json").write_text(json.dumps(summary))
+        (workdir / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": rate}}))
+        (workdir / "metrics.jsonl").write_text("")
+        return 0, ""
+
+    monkeypatch.setattr(tuning, "start", start)
+    return started
+
+
+def run(tmp_path, algorithms="swarm", *more):
+    arguments = [f"--config={CONFIG}", f"--algorithms={algorithms}", f"--out={tmp_path}", *more]
+    return tuning.main(arguments)
+
+
+def test_best_rate_is_repeated_with_other_seeds(trained, tmp_path, capsys):
+    assert run(tmp_path, "swarm,single") == 0
+    assert trained[:5] == [
+        ("swarm", 0.05, 0), ("swarm", 0.1, 0), ("swarm", 0.2, 0), ("swarm", 0.1, 1),
+        ("swarm", 0.1, 2),
+    ]  # fmt: skip
+    text = (tmp_path / "table.md").read_text()
+    row = next(line for line in text.splitlines() if "swarm" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == [
+        "swarm", "3", "20", "89.00%", "88.00%..90.00%", "5", "0.1", "0.05: 85.00%, 0.2: 0.00%",
+    ]  # fmt: skip
+
+
+def test_finished_runs_are_not_repeated(trained, tmp_path):
+    assert run(tmp_path) == 0
+    before = len(trained)
+    assert run(tmp_path, "swarm", "--seeds=4") == 0
+    assert trained[before:] == [("swarm", 0.1, 3)]
+
+
+def test_failure_ends_with_its_exit_code(trained, tmp_path, capsys):
+    assert run(tmp_path, "broken,swarm") == 137
+    assert len(trained) == 1
+    assert "failed with exit code -9" in capsys.readouterr().err
+
+
+def test_table_escapes_settings(tmp_path, trained):
+    assert run(tmp_path, "swarm[swarm.bits=4]") == 0
+    assert "swarm[swarm.bits=4]" in (tmp_path / "table.md").read_text()
+
+
+def test_missing_recipe(tmp_path, capsys):
+    arguments = ["--config=none.py", "--algorithms=swarm", f"--out={tmp_path}"]
+    assert tuning.main(arguments) == 2
+    assert "none.py is not a file" in capsys.readouterr().err
