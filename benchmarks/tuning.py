@@ -27,7 +27,7 @@ from benchmarks.entrants import Entrant, entrants, start
 from benchmarks.runs import Run, comparing, exit_code, number, parse, read, write_table
 from swarm_tf import UsageError, flags
 
-WIDTH = 150  # columns of the table
+WIDTH = 170  # columns of the table
 
 
 class Failed(Exception):
