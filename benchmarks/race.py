@@ -6,8 +6,8 @@
 An entrant is the name of an algorithm, with its own settings in brackets where it has some; any
 --config.KEY=VALUE goes to all. All make the same passes over the data. --bandwidth puts every rank
 behind a link of its own (network.py); --slow-rank makes the last rank compute slower. Where ranks
-share cores, a rank that computes less would leave more to the others: --stretch=4x makes all ranks
-pause for three times as long as they compute, so that each has room, as on a machine of its own.
+share cores, one that computes less leaves more to the others: with --config.train.step_seconds=0.1
+every rank pauses until a step has taken that long, as on a machine of its own.
 
 Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/ENTRANT, and with
 --workdirs does the same with runs that are finished.
@@ -207,7 +207,7 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
     workdirs = []
     for entrant in args.algorithms:
         ranks, workdir = entrant.ranks(args.ranks), args.out / entrant.directory
-        line = entrant.arguments(args.config, workdir, [*rest, *_pace(args, ranks)])
+        line = entrant.arguments(args.config, workdir, [*rest, *_slow(args.slow_rank, ranks)])
         code, _ = start(ranks, line, link)
         if code:
             print(f"{entrant.text} failed with exit code {code}", file=sys.stderr)
@@ -225,12 +225,11 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
     return _report(args, results, fastest)
 
 
-def _pace(args: argparse.Namespace, ranks: int) -> list[str]:
-    """How many times longer each rank's steps take than its computation."""
-    factors = [args.stretch] * ranks
-    if ranks > 1:
-        factors[-1] *= args.slow_rank
-    return [f"--config.train.slow_factors={tuple(factors)}"] if max(factors) > 1 else []
+def _slow(factor: float, ranks: int) -> list[str]:
+    """The last of several ranks takes so many times longer."""
+    if factor == 1 or ranks == 1:
+        return []
+    return [f"--config.train.slow_factors={(1.0,) * (ranks - 1) + (factor,)}"]
 
 
 def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
@@ -258,12 +257,6 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--bandwidth", type=_bandwidth, help="of each rank's link: 100mbit, 1gbit")
     parser.add_argument("--slow-rank", type=_factor, default=1.0, help="3x: the last rank's steps")
-    parser.add_argument(
-        "--stretch",
-        type=_factor,
-        default=1.0,
-        help="4x: every rank's steps, where ranks share cores",
-    )
     parser.add_argument("--target", type=_share, help="accuracy; how soon? Else what all reach")
     parser.add_argument("--alone", type=float, help="with --workdirs: seconds of an all-reduce")
     return parse(parser, argv)

@@ -72,9 +72,10 @@ class TrainConfig:
     label_smoothing: float = 0.0  # share of the label's weight that all classes get alike
     jit_compile: bool = False  # XLA made the training step slower on CPUs
     log_every: int = 10  # local steps
-    evaluate_every: float = 1.0  # epochs
+    evaluate_every: float = 1.0  # epochs; in a swarm every rank tests its own model then
     recalibrate: bool = False  # estimate the mean model's BatchNorm statistics anew
-    slow_factors: tuple[float, ...] = ()  # how many times longer each rank's steps take, in trials
+    step_seconds: float = 0.0  # a step takes at least so long, as a slower machine's; for trials
+    slow_factors: tuple[float, ...] = ()  # and on each rank so many times longer; empty: 1
     threads: int = 0  # intra-op threads a rank; 0 is its share of the cores
 
 

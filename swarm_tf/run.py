@@ -91,8 +91,10 @@ class Run:
     def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
         """In their order: the log may evaluate for long, so the boundary comes before it."""
         callbacks: list[keras.callbacks.Callback] = [self.algorithm] if self.algorithm else []
-        if factors := self.config.train.slow_factors:
-            callbacks.append(Slowdown(factors[world.rank()]))
+        train = self.config.train
+        if train.slow_factors or train.step_seconds:
+            factor = train.slow_factors[world.rank()] if train.slow_factors else 1.0
+            callbacks.append(Slowdown(factor, train.step_seconds))
         return [*callbacks, log]
 
     def passes(self, step: int) -> float:
@@ -188,7 +190,7 @@ class Run:
 
 
 class _Log(keras.callbacks.Callback):  # type: ignore[misc]
-    """metrics.jsonl and the live line, on rank 0; evaluates rank 0's own model on the way."""
+    """metrics.jsonl and the live line, on rank 0; tests the rank's own model on the way."""
 
     def __init__(self, run: Run, progress: Progress | None) -> None:
         super().__init__()
@@ -210,12 +212,13 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         due = epoch + 1 >= self._next_test + self._run.config.train.evaluate_every
         if due and step < self._run.steps:  # the end of the run has its own evaluation
             self._next_test = epoch + 1
-            if self._progress:
+            together = self._run.algorithm is not None and self._run.algorithm.synchronous
+            # In a swarm all ranks do it: one that tested alone would fall behind the others.
+            if self._progress or not together:
                 tested = evaluation.evaluate(self.model, self._run.test_data)
                 self._accuracy = tested.get("accuracy")
                 self._run.log(step, **_prefixed("test", tested))
-            if self._run.algorithm and self._run.algorithm.synchronous:
-                # The others would wait for rank 0 anyway, but the time is not the algorithm's.
+            if together:  # the others would wait anyway, but the time is not the algorithm's
                 world.gather(None, "the evaluation of rank 0", world.FIRST_SECONDS)
         if self._progress:
             self._progress.end_epoch(self._status(step, logs))

@@ -19,11 +19,12 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
       factor: how many times longer a step takes than its computation.
+      least: seconds that its computation takes at least, on the machine that this one stands for.
     """
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float, least: float = 0.0) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor, self.least = factor, least
 
     def set_model(self, model: keras.Model) -> None:
         """Wrap the step and its optimizer."""
@@ -54,6 +55,6 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
         gradients.release(self.model)
 
     def _sleep(self, computing: float) -> np.float64:
-        seconds = np.float64((self.factor - 1) * computing)
+        seconds = np.float64(self.factor * max(computing, self.least) - computing)
         time.sleep(seconds)
         return seconds

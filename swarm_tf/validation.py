@@ -163,6 +163,7 @@ def _rules() -> dict[str, _Rule]:
         "train.label_smoothing": _SHARE,
         "train.log_every": _at_least(1),
         "train.evaluate_every": _POSITIVE,
+        "train.step_seconds": _at_least(0),
         "train.slow_factors": (lambda values: min(values, default=1) >= 1, "each 1 or more"),
         "train.threads": _at_least(0),
         "optimizer.name": _one_of(OPTIMIZERS),
@@ -217,6 +218,7 @@ def _validate_train(config: RunConfig, size: int) -> None:
         )
     waits = ["algorithm=allreduce"] if config.algorithm == "allreduce" else []
     waits += [f"train.slow_factors={train.slow_factors}"] if train.slow_factors else []
+    waits += [f"train.step_seconds={train.step_seconds}"] if train.step_seconds else []
     if train.jit_compile and waits:
         raise UsageError(
             f"train.jit_compile=True with {waits[0]}: XLA has no way to wait within a step; "

@@ -93,18 +93,16 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "ranks", "factors"),
+    ("factor", "ranks", "flags"),
     [
-        ([], 4, []),
-        (["--slow-rank=3x"], 4, ["--config.train.slow_factors=(1.0, 1.0, 1.0, 3.0)"]),
-        (["--slow-rank=3x", "--stretch=2"], 2, ["--config.train.slow_factors=(2.0, 6.0)"]),
-        (["--slow-rank=3x"], 1, []),
-        (["--stretch=2x"], 1, ["--config.train.slow_factors=(2.0,)"]),
+        (1.0, 4, []),
+        (3.0, 4, ["--config.train.slow_factors=(1.0, 1.0, 1.0, 3.0)"]),
+        (3.0, 2, ["--config.train.slow_factors=(1.0, 3.0)"]),
+        (3.0, 1, []),
     ],
 )
-def test_pace(arguments, ranks, factors, tmp_path):
-    args, _ = race._parse(["--config=c.py", f"--out={tmp_path}", *arguments])
-    assert race._pace(args, ranks) == factors
+def test_last_rank_is_slow(factor, ranks, flags):
+    assert race._slow(factor, ranks) == flags
 
 
 def test_report_of_finished_runs(tmp_path, capsys):
@@ -117,7 +115,7 @@ def test_report_of_finished_runs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argument", ["--bandwidth=100", "--slow-rank=0.5x", "--stretch=0", "--rank=3", "--target=2"]
+    "argument", ["--bandwidth=100", "--slow-rank=0.5x", "--rank=3", "--target=2"]
 )
 def test_bad_arguments_are_refused(argument, tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:

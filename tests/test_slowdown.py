@@ -39,7 +39,10 @@ def test_the_sleep_is_the_rest_of_the_longer_step(monkeypatch):
     slept = []
     monkeypatch.setattr("swarm_tf.slowdown.time.sleep", slept.append)
     Slowdown(3.0)._sleep(0.5)
-    assert slept == [1.0]
+    Slowdown(1.0, 0.75)._sleep(0.5)
+    Slowdown(3.0, 0.75)._sleep(0.5)
+    Slowdown(1.0, 0.25)._sleep(0.5)
+    assert slept == [1.0, 0.25, 1.75, 0.0]
 
 
 def test_none_gradients_stay_none():

@@ -73,6 +73,7 @@ def test_accepted(overrides):
         ({"allreduce__backend": "nccl"}, "allreduce.backend=nccl must be one of mpi, horovod"),
         ({"local_sgd__switch": 1.5}, "local_sgd.switch=1.5 must be from 0 to 1"),
         ({"train__slow_factors": (0.5,)}, "train.slow_factors=(0.5,) must be each 1 or more"),
+        ({"train__step_seconds": -1.0}, "train.step_seconds=-1.0 must be 0 or more"),
         ({"seed": -1}, "seed=-1 must be from 0 to 2147483647"),
         ({"model__name": ""}, "model.name= must be a name, not empty"),
         ({"data__data_dir": ""}, "data.data_dir= must be a directory, not empty"),
@@ -136,6 +137,11 @@ def test_impossible_value(overrides, line):
             {"train__slow_factors": (1.0, 3.0), "train__jit_compile": True},
             2,
             "train.jit_compile=True with train.slow_factors=(1.0, 3.0)",
+        ),
+        (
+            {"train__step_seconds": 0.1, "train__jit_compile": True},
+            2,
+            "train.jit_compile=True with train.step_seconds=0.1",
         ),
         (
             {"train__slow_factors": (1.0, 3.0)},
