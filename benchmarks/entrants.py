@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.network import Network, Unavailable
+from benchmarks.runs import exit_code
 from swarm_tf import launch
 
 
@@ -54,6 +55,32 @@ class Entrant:
 def entrants(text: str) -> list[Entrant]:
     """Of a list with commas between entrants, and between settings in brackets."""
     return [Entrant(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
+
+
+class Failed(Exception):
+    """An entrant's training ended with an exit code other than 0; `code` is for our own exit."""
+
+    def __init__(self, entrant: Entrant, code: int) -> None:
+        super().__init__(f"{entrant.text} failed with exit code {code}")
+        self.code = exit_code(code)
+
+
+def train(
+    entrant: Entrant,
+    config: str,
+    workdir: Path,
+    ranks: int,
+    rest: Sequence[str],
+    link: Network | None = None,
+) -> None:
+    """Trains an entrant on as many of `ranks` as it uses; see `start`.
+
+    Raises:
+      Failed: it did not come to its end.
+    """
+    code, _ = start(entrant.ranks(ranks), entrant.arguments(config, workdir, rest), link)
+    if code:
+        raise Failed(entrant, code)
 
 
 def start(

@@ -26,14 +26,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.entrants import entrants, start
+from benchmarks.entrants import Failed, entrants, start, train
 from benchmarks.network import Network, Unavailable, bits_per_second
 from benchmarks.runs import (
     COLOURS,
     DPI,
     Run,
     comparing,
-    exit_code,
     number,
     parse,
     read,
@@ -91,18 +90,17 @@ def _first(times: Sequence[float], values: Sequence[float], goal: float) -> floa
 def finished(workdirs: Sequence[Path]) -> list[Result]:
     """Of runs, named by their algorithm and by those of its settings in which they differ."""
     runs = [read(workdir) for workdir in workdirs]
+    configs = [flatten(run.config) for run in runs]
     result = []
-    for run in runs:
-        alike = [
-            flatten(r.config) for r in runs if r.config["algorithm"] == run.config["algorithm"]
-        ]
+    for run, own in zip(runs, configs, strict=True):
+        alike = [other for other in configs if other["algorithm"] == own["algorithm"]]
         settings = {
             key: value
-            for key, value in flatten(run.config).items()
+            for key, value in own.items()
             if any(other.get(key) != value for other in alike)
         }
         words = ", ".join(f"{key}={value}" for key, value in settings.items())
-        result.append(Result(run.config["algorithm"] + (f" [{words}]" if words else ""), run))
+        result.append(Result(own["algorithm"] + (f" [{words}]" if words else ""), run))
     return result
 
 
@@ -201,17 +199,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Unavailable, UsageError) as error:
         print(error, file=sys.stderr)
         return 2
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return error.code
 
 
 def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -> int:
     workdirs = []
     for entrant in args.algorithms:
-        ranks, workdir = entrant.ranks(args.ranks), args.out / entrant.directory
-        line = entrant.arguments(args.config, workdir, [*rest, *_slow(args.slow_rank, ranks)])
-        code, _ = start(ranks, line, link)
-        if code:
-            print(f"{entrant.text} failed with exit code {code}", file=sys.stderr)
-            return exit_code(code)
+        workdir = args.out / entrant.directory
+        slow = _slow(args.slow_rank, entrant.ranks(args.ranks))
+        train(entrant, args.config, workdir, args.ranks, [*rest, *slow], link)
         workdirs.append(workdir)
     results = finished(workdirs)
     weights = results[0].run.summary["parameters"]

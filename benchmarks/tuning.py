@@ -23,19 +23,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.entrants import Entrant, entrants, start
-from benchmarks.runs import Run, comparing, exit_code, number, parse, read, write_table
+from benchmarks.entrants import Entrant, Failed, entrants, train
+from benchmarks.runs import Run, comparing, number, parse, read, write_table
 from swarm_tf import UsageError, flags
 
 WIDTH = 170  # columns of the table
-
-
-class Failed(Exception):
-    """A run ended with an exit code other than 0."""
-
-    def __init__(self, entrant: Entrant, code: int) -> None:
-        super().__init__(f"{entrant.text} failed with exit code {code}")
-        self.code = exit_code(code)
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,10 @@ class Tuned:
 def main(argv: Sequence[str] | None = None) -> int:
     """Tunes, prints; returns 0, or the exit code of the first run that failed."""
     args, rest = _parse(argv)
-    train = functools.partial(_train, args, rest)
+    run = functools.partial(_run, args, rest)
     try:
         rate = flags.load(args.config).optimizer.learning_rate
-        tuned = [tune(entrant, rate, args.seeds, train) for entrant in args.algorithms]
+        tuned = [tune(entrant, rate, args.seeds, run) for entrant in args.algorithms]
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
@@ -64,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def tune(entrant: Entrant, start: float, seeds: int, train: Callable[[Entrant], Run]) -> Tuned:
+def tune(entrant: Entrant, start: float, seeds: int, run: Callable[[Entrant], Run]) -> Tuned:
     """Climbs with seed 0 from the learning rate `start`, then trains with the best on all seeds."""
 
-    def run(rate: float, seed: int) -> Run:
-        return train(entrant.also(optimizer__learning_rate=f"{rate:g}", seed=seed))
+    def with_rate(rate: float, seed: int) -> Run:
+        return run(entrant.also(optimizer__learning_rate=f"{rate:g}", seed=seed))
 
-    by_rate = climb(lambda rate: accuracy(run(rate, 0)), start)
+    by_rate = climb(lambda rate: accuracy(with_rate(rate, 0)), start)
     best = max(by_rate, key=by_rate.__getitem__)
-    return Tuned(entrant, by_rate, [run(best, seed) for seed in range(seeds)])
+    return Tuned(entrant, by_rate, [with_rate(best, seed) for seed in range(seeds)])
 
 
 def climb(score: Callable[[float], float], start: float) -> dict[float, float]:
@@ -116,15 +108,12 @@ def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
     return result
 
 
-def _train(args: argparse.Namespace, rest: Sequence[str], entrant: Entrant) -> Run:
+def _run(args: argparse.Namespace, rest: Sequence[str], entrant: Entrant) -> Run:
     """The run of OUT/ENTRANT, trained if it is not there."""
     workdir = args.out / entrant.directory
     with contextlib.suppress(UsageError):
         return read(workdir)
-    line = entrant.arguments(args.config, workdir, rest)
-    code, _ = start(entrant.ranks(args.ranks), line)
-    if code:
-        raise Failed(entrant, code)
+    train(entrant, args.config, workdir, args.ranks, rest)
     return read(workdir)
 
 

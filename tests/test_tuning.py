@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tuning
+from benchmarks import entrants, tuning
 
 CONFIG = "configs/digits_resnet.py"  # learning rate 0.05
 
@@ -28,7 +28,7 @@ def trained(monkeypatch):
     """Stands for the training: the accuracy falls with the distance to a rate of 0.1."""
     started = []
 
-    def start(ranks, arguments):
+    def start(ranks, arguments, link):
         flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments[1:])
         rate, seed = float(flags["config.optimizer.learning_rate"]), int(flags["config.seed"])
         started.append((flags["config.algorithm"], rate, seed))
@@ -44,7 +44,7 @@ def trained(monkeypatch):
         (workdir / "metrics.jsonl").write_text("")
         return 0, ""
 
-    monkeypatch.setattr(tuning, "start", start)
+    monkeypatch.setattr(entrants, "start", start)
     return started
 
 

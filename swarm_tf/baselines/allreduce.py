@@ -190,7 +190,7 @@ class AllReduce(Algorithm):
 
 
 def _buckets(own: Sequence[tf.Tensor], size: float) -> list[list[int]]:
-    """Indices of own that travel together, those that are computed first in front."""
+    """Indices of gradients that travel together, those that are computed first in front."""
     buckets: list[list[int]] = []
     fill = size
     for index in reversed(range(len(own))):
