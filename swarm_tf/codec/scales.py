@@ -12,7 +12,7 @@ TAIL = 10.0
 _LEAST_TAIL = 6.0
 _DECAY = 0.98
 _TOO_MANY = 0.25
-_FASTEST = 2.0
+_FASTEST, _CAREFUL = 2.0, 1.2
 _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 
 
@@ -44,9 +44,9 @@ class BlockScales:
       block that was silent for long, such as a row of an embedding, may wake up; the range that
       works at last, over the mean that it shows, is the new tail. Every success shortens the
       tail a little: a few blocks in a hundred fail, and are averaged next time;
-    - of a partner so far that a quarter of the blocks failed nothing is learned but from the exact
-      exchange that follows at once, and from that a mean at most twice as long: steps that fit
-      a rank that stood still would be noise between all others.
+    - a partner so far that a quarter of the blocks failed, such as a rank that stood still,
+      teaches little, for steps that fit it would be noise between all others: somewhat longer
+      tails, and by the exact exchange that follows at once, means at most twice as long.
 
     Attributes:
       known: False until an exchange has told something; a first one is exact.
@@ -83,6 +83,10 @@ class BlockScales:
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
         """Take in an exchange over the lattice whose initiator chose the steps `used`."""
         if too_many(accepted):
+            # A step up to the mean costs little, so few bits lengthen theirs with more care.
+            longer = np.where(self._tail < 2 ** (bits - 1), _FASTEST, _CAREFUL) * self._tail
+            longer = np.clip(longer, _LEAST_TAIL, longest_tail(bits))
+            self._tail = np.where(accepted, self._tail, longer).astype(np.float32)
             return
         self.known = True
         least, most = _LEAST_TAIL, longest_tail(bits)

@@ -79,13 +79,15 @@ def test_usual_after_serving_over_the_lattice_of_another_node():
 
 
 @pytest.mark.parametrize(("failed", "many"), [(0, False), (2, False), (3, True), (8, True)])
-def test_of_a_partner_too_far_to_be_read_nothing_is_learned(failed, many):
-    scales = _known(1e-3)
-    before = scales.steps(8, ZEROS)
+def test_a_partner_too_far_to_be_read_teaches_a_somewhat_longer_range_only(failed, many):
     accepted = np.arange(BLOCKS) >= failed
-    scales.update(8, before, accepted, ONES * np.float32(5e-3))
     assert too_many(accepted) == many
-    assert np.array_equal(scales.steps(8, ZEROS), before) == many
+    for bits, factor in ((8, 2.0), (4, 1.2)):
+        scales = _known(1e-3)
+        before = scales.steps(bits, ZEROS)
+        scales.update(bits, before, accepted, ONES * np.float32(5e-3))
+        expected = before * np.where(accepted, 1, factor)
+        assert np.allclose(scales.steps(bits, ZEROS), expected) == many
 
 
 def test_a_fresh_node_that_could_not_read_its_first_request_still_knows_nothing():
