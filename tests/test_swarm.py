@@ -645,7 +645,8 @@ def test_mean_stays_where_ranks_leap_amid_loss_doubles_disorder_and_damage(chunk
         usual = sum(codecs.blocks_of(n) for n in swarm.lengths) * BLOCK // 2
         repeated += sent > 2 * usual * (swarm.count("exchanges") - before[1])
     assert repeated > 3  # then longer ranges reach as far
-    assert swarm.distance() < 0.5
+    swarm.run(swarm.count("exchanges") + 40, noise=0.003)
+    assert swarm.distance() < 0.1
 
 
 # Pull.
