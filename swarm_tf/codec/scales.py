@@ -11,8 +11,9 @@ TAIL = 10.0
 
 _LEAST_TAIL = 6.0
 _DECAY = 0.98
-_TOO_MANY = 0.25
+_TOO_MANY = 0.5
 _FASTEST, _CAREFUL = 2.0, 1.2
+_YOUNG = 12
 _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 
 
@@ -27,8 +28,8 @@ def longest_tail(bits: int) -> float:
 
 
 def too_many(accepted: Bools) -> bool:
-    """Whether so few blocks could be read that the partner is far: more than a quarter failed."""
-    return bool(accepted.size) and float(np.mean(~accepted)) > _TOO_MANY
+    """Whether so few blocks could be read that the partner is far: half of them failed."""
+    return bool(accepted.size) and float(np.mean(~accepted)) >= _TOO_MANY
 
 
 class BlockScales:
@@ -44,19 +45,22 @@ class BlockScales:
       block that was silent for long, such as a row of an embedding, may wake up; the range that
       works at last, over the mean that it shows, is the new tail. Every success shortens the
       tail a little: a few blocks in a hundred fail, and are averaged next time;
-    - a partner so far that a quarter of the blocks failed, such as a rank that stood still,
-      teaches little, for steps that fit it would be noise between all others: somewhat longer
-      tails, and by the exact exchange that follows at once, means at most twice as long.
-
-    Attributes:
-      known: False until an exchange has told something; a first one is exact.
+    - a partner so far that half of the blocks failed, such as a rank that stood still, teaches
+      little, for steps that fit it would be noise between all others: somewhat longer tails, and
+      by the exact exchange that follows at once, means at most twice as long. Only of the first
+      dozen exchanges is all believed: models begin alike, and their differences grow fast.
     """
 
     def __init__(self, blocks: int) -> None:
-        self.known = False
         self._mean = np.full(blocks, np.nan, np.float32)
         self._tail = np.full(blocks, TAIL, np.float32)
         self._failures = np.zeros(blocks, np.int64)
+        self._lessons = 0
+
+    @property
+    def known(self) -> bool:
+        """False until an exchange has told something; a first one is exact."""
+        return self._lessons > 0
 
     def steps(self, bits: int, magnitude: Floats) -> Floats:
         """Lattice steps for `bits` a weight: float32 [blocks], above zero.
@@ -73,12 +77,13 @@ class BlockScales:
 
     def exact(self, spread: Floats) -> None:
         """Take in the mean |difference| of an exact exchange."""
+        self._lessons += 1
         # A mean of 0, of weights that never moved, says nothing of what comes.
-        longest = np.where(self._mean > 0, _FASTEST * self._mean, np.inf)
+        usual = (self._mean > 0) & (self._lessons > _YOUNG)
+        longest = np.where(usual, _FASTEST * self._mean, np.inf)
         spread = np.where(np.isfinite(spread), spread, np.float32(0))
         self._mean = np.minimum(spread, longest).astype(np.float32)
         self._failures[:] = 0
-        self.known = True
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
         """Take in an exchange over the lattice whose initiator chose the steps `used`."""
@@ -88,7 +93,7 @@ class BlockScales:
             longer = np.clip(longer, _LEAST_TAIL, longest_tail(bits))
             self._tail = np.where(accepted, self._tail, longer).astype(np.float32)
             return
-        self.known = True
+        self._lessons += 1
         least, most = _LEAST_TAIL, longest_tail(bits)
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
