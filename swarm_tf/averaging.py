@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from swarm_tf.codec import Codec, Encoded, Lattice, Width, blocks_of, build
+from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build, too_many
 from swarm_tf.codec.base import Bools, Floats
 from swarm_tf.exchange import Reason
 from swarm_tf.published import Published
@@ -19,6 +19,8 @@ class Averaging:
 
     The initiator calls `offer`, sends that, and calls `conclude` with the reply; the responder
     calls `answer`. After both, their corrections are exact opposites.
+
+    Of n chunks, number n + k is chunk k once more and exact: see `again`.
 
     Args:
       lengths: weights in each chunk.
@@ -33,7 +35,7 @@ class Averaging:
         self.lengths, self.one_sided = list(lengths), one_sided
         self.published = Published(lengths)
         self.codec = codec
-        self._exact_chunks = frozenset(exact)
+        self._exact, self._exact_chunks = build("float32"), frozenset(exact)
         # As of the last exchange: measured while encoding, but wanted before.
         self._magnitudes: dict[int, Floats] = {}
 
@@ -43,7 +45,7 @@ class Averaging:
         for chunk in first.values():
             (base,) = self.published.terms(chunk)
             scales = np.ones(blocks_of(self.lengths[chunk]), np.float32)
-            for codec in set(self._codecs(chunk).values()):
+            for codec in (self._codec(chunk), self._codec(chunk + len(self.lengths))):
                 onto = None
                 for _ in range(2):
                     terms = (base,) if onto is None else (base, onto)
@@ -55,16 +57,31 @@ class Averaging:
 
         If it is not `finite` it may not travel.
         """
+        codec, chunk = self._codec(chunk), self._place(chunk)
         scales, steps = self.published.scales[chunk], _NO_SCALES
-        codec = self._codecs(chunk)[scales.width]
-        if isinstance(codec, Lattice):
+        if isinstance(codec, Lattice) and scales.known:
             steps = scales.steps(codec.bits, self._magnitudes[chunk])
+        elif isinstance(codec, Lattice):
+            codec = self._exact
         return self._encode(chunk, codec, seed, steps)
+
+    def again(self, chunk: int, accepted: Bools) -> int | None:
+        """The number under which the initiator sends a chunk once more, if it has to.
+
+        So it does at once where the partner is so far that too few blocks could be read: average
+        the others alone, and a rank that falls behind is a patchwork of old and new weights.
+
+        Args:
+          accepted: bool [blocks], as the responder told it, so that both decide alike.
+        """
+        exact = chunk >= len(self.lengths) or not too_many(accepted)
+        return None if exact else chunk + len(self.lengths)
 
     def answer(self, chunk: int, offer: Encoded) -> tuple[Encoded, Bools] | Reason:
         """The responder's side of `chunk` and the blocks that it has averaged, or why not."""
-        if chunk >= len(self.lengths) or offer.length != self.lengths[chunk]:
+        if chunk >= 2 * len(self.lengths) or offer.length != self.lengths[self._place(chunk)]:
             return Reason.OTHER_MODEL
+        chunk = self._place(chunk)
         codec = self._codec_of(chunk, offer)
         if codec is None:
             return Reason.OTHER_CODEC
@@ -83,6 +100,7 @@ class Averaging:
         None, with `strict`, if the reply is damaged: the partner averaged blocks that cannot be
         read here, so it must be asked for once more.
         """
+        chunk = self._place(chunk)
         codec = self._codec_of(chunk, own)
         assert codec is not None
         if strict:
@@ -97,17 +115,19 @@ class Averaging:
             self._magnitudes[chunk] = own.magnitude
         return own
 
-    def _codecs(self, chunk: int) -> dict[Width, Codec]:
-        exact = build("float32")
-        if chunk in self._exact_chunks:
-            return dict.fromkeys(Width, exact)
-        if not isinstance(self.codec, Lattice):
-            return dict.fromkeys(Width, self.codec)
-        wide = build("lattice", self.codec.wider) if self.codec.wider else exact
-        return {Width.EXACT: exact, Width.WIDE: wide, Width.USUAL: self.codec}
+    def _place(self, chunk: int) -> int:
+        """Where the chunk of this number is."""
+        return chunk % len(self.lengths)
+
+    def _codec(self, chunk: int) -> Codec:
+        """How the chunk of this number travels, once its lattice is known."""
+        if chunk >= len(self.lengths) or chunk in self._exact_chunks:
+            return self._exact
+        return self.codec
 
     def _codec_of(self, chunk: int, encoded: Encoded) -> Codec | None:
-        return {c.wire_id: c for c in self._codecs(chunk).values()}.get(encoded.wire_id)
+        codecs = [self._codec(chunk)] + [self._exact] * isinstance(self.codec, Lattice)
+        return {codec.wire_id: codec for codec in codecs}.get(encoded.wire_id)
 
     def _average(
         self, chunk: int, codec: Codec, own: Encoded, other: Encoded, allowed: Bools | None = None
@@ -119,8 +139,6 @@ class Averaging:
         scales = self.published.scales[chunk]
         if not isinstance(codec, Lattice):
             scales.exact(decoded.spread)
-        elif codec is self.codec:
-            scales.update(codec.bits, own.scales, decoded.accepted, decoded.spread)
         else:
-            scales.wide(decoded.accepted, decoded.spread)
+            scales.update(codec.bits, own.scales, decoded.accepted, decoded.spread)
         return decoded.accepted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from dataclasses import dataclass, field
 
 from swarm_tf.codec.base import Bools, Encoded
@@ -106,9 +107,9 @@ class Exchange:
     blocks: int = 0
     blocks_skipped: int = 0
     # The initiator's bookkeeping: own side of the chunks under way, to read the replies against
-    # and to repeat requests; the next chunk to send; when the partner was last heard and asked.
+    # and to repeat requests; the chunks to send; when the partner was last heard and asked.
     under_way: dict[int, Encoded] = field(default_factory=dict, repr=False)
-    next_chunk: int = 0
+    to_send: deque[int] = field(default_factory=deque, repr=False)
     answered: int = 0
     heard: float = 0.0
     asked: float = 0.0

@@ -19,7 +19,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -235,6 +235,7 @@ class Node:
         self._count += 1
         seed = int(self._seeds.integers(2**62))
         exchange = Exchange(self._count, partner, step, seed, now, heard=now, asked=now)
+        exchange.to_send.extend(range(self._chunks))
         with self._changed:
             self._wanted = None
             if self._admission.averaged and self.mode == "blocking":
@@ -254,9 +255,8 @@ class Node:
         out: Outbox = []
         # A node that waits itself may refuse: until it has answered, one chunk is enough.
         window = 1 if self.mode == "blocking" and not exchange.answered else _WINDOW
-        while exchange.next_chunk < self._chunks and len(exchange.under_way) < window:
-            chunk = exchange.next_chunk
-            exchange.next_chunk += 1
+        while exchange.to_send and len(exchange.under_way) < window:
+            chunk = exchange.to_send.popleft()
             own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)
             if not own.finite:  # NaN does not travel; chunks before it may have been averaged
                 exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
@@ -290,8 +290,13 @@ class Node:
             return []
         if self.mode == "pull":  # the question has no payload, the answer has
             exchange.payload_bytes += other.payload_bytes
-        exchange.blocks += len(accepted)
-        exchange.blocks_skipped += int((~accepted).sum())
+        told = accepted if self.mode == "pull" else message.accepted
+        again = self.averaging.again(chunk, told)
+        if again is None:
+            exchange.blocks += len(accepted)
+            exchange.blocks_skipped += int((~accepted).sum())
+        elif not exchange.failure:
+            exchange.to_send.append(again)
         exchange.answered += 1
         self._settle(exchange, chunk)
         with self._changed:
@@ -313,7 +318,7 @@ class Node:
     def _settle(self, exchange: Exchange, chunk: int) -> None:
         """One chunk is answered; maybe it was the last."""
         del exchange.under_way[chunk]
-        all_sent = exchange.failure or exchange.next_chunk == self._chunks
+        all_sent = exchange.failure or not exchange.to_send
         if all_sent and not exchange.under_way:
             self._end(exchange)
 
@@ -401,13 +406,22 @@ class Node:
             answer = self._message(Kind.REFUSE, message.exchange, chunk, reason=answer)
         # Without repeats the payload need not be kept.
         kept = answer if self._retry is not None else replace(answer, encoded=None)
-        self._answers[sender] = (message.exchange, {**begun, chunk: kept})
-        whole = answer.kind is Kind.REPLY and len(begun) + 1 == self._chunks
+        answers = {**begun, chunk: kept}
+        self._answers[sender] = (message.exchange, answers)
+        whole = answer.kind is Kind.REPLY and len(answers) == self._expected(answers)
         if whole or (answer.kind is Kind.REFUSE and self._admission.partner == sender):
             with self._changed:
                 self.count(exchanges_served=whole)
                 self._part()
         return [(sender, answer)]
+
+    def _expected(self, answers: Mapping[int, Message]) -> int:
+        """How many chunks come, those once more included, by the answers so far."""
+        again = sum(
+            answer.accepted is not None and self.averaging.again(chunk, answer.accepted) is not None
+            for chunk, answer in answers.items()
+        )
+        return self._chunks + again
 
     def _on_cancel(self, message: Message) -> None:
         """The initiator goes no further; requests of this exchange that come late are refused."""

@@ -5,7 +5,7 @@ import functools
 from swarm_tf.codec.base import BLOCK, Codec, Encoded, blocks_of
 from swarm_tf.codec.floats import BFLOAT16, FLOAT16, FLOAT32, Float
 from swarm_tf.codec.lattice import Lattice
-from swarm_tf.codec.scales import BlockScales, Width
+from swarm_tf.codec.scales import BlockScales, too_many
 from swarm_tf.config import CODECS
 from swarm_tf.errors import UsageError
 
@@ -27,7 +27,7 @@ __all__ = [
     "Codec",
     "Encoded",
     "Lattice",
-    "Width",
     "blocks_of",
     "build",
+    "too_many",
 ]

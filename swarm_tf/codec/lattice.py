@@ -63,13 +63,6 @@ class Lattice(Codec):
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 
-    @property
-    def wider(self) -> int | None:
-        """Bits of the lattice for a chunk that this one reads badly, with four times the range."""
-        if self.bits == 16:
-            return None
-        return 8 if self.bits < 6 else 16
-
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
         if length:

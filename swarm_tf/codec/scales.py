@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
 
 from swarm_tf.codec.base import FLOAT32_DIGITS, Bools, Floats
@@ -13,8 +11,9 @@ TAIL = 10.0
 
 _LEAST_TAIL = 6.0
 _DECAY = 0.98
-_TOO_MANY = 0.25
-_WIDER = 4.0
+_TOO_MANY = 0.5
+_FASTEST, _CAREFUL = 2.0, 1.2
+_YOUNG = 12
 _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 
 
@@ -28,14 +27,9 @@ def longest_tail(bits: int) -> float:
     return max(half, min(64.0, 4 * half))
 
 
-class Width(enum.Enum):
-    """How the next exchange of a chunk travels."""
-
-    EXACT = enum.auto()
-    """As float32: nothing is known of the differences yet."""
-    WIDE = enum.auto()
-    """Over a wider lattice: many blocks could not be read."""
-    USUAL = enum.auto()
+def too_many(accepted: Bools) -> bool:
+    """Whether so few blocks could be read that the partner is far: half of them failed."""
+    return bool(accepted.size) and float(np.mean(~accepted)) >= _TOO_MANY
 
 
 class BlockScales:
@@ -51,27 +45,31 @@ class BlockScales:
       block that was silent for long, such as a row of an embedding, may wake up; the range that
       works at last, over the mean that it shows, is the new tail. Every success shortens the
       tail a little: a few blocks in a hundred fail, and are averaged next time;
-    - after an exchange in which a quarter of the blocks failed, the next one is `WIDE`: it has
-      the bits for four times the range and a finer step too, so nearly all blocks are averaged and
-      show their mean. If a quarter fails even so, the next one is `EXACT`.
+    - a partner so far that half of the blocks failed, such as a rank that stood still, teaches
+      little, for steps that fit it would be noise between all others: somewhat longer tails, and
+      by the exact exchange that follows at once, means at most twice as long. Only of the first
+      dozen exchanges is all believed: models begin alike, and their differences grow fast.
     """
 
     def __init__(self, blocks: int) -> None:
-        self.width = Width.EXACT
         self._mean = np.full(blocks, np.nan, np.float32)
         self._tail = np.full(blocks, TAIL, np.float32)
         self._failures = np.zeros(blocks, np.int64)
+        self._lessons = 0
+
+    @property
+    def known(self) -> bool:
+        """False until an exchange has told something; a first one is exact."""
+        return self._lessons > 0
 
     def steps(self, bits: int, magnitude: Floats) -> Floats:
         """Lattice steps for `bits` a weight: float32 [blocks], above zero.
 
         Args:
-          bits: a weight; those of the wider lattice if `width` says so.
+          bits: a weight.
           magnitude: float32 [blocks], about the largest |weight| of each block.
         """
         reach = self._mean * self._tail
-        if self.width is Width.WIDE:
-            reach *= _WIDER
         # Twice the smallest step that can be read: the partner's weights may be a little larger.
         floor = np.maximum(2 * FLOAT32_DIGITS * magnitude, _TINIEST)
         chosen: Floats = np.maximum(reach / np.float32(2 ** (bits - 1)), floor).astype(np.float32)
@@ -79,18 +77,23 @@ class BlockScales:
 
     def exact(self, spread: Floats) -> None:
         """Take in the mean |difference| of an exact exchange."""
-        self._mean = np.where(np.isfinite(spread), spread, np.float32(0)).astype(np.float32)
+        self._lessons += 1
+        # A mean of 0, of weights that never moved, says nothing of what comes.
+        usual = (self._mean > 0) & (self._lessons > _YOUNG)
+        longest = np.where(usual, _FASTEST * self._mean, np.inf)
+        spread = np.where(np.isfinite(spread), spread, np.float32(0))
+        self._mean = np.minimum(spread, longest).astype(np.float32)
         self._failures[:] = 0
-        self.width = Width.USUAL
-
-    def wide(self, accepted: Bools, spread: Floats) -> None:
-        """Take in an exchange over the wider lattice: the means; the tails are as they were."""
-        self._mean = np.where(accepted, spread, self._mean).astype(np.float32)
-        self._failures = np.where(accepted, 0, self._failures + 1)
-        self.width = Width.EXACT if _too_many(accepted) else Width.USUAL
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
-        """Take in an exchange over the usual lattice whose initiator chose the steps `used`."""
+        """Take in an exchange over the lattice whose initiator chose the steps `used`."""
+        if too_many(accepted):
+            # A step up to the mean costs little, so few bits lengthen theirs with more care.
+            longer = np.where(self._tail < 2 ** (bits - 1), _FASTEST, _CAREFUL) * self._tail
+            longer = np.clip(longer, _LEAST_TAIL, longest_tail(bits))
+            self._tail = np.where(accepted, self._tail, longer).astype(np.float32)
+            return
+        self._lessons += 1
         least, most = _LEAST_TAIL, longest_tail(bits)
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
@@ -108,9 +111,3 @@ class BlockScales:
         self._mean = np.where(accepted, good_mean, longer / bad_tail).astype(np.float32)
         self._tail = np.where(accepted, good_tail, bad_tail).astype(np.float32)
         self._failures = np.where(accepted, 0, failures)
-        self.width = Width.WIDE if _too_many(accepted) else Width.USUAL
-
-
-def _too_many(accepted: Bools) -> bool:
-    """Whether so many blocks failed that the next exchange had better be a safe one."""
-    return bool(accepted.size) and float(np.mean(~accepted)) > _TOO_MANY

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from swarm_tf.codec.scales import TAIL, BlockScales, Width
+from swarm_tf.codec.scales import TAIL, BlockScales, too_many
 
 BLOCKS = 8
 """The first is watched; the others agree, so that the chunk is not exchanged exactly."""
@@ -21,9 +21,10 @@ def _ranges(scales, bits, magnitude=ZEROS):
     return scales.steps(bits, magnitude).astype(np.float64) * 2 ** (bits - 1)
 
 
-def _known(spread):
+def _known(spread, exchanges=1):
     scales = BlockScales(BLOCKS)
-    scales.exact(ONES * np.float32(spread))
+    for _ in range(exchanges):
+        scales.exact(ONES * np.float32(spread))
     return scales
 
 
@@ -54,9 +55,9 @@ def _exchange(scales, bits, differences, rng, magnitude=ONES):
 
 def test_exact_until_compared_exactly():
     scales = BlockScales(BLOCKS)
-    assert scales.width is Width.EXACT
+    assert not scales.known
     scales.exact(ONES)
-    assert scales.width is Width.USUAL
+    assert scales.known
 
 
 @pytest.mark.filterwarnings("error")
@@ -65,7 +66,8 @@ def test_a_chunk_without_weights_is_never_exact_again():
     empty = np.zeros(0, np.float32)
     scales.exact(empty)
     scales.update(8, empty, np.zeros(0, np.bool_), empty)
-    assert scales.width is Width.USUAL
+    assert scales.known
+    assert not too_many(np.zeros(0, np.bool_))
     assert scales.steps(8, empty).shape == (0,)
 
 
@@ -73,35 +75,42 @@ def test_usual_after_serving_over_the_lattice_of_another_node():
     """A fresh node may serve before it asks; what it saw is as good."""
     scales = BlockScales(BLOCKS)
     scales.update(8, ONES / 2, ALL_BUT_ONE, ONES / 10)
-    assert scales.width is Width.USUAL
+    assert scales.known
     assert (scales.steps(8, ZEROS) > 0).all()
 
 
-@pytest.mark.parametrize(("failed", "many"), [(0, False), (2, False), (3, True), (8, True)])
-def test_more_than_a_quarter_of_failures_makes_the_next_exchange_safer(failed, many):
-    scales = _known(1e-3)
+@pytest.mark.parametrize(("failed", "many"), [(0, False), (3, False), (4, True), (8, True)])
+def test_a_partner_too_far_to_be_read_teaches_a_somewhat_longer_range_only(failed, many):
     accepted = np.arange(BLOCKS) >= failed
-    spread = ONES * np.float32(1e-3)
-    scales.update(8, scales.steps(8, ZEROS), accepted, spread)
-    assert scales.width is (Width.WIDE if many else Width.USUAL)
-    scales.wide(accepted, spread)
-    assert scales.width is (Width.EXACT if many else Width.USUAL)
+    assert too_many(accepted) == many
+    for bits, factor in ((8, 2.0), (4, 1.2)):
+        scales = _known(1e-3)
+        before = scales.steps(bits, ZEROS)
+        scales.update(bits, before, accepted, ONES * np.float32(5e-3))
+        expected = before * np.where(accepted, 1, factor)
+        assert np.allclose(scales.steps(bits, ZEROS), expected) == many
+
+
+def test_a_fresh_node_that_could_not_read_its_first_request_still_knows_nothing():
+    scales = BlockScales(BLOCKS)
+    scales.update(8, ONES, ~ALL, ONES)
+    assert not scales.known
+
+
+@pytest.mark.parametrize(("exchanges", "longest"), [(11, 1000), (12, 2), (30, 2)])
+def test_an_exact_exchange_makes_a_mean_at_most_twice_as_long(exchanges, longest):
+    """But for those of the first dozen."""
+    scales = _known(1e-3, exchanges)
+    before = _ranges(scales, 8)
+    scales.exact(np.array([1.0, 1.5e-3, 2e-4, *[1e-3] * (BLOCKS - 3)], np.float32))
+    factors = _ranges(scales, 8) / before
+    np.testing.assert_allclose(factors[:4], [longest, 1.5, 0.2, 1], rtol=1e-5)
+
+
+def test_weights_that_never_moved_may_begin_to_at_any_pace():
+    scales = _known(0, 30)
     scales.exact(ONES)
-    assert scales.width is Width.USUAL
-
-
-def test_a_wide_exchange_has_four_times_the_range_and_teaches_the_mean_only():
-    scales = _known(1e-3)
-    scales.update(4, scales.steps(4, ZEROS), ~ALL, ZEROS)
-    assert scales.width is Width.WIDE
-    wide = _ranges(scales, 8)
-    scales.wide(ALL_BUT_ONE, ONES * np.float32(3e-3))
-    usual = _ranges(scales, 4)
-    # The failure made the range 1.5 times as long; then it is that over three times the mean.
-    np.testing.assert_allclose(wide, 4 * 1.5 * TAIL * 1e-3, rtol=1e-5)
-    tail = 1.5 * TAIL * 1e-3 / 1e-3
-    np.testing.assert_allclose(usual[ALL_BUT_ONE], 3e-3 * tail, rtol=1e-5)
-    np.testing.assert_allclose(usual[~ALL_BUT_ONE], 1e-3 * tail, rtol=1e-5)
+    np.testing.assert_allclose(_ranges(scales, 8), TAIL, rtol=1e-5)
 
 
 def test_an_exchange_that_saw_nothing_finite_leaves_finite_scales():
@@ -118,7 +127,7 @@ def test_the_first_range_is_ten_times_the_mean_difference(bits):
 
 
 def test_blocks_learn_each_for_itself():
-    scales = _known(1)
+    scales = BlockScales(BLOCKS)
     scales.exact(np.arange(1, BLOCKS + 1, dtype=np.float32))
     before = _ranges(scales, 8)
     spread = np.where(np.arange(BLOCKS) < 4, 1, 100).astype(np.float32)
@@ -205,23 +214,6 @@ def test_once_read_again_the_range_does_not_grow_further(bits, size):
     """What could be read needs no larger range, but for the usual tail over the mean it shows."""
     before, after = next((b, a) for b, read, a in _sleeper(bits, size) if read)
     assert after <= max(1.01 * before, TAIL * 0.8 * size)
-
-
-def test_a_sleeping_chunk_is_exchanged_exactly_soon():
-    """Where everything wakes together nobody has to search for the range: the third is exact."""
-    rng = np.random.default_rng(3)
-    scales = _known(0)
-    differences = rng.normal(0, 1e-2, (BLOCKS, 1024))
-    for bits in (8, 16):
-        steps = scales.steps(bits, ONES)
-        points = np.abs(np.floor(differences / steps[:, None]))
-        accepted = points.max(axis=1) <= 2 ** (bits - 1) - 1
-        assert not accepted.any()
-        if bits == 8:
-            scales.update(bits, steps, accepted, ZEROS)
-        else:
-            scales.wide(accepted, ZEROS)
-    assert scales.width is Width.EXACT
 
 
 @pytest.mark.parametrize(("outlier", "share"), [(0.02, 0.7), (0.05, 0.7)])
