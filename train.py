@@ -7,6 +7,7 @@ Alone, or on N ranks through `swarmrun -n N`, `mpirun`, `srun` or `horovodrun`.
 import logging
 import math
 import os
+import signal
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> int:
         summary = run()
         if world.rank() == 0:
             print(summary)
+        if summary.ended_by:
+            return 128 + signal.Signals[summary.ended_by]
     except UsageError as error:
         if world.is_first():
             print(f"{argv[0]}: {error}", file=sys.stderr, flush=True)

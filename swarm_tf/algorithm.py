@@ -6,13 +6,13 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import keras
 
-from swarm_tf import consensus, validation, world
+from swarm_tf import consensus, ending, validation, world
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.transport.base import Transport
@@ -87,6 +87,9 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._due = sys.maxsize
         self._rounds = 0
         self._has_trained = False
+        self._hearing = 0  # the step at which synchronous ranks next ask whether to end
+        self._heard = 0, 0.0  # the last such step, and when it was
+        self._training = ExitStack()
 
     # What an algorithm is.
 
@@ -122,7 +125,14 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     @property
     def due(self) -> int:
         """The local step after which this callback must be called next."""
-        return sys.maxsize if self.weights is None else self._due
+        if self.weights is None:
+            return sys.maxsize
+        return min(self._due, self._hearing) if self.synchronous else self._due
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal asks this rank to end."""
+        return ending.asked() is not None
 
     @property
     def rounds(self) -> int:
@@ -138,19 +148,23 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         if self.transport is None:
             _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
             return
+        self._training.close()  # of a training that failed
+        self._training.enter_context(ending.listening())
         # A model that Keras builds from its first batch joins after that batch.
         self.weights = None
         if self.model.built:
             self._meet()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Do what is due."""
-        if self.transport is None:
-            return
-        if self.weights is None:
+        """Do what is due; end, if a signal asks for it."""
+        if self.transport is not None and self.weights is None:
             self._meet()
             return
         step = self.local_step()
+        if self._ends(step):
+            self.model.stop_training = True
+        if self.transport is None:
+            return
         if step >= self._due:
             self.boundary(step)
             self._rounds += 1
@@ -158,12 +172,12 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Part from the others; take the mean model, if that is asked for."""
+        self._training.close()
         if self.weights is None:
             return
         assert self.transport is not None
         if self.synchronous:  # or what comes now would be taken for what others still wait for
-            rounds = {"the number of averagings, so of batches,": self.rounds}
-            world.agree(self.transport, "the end of training", rounds)
+            world.agree(self.transport, "the end of training", self._progress(ends=True))
         self.end(self.local_step())
         self._sent = self.transport.bytes_sent - self._sent_before
         world.end(self)
@@ -174,6 +188,30 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         """Optimizer steps that this rank has taken."""
         # `batch` counts oddly under steps_per_execution; the optimizer counts every step.
         return int(self.model.optimizer.iterations.numpy())
+
+    def _ends(self, step: int) -> bool:
+        """Whether training ends here by a signal; ranks that go in step decide it together."""
+        if self.transport is None or not self.synchronous:
+            return self.asked
+        if step < self._hearing:
+            return False
+        what, seconds = f"step {step} of all ranks", self.timeout_seconds
+        world.agree(self.transport, what, self._progress(ends=False), seconds)
+        (before, began), now = self._heard, time.monotonic()
+        mine = {"asked": self.asked, "seconds": (now - began) / (step - before) if before else 1.0}
+        told = world.gather_over(self.transport, mine, what, seconds)
+        # About once a second, and at the same step on all.
+        slowest = max(one["seconds"] for one in told)
+        self._hearing = step + min(max(int(1 / max(slowest, 1e-3)), 1), 1000)
+        self._heard = step, time.monotonic()
+        return any(one["asked"] for one in told)
+
+    def _progress(self, *, ends: bool) -> dict[str, Any]:
+        """What tells ranks with other numbers of batches from those that go in step."""
+        return {
+            "the number of averagings, so of batches,": self.rounds,
+            "whether the batches are at an end": ends,
+        }
 
     def _variables(self) -> list[keras.Variable]:
         return averaged_variables(
@@ -200,7 +238,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._sent_before, self._sent = self.transport.bytes_sent, None
         world.begin(self)
         self.begin(common)
-        self._due = self.next_boundary(self.local_step())
+        step = self.local_step()
+        self._due, self._hearing, self._heard = self.next_boundary(step), step + 1, (0, 0.0)
 
     def _check_optimizer(self, common: dict[str, Any]) -> None:
         """What ranks that go in step must have in common: steps and, of float16, the scale."""
@@ -213,3 +252,13 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
                     "own, so ranks cannot go in step; use mixed_bfloat16, allreduce or a swarm"
                 )
             common["the optimizer's loss scale"] = float(optimizer.dynamic_scale)
+
+
+class Single(Algorithm):
+    """Training on one rank alone, on purpose."""
+
+    name = "single"
+    synchronous = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """There is nobody to meet."""

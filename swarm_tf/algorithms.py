@@ -8,19 +8,13 @@ from swarm_tf.algorithm import Algorithm
 from swarm_tf.config import ALGORITHMS, RunConfig
 
 
-def build(config: RunConfig, steps: int) -> Algorithm | None:
+def build(config: RunConfig, steps: int) -> Algorithm:
     """The callback of `config.algorithm`, which leaves the mean of the models to the caller.
 
     Args:
       steps: local steps of the run.
-
-    Returns:
-      None for `single`.
     """
-    place = ALGORITHMS[config.algorithm]
-    if place is None:
-        return None
-    module, name = place.split(":")
+    module, name = ALGORITHMS[config.algorithm].split(":")
     swarm = config.swarm
     options = {
         "average_statistics": swarm.average_statistics,

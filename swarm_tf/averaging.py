@@ -45,7 +45,7 @@ class Averaging:
         for chunk in first.values():
             (base,) = self.published.terms(chunk)
             scales = np.ones(blocks_of(self.lengths[chunk]), np.float32)
-            for codec in (self._codec(chunk), self._codec(chunk + len(self.lengths))):
+            for codec in self._codecs(chunk):
                 onto = None
                 for _ in range(2):
                     terms = (base,) if onto is None else (base, onto)
@@ -57,8 +57,9 @@ class Averaging:
 
         If it is not `finite` it may not travel.
         """
-        codec, chunk = self._codec(chunk), self._place(chunk)
-        scales, steps = self.published.scales[chunk], _NO_SCALES
+        attempt, chunk = divmod(chunk, len(self.lengths))
+        codec, steps = self._codecs(chunk)[attempt], _NO_SCALES
+        scales = self.published.scales[chunk]
         if isinstance(codec, Lattice) and scales.known:
             steps = scales.steps(codec.bits, self._magnitudes[chunk])
         elif isinstance(codec, Lattice):
@@ -74,14 +75,15 @@ class Averaging:
         Args:
           accepted: bool [blocks], as the responder told it, so that both decide alike.
         """
-        exact = chunk >= len(self.lengths) or not too_many(accepted)
-        return None if exact else chunk + len(self.lengths)
+        attempt, place = divmod(chunk, len(self.lengths))
+        last = attempt + 1 == len(self._codecs(place))
+        return None if last or not too_many(accepted) else chunk + len(self.lengths)
 
     def answer(self, chunk: int, offer: Encoded) -> tuple[Encoded, Bools] | Reason:
         """The responder's side of `chunk` and the blocks that it has averaged, or why not."""
-        if chunk >= 2 * len(self.lengths) or offer.length != self.lengths[self._place(chunk)]:
+        attempt, chunk = divmod(chunk, len(self.lengths))
+        if attempt >= len(self._codecs(chunk)) or offer.length != self.lengths[chunk]:
             return Reason.OTHER_MODEL
-        chunk = self._place(chunk)
         codec = self._codec_of(chunk, offer)
         if codec is None:
             return Reason.OTHER_CODEC
@@ -100,7 +102,7 @@ class Averaging:
         None, with `strict`, if the reply is damaged: the partner averaged blocks that cannot be
         read here, so it must be asked for once more.
         """
-        chunk = self._place(chunk)
+        chunk %= len(self.lengths)
         codec = self._codec_of(chunk, own)
         assert codec is not None
         if strict:
@@ -115,19 +117,14 @@ class Averaging:
             self._magnitudes[chunk] = own.magnitude
         return own
 
-    def _place(self, chunk: int) -> int:
-        """Where the chunk of this number is."""
-        return chunk % len(self.lengths)
-
-    def _codec(self, chunk: int) -> Codec:
-        """How the chunk of this number travels, once its lattice is known."""
-        if chunk >= len(self.lengths) or chunk in self._exact_chunks:
-            return self._exact
-        return self.codec
+    def _codecs(self, chunk: int) -> list[Codec]:
+        """How it travels, once its lattice is known: at first, and once more."""
+        if chunk in self._exact_chunks:
+            return [self._exact]
+        return [self.codec, self._exact] if isinstance(self.codec, Lattice) else [self.codec]
 
     def _codec_of(self, chunk: int, encoded: Encoded) -> Codec | None:
-        codecs = [self._codec(chunk)] + [self._exact] * isinstance(self.codec, Lattice)
-        return {codec.wire_id: codec for codec in codecs}.get(encoded.wire_id)
+        return {codec.wire_id: codec for codec in self._codecs(chunk)}.get(encoded.wire_id)
 
     def _average(
         self, chunk: int, codec: Codec, own: Encoded, other: Encoded, allowed: Bools | None = None

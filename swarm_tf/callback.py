@@ -148,8 +148,13 @@ class SwarmCallback(Algorithm):
     def end(self, step: int) -> None:
         """Serve until all ranks are done."""
         assert self.member is not None
-        for exchange in self.member.finish(step):
+        for exchange in self.member.finish(step, self.asked):
             self.on_exchange_end(exchange)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal asks this rank, or another one that has said so, to end."""
+        return super().asked or (self.member is not None and self.member.node.asked)
 
     @property
     def counters(self) -> Counters:

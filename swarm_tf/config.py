@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-# Each class is a keras.callbacks.Callback that takes the keys of config.NAME; None trains alone.
+# Each class is a keras.callbacks.Callback that takes the keys of config.NAME.
 ALGORITHMS = {
     "swarm": "swarm_tf.callback:SwarmCallback",
-    "single": None,
+    "single": "swarm_tf.algorithm:Single",
     "allreduce": "swarm_tf.baselines.allreduce:AllReduce",
     "local_sgd": "swarm_tf.baselines.local_sgd:LocalSGD",
     "dpsgd": "swarm_tf.baselines.dpsgd:DPSGD",

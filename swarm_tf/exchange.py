@@ -19,7 +19,8 @@ class Kind(enum.IntEnum):
     REFUSE = 3
     """Responder to initiator: no exchange, and the reason."""
     DONE = 4
-    """To all: my own steps are over; I serve until everybody's are."""
+    """To all: my own steps are over; I serve until everybody's are, which end now if a signal
+    is the reason."""
     PING = 5
     """Are you alive?"""
     PONG = 6
@@ -29,7 +30,7 @@ class Kind(enum.IntEnum):
 
 
 class Reason(enum.IntEnum):
-    """Why a node refuses to serve a request."""
+    """Why a node refuses to serve a request, or is done."""
 
     NONE = 0
     CROSSED = 1
@@ -40,6 +41,8 @@ class Reason(enum.IntEnum):
     OTHER_MODEL = 4
     OTHER_CODEC = 5
     NOT_FINITE = 6
+    SIGNAL = 7
+    """A signal asks for the end of the training."""
 
     @property
     def is_failure(self) -> bool:
@@ -56,6 +59,7 @@ class Reason(enum.IntEnum):
             Reason.OTHER_MODEL: f"rank {partner} trains another model or configuration",
             Reason.OTHER_CODEC: f"rank {partner} does not speak this codec",
             Reason.NOT_FINITE: f"the weights of rank {partner} contain NaN or Inf",
+            Reason.SIGNAL: f"a signal ended the training of rank {partner}",
         }[self]
 
 
@@ -115,3 +119,18 @@ class Exchange:
     asked: float = 0.0
     overdue: bool = False
     harmless: bool = False
+
+
+@dataclass
+class Served:
+    """One exchange as its responder sees it.
+
+    Attributes:
+      id: counted by the initiator.
+      chunks: how many the initiator sends, those once more included, by the answers so far.
+      answers: to each of them, by its number.
+    """
+
+    id: int
+    chunks: int
+    answers: dict[int, Message] = field(default_factory=dict)

@@ -133,13 +133,16 @@ class Member:
         corrections = self.node.published.take()
         self.node.published.publish(self.weights.add(corrections))
 
-    def finish(self, step: int) -> list[Exchange]:
+    def finish(self, step: int, asked: bool = False) -> list[Exchange]:
         """Serve until all ranks have finished their steps; then the last corrections apply.
+
+        Args:
+          asked: by a signal, so that all should finish now.
 
         Raises:
           TimeoutError: a rank that is still needed gives no sign of life; names it.
         """
-        self.node.finish(step)  # from here on it asks those who train whether they live
+        self.node.finish(step, asked)  # from here on it asks those who train whether they live
         self._service.wake()
         self._until(lambda: self._missing(), "it to finish its steps")
         self._until(lambda: self.node.owed(), "its answer")

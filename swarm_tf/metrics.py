@@ -69,6 +69,7 @@ class Summary:
     parameters: int
     local_steps_total: int
     epochs: float
+    ended_by: str | None  # the signal that ended it early; the mean model was not tested then
     wall_seconds: float
     train_seconds: float
     examples_per_second: float
@@ -88,6 +89,11 @@ class Summary:
     consensus_distance: float  # root mean square distance to the mean model, over its norm
 
     def __str__(self) -> str:
+        if self.ended_by:
+            return (
+                f"{self.ended_by} ended the training after {self.epochs:.4g} epochs; "
+                "consensus.weights.h5 has the mean model, which was not tested"
+            )
         final, each = self.final.get("accuracy", math.nan), self.per_rank_accuracy
         alone = f" (mean model; separate ones {each['min']:.2%} to {each['max']:.2%})"
         bleu = f"BLEU {self.final['bleu']:.2f}, " if "bleu" in self.final else ""

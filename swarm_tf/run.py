@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import algorithms, consensus, evaluation, world
+from swarm_tf import algorithms, consensus, ending, evaluation, world
 from swarm_tf.config import RunConfig, to_dict
 from swarm_tf.metrics import Counters, MetricsWriter, Progress, Status, Summary, merge
 from swarm_tf.slowdown import Slowdown
@@ -67,37 +67,47 @@ class Run:
         self._writer = MetricsWriter(self.workdir, world.rank())
 
     def __call__(self) -> Summary:
-        """Train, evaluate, write."""
+        """Train, evaluate, write; on a signal end the training, and write without a test."""
         began = time.monotonic()
         with self._writer as writer:
             writer.config(to_dict(self.config))
             for name, content in self.files.items():
                 writer.file(name, content)
             log = _Log(self, Progress() if world.rank() == 0 else None)
-            self.trainer.fit(
-                self.train_data,
-                steps=self.steps,
-                steps_per_epoch=math.ceil(self.steps_per_pass),
-                callbacks=self._callbacks(log),
-            )
-            own = evaluation.evaluate(self.model, self.test_data)
-            self.log(self.steps, **_prefixed("test", own))
-            summary = self._conclude(began, own)
-            numbers = {k: v for k, v in summary.final.items() if not isinstance(v, str)}
-            self.log(self.steps, **_prefixed("consensus", numbers))
-            writer.summary(summary)
+            with ending.listening():
+                self.trainer.fit(
+                    self.train_data,
+                    steps=self.steps,
+                    steps_per_epoch=math.ceil(self.steps_per_pass),
+                    callbacks=self._callbacks(log),
+                )
+                own = evaluation.evaluate(self.model, self.test_data)
+                ended_by = self._ended_by()
+                summary = self._conclude(began, {} if ended_by else own, ended_by)
+                # A signal from here on, while the mean model is tested, costs its score only.
+                writer.summary(summary)
+                world.gather(None, "the files of rank 0")
+                if not ended_by:
+                    self.log(self.steps, **_prefixed("test", own))
+                    final = self._final(own)
+                    if asked := ending.asked():
+                        final, ended_by = {}, asked.name
+                    summary = dataclasses.replace(summary, final=final, ended_by=ended_by)
+                    numbers = {k: v for k, v in final.items() if not isinstance(v, str)}
+                    self.log(self.steps, **_prefixed("consensus", numbers))
+                    writer.summary(summary)
         return summary
 
     def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
         """In their order: the log may evaluate for long, so the boundary comes before it."""
-        callbacks: list[keras.callbacks.Callback] = [self.algorithm] if self.algorithm else []
+        callbacks: list[keras.callbacks.Callback] = [self.algorithm]
         train = self.config.train
         if train.slow_factors or train.step_seconds:
             factor = train.slow_factors[world.rank()] if train.slow_factors else 1.0
             callbacks.append(Slowdown(factor, train.step_seconds))
         return [*callbacks, log]
 
-    def passes(self, step: int) -> float:
+    def passes(self, step: float) -> float:
         """Over the training set by all ranks together, until local step `step`."""
         return step / self.steps_per_pass
 
@@ -114,14 +124,22 @@ class Run:
     @property
     def counters(self) -> Counters:
         """Of this rank."""
-        return self.algorithm.counters if self.algorithm else Counters()
+        return self.algorithm.counters
 
-    def _conclude(self, began: float, own: dict[str, float]) -> Summary:
+    def _ended_by(self) -> str | None:
+        """The signal that ended the training of some rank, on all of them."""
+        asked = ending.asked()
+        every = world.gather(asked.name if asked else None, "the end of training")
+        return next(filter(None, every), None)
+
+    def _conclude(self, began: float, own: dict[str, float], ended_by: str | None) -> Summary:
+        """Leaves every rank with the mean model, and rank 0 with its file."""
         distance = self._take_mean()
         if world.rank() == 0:  # before anything else can fail
             self.model.save_weights(self.workdir / "consensus.weights.h5")
         every = world.gather(
             {
+                "steps": int(self.model.optimizer.iterations.numpy()),
                 "accuracy": own.get("accuracy", float("nan")),
                 "train_seconds": self.trainer.train_seconds,
                 "data_wait": self.trainer.wait_seconds / max(self.trainer.train_seconds, 1e-9),
@@ -130,26 +148,24 @@ class Run:
             },
             "the summary",
         )
-        score = self.score()
-        final = own
-        if world.rank() == 0 and world.size() > 1:
-            final = evaluation.evaluate(self.model, self.test_data)
         ranks = len(every)
         total = merge(Counters(**one["counters"]) for one in every)
-        seconds = [max(one["train_seconds"], 1e-9) for one in every]
-        train_seconds, rates = float(np.mean(seconds)), [self.steps / one for one in seconds]
+        train_seconds = float(np.mean([one["train_seconds"] for one in every]))
+        rates = [one["steps"] / max(one["train_seconds"], 1e-9) for one in every]
+        steps = sum(one["steps"] for one in every)
         exposed = total.exposed_seconds / ranks
         return Summary(
             algorithm=self.config.algorithm,
             ranks=ranks,
             survivors=ranks,
             parameters=int(self.model.count_params()),
-            local_steps_total=self.steps * ranks,
-            epochs=self.passes(self.steps),
+            local_steps_total=steps,
+            epochs=self.passes(steps / ranks),
+            ended_by=ended_by,
             wall_seconds=time.monotonic() - began,
             train_seconds=train_seconds,
             examples_per_second=float(np.mean(rates)) / self.steps_per_pass * self.examples,
-            final={**final, **score},
+            final={},
             per_rank_accuracy={
                 "min": min(one["accuracy"] for one in every),
                 "max": max(one["accuracy"] for one in every),
@@ -160,7 +176,7 @@ class Run:
             payload_bytes_per_exchange=total.payload_bytes_per_exchange,
             blocks_skipped=total.blocks_skipped,
             exposed_seconds=exposed,
-            exposed_fraction=exposed / train_seconds,
+            exposed_fraction=exposed / max(train_seconds, 1e-9),
             data_wait_fraction=float(np.mean([one["data_wait"] for one in every])),
             step_seconds_median=float(np.median([one["step_seconds"] for one in every])),
             steps_per_second={
@@ -172,10 +188,17 @@ class Run:
             consensus_distance=distance,
         )
 
+    def _final(self, own: dict[str, float]) -> dict[str, Any]:
+        """What the mean model is worth; alone, that is the own one."""
+        score = self.score()
+        if world.rank() == 0 and world.size() > 1:
+            own = evaluation.evaluate(self.model, self.test_data)
+        return {**own, **score}
+
     def _take_mean(self) -> float:
         """Leave every rank with the mean model; returns the consensus distance before that."""
         algorithm = self.algorithm
-        if algorithm is None or algorithm.weights is None:
+        if algorithm.weights is None:
             return 0.0
         assert algorithm.transport is not None
         mean = consensus.mean(algorithm.weights, algorithm.transport)
@@ -210,9 +233,10 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         if self._progress:
             self._run.log(step, **_prefixed("pass", logs or {}))
         due = epoch + 1 >= self._next_test + self._run.config.train.evaluate_every
-        if due and step < self._run.steps:  # the end of the run has its own evaluation
+        ends = step >= self._run.steps or self.model.stop_training  # with its own test, or none
+        if due and not ends:
             self._next_test = epoch + 1
-            together = self._run.algorithm is not None and self._run.algorithm.synchronous
+            together = self._run.algorithm.synchronous
             # In a swarm all ranks do it: one that tested alone would fall behind the others.
             if self._progress or not together:
                 tested = evaluation.evaluate(self.model, self._run.test_data)

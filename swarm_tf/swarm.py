@@ -19,7 +19,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy as np
 from swarm_tf.admission import Admission, State
 from swarm_tf.averaging import Averaging
 from swarm_tf.codec import Codec
-from swarm_tf.exchange import Exchange, Kind, Message, Reason
+from swarm_tf.exchange import Exchange, Kind, Message, Reason, Served
 from swarm_tf.metrics import Counters
 
 Outbox = list[tuple[int, Message]]
@@ -74,6 +74,7 @@ class Node:
         self.counters = Counters()
         self.step = 0
         self.done: set[int] = set()
+        self.asked = False  # by a signal, here or elsewhere, to end
         now = clock()
         self.heard = {other: (now, 0) for other in range(size) if other != rank}
         self._chunks = len(lengths)
@@ -91,7 +92,7 @@ class Node:
         self._count = 0
         self._exchanges: dict[int, Exchange] = {}
         self._waiting: list[Message] = []
-        self._answers: dict[int, tuple[int, dict[int, Message]]] = {}
+        self._served: dict[int, Served] = {}  # the last exchange of each partner
         self._paired_since = 0.0
         self._told: float | None = None
 
@@ -145,10 +146,14 @@ class Node:
             self._wanted = None
             self._admission.leave()
 
-    def finish(self, step: int) -> None:
-        """This node's own steps are over; it tells all others, and serves until `close`."""
+    def finish(self, step: int, asked: bool = False) -> None:
+        """This node's own steps are over; it tells all others, and serves until `close`.
+
+        Args:
+          asked: by a signal, so the others' steps should be over too.
+        """
         with self._changed:
-            self.step = step
+            self.step, self.asked = step, asked or self.asked
             self._admission.finish()
             now = self._clock()
             self.heard = {other: (now, at) for other, (_, at) in self.heard.items()}
@@ -209,10 +214,11 @@ class Node:
         if message.kind is Kind.CANCEL:
             self._on_cancel(message)
         if message.kind is Kind.PING:
-            answer = Kind.DONE if self.rank in self.done else Kind.PONG
-            return [(message.sender, self._message(answer))]
+            finished = self.rank in self.done
+            return [(message.sender, self._done() if finished else self._message(Kind.PONG))]
         if message.kind is Kind.DONE:
             self.done.add(message.sender)
+            self.asked |= message.reason is Reason.SIGNAL
         return []
 
     def _tell(self) -> Outbox:
@@ -220,10 +226,13 @@ class Node:
         now = self._clock()
         if self._told is None or now - self._told < _PING_SECONDS:
             return []
-        kind = Kind.DONE if self._told == -math.inf else Kind.PING
-        self._told = now
-        missing = (r for r in range(self.size) if kind is Kind.DONE or r not in self.done)
-        return [(r, self._message(kind)) for r in missing if r != self.rank]
+        first, self._told = self._told == -math.inf, now
+        message = self._done() if first else self._message(Kind.PING)
+        missing = (r for r in range(self.size) if first or r not in self.done)
+        return [(r, message) for r in missing if r != self.rank]
+
+    def _done(self) -> Message:
+        return self._message(Kind.DONE, reason=Reason.SIGNAL if self.asked else Reason.NONE)
 
     def _message(self, kind: Kind, exchange: int = 0, chunk: int = 0, **fields: object) -> Message:
         return Message(kind, self.rank, exchange, chunk, step=self.step, **fields)  # type: ignore[arg-type]
@@ -372,13 +381,12 @@ class Node:
 
     def _on_request(self, message: Message) -> Outbox:
         sender, chunk = message.sender, message.chunk
-        last, answers = self._answers.get(sender, (0, {}))
-        if message.exchange < last:
+        served = self._serving(message)
+        if message.exchange < served.id:
             return []  # a late copy of an exchange that is over
-        if message.exchange == last and chunk in answers:
-            return [(sender, answers[chunk])] if self._retry is not None else []
-        begun = answers if message.exchange == last else {}
-        refused = [a.reason for a in begun.values() if a.kind is Kind.REFUSE]
+        if chunk in served.answers:
+            return [(sender, served.answers[chunk])] if self._retry is not None else []
+        refused = [a.reason for a in served.answers.values() if a.kind is Kind.REFUSE]
         with self._changed:
             mine = self._current
             # One exchange serves both, unless each only reads.
@@ -387,8 +395,9 @@ class Node:
                 and mine is not None
                 and mine.partner == sender
                 and mine.answered == 0
+                and not served.answers
             )
-            verdict = self._admission.admit(sender, crossed and not begun, message.exchange)
+            verdict = self._admission.admit(sender, crossed, message.exchange)
             if self._closed or refused:
                 verdict = refused[0] if refused else Reason.CLOSED
             if verdict is True:  # from here on the training thread may not leave the boundary
@@ -406,32 +415,33 @@ class Node:
             answer = self._message(Kind.REFUSE, message.exchange, chunk, reason=answer)
         # Without repeats the payload need not be kept.
         kept = answer if self._retry is not None else replace(answer, encoded=None)
-        answers = {**begun, chunk: kept}
-        self._answers[sender] = (message.exchange, answers)
-        whole = answer.kind is Kind.REPLY and len(answers) == self._expected(answers)
+        served.answers[chunk] = kept
+        if answer.accepted is not None:
+            served.chunks += self.averaging.again(chunk, answer.accepted) is not None
+        self._served[sender] = served
+        whole = answer.kind is Kind.REPLY and len(served.answers) == served.chunks
         if whole or (answer.kind is Kind.REFUSE and self._admission.partner == sender):
             with self._changed:
                 self.count(exchanges_served=whole)
                 self._part()
         return [(sender, answer)]
 
-    def _expected(self, answers: Mapping[int, Message]) -> int:
-        """How many chunks come, those once more included, by the answers so far."""
-        again = sum(
-            answer.accepted is not None and self.averaging.again(chunk, answer.accepted) is not None
-            for chunk, answer in answers.items()
-        )
-        return self._chunks + again
+    def _serving(self, message: Message) -> Served:
+        """The exchange of this message as far as it is answered, or a later one of its sender."""
+        served = self._served.get(message.sender)
+        if served is None or served.id < message.exchange:
+            return Served(message.exchange, self._chunks)
+        return served
 
     def _on_cancel(self, message: Message) -> None:
         """The initiator goes no further; requests of this exchange that come late are refused."""
         sender, same = message.sender, (message.sender, message.exchange)
-        last, answers = self._answers.get(sender, (0, {}))
-        if message.exchange < last:
+        served = self._serving(message)
+        if message.exchange < served.id:
             return
-        begun = answers if message.exchange == last else {}
         refusal = self._message(Kind.REFUSE, message.exchange, message.chunk, reason=message.reason)
-        self._answers[sender] = (message.exchange, {**begun, message.chunk: refusal})
+        served.answers[message.chunk] = refusal
+        self._served[sender] = served
         with self._changed:
             self._waiting = [w for w in self._waiting if (w.sender, w.exchange) != same]
             if self._admission.partner == sender:

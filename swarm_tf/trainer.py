@@ -90,7 +90,7 @@ class Trainer:
             self.model.reset_metrics()
             hooks.on_epoch_begin(epoch)
             end = min(steps, (epoch + 1) * steps_per_epoch)
-            while done < end:
+            while done < end and not self.model.stop_training:
                 count = min(end - done, self._until_boundary(algorithms))
                 hooks.on_train_batch_begin(done)
                 logs = self._run(batches, count, hooks, done + count - 1)

@@ -21,7 +21,7 @@ def run_config(algorithm, **sections):
     )
 
 
-@pytest.mark.parametrize("name", [name for name, place in config.ALGORITHMS.items() if place])
+@pytest.mark.parametrize("name", config.ALGORITHMS)
 def test_every_name_builds_its_class(name):
     settings = run_config(name, swarm=config.SwarmConfig(average_statistics=False))
     algorithm = algorithms.build(settings, 100)
@@ -32,11 +32,7 @@ def test_every_name_builds_its_class(name):
     assert not algorithm.average_at_end
 
 
-def test_single_trains_without():
-    assert algorithms.build(run_config("single"), 100) is None
-
-
-@pytest.mark.parametrize("name", [name for name, place in config.ALGORITHMS.items() if place])
+@pytest.mark.parametrize("name", [name for name in config.ALGORITHMS if name != "single"])
 def test_defaults_of_keys_are_those_of_arguments(name):
     """Who trains with `model.fit` and who runs train.py gets the same."""
     cls = type(algorithms.build(run_config(name), 100))

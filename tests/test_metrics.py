@@ -18,6 +18,7 @@ SUMMARY = metrics.Summary(
     parameters=1000,
     local_steps_total=400,
     epochs=2.0,
+    ended_by=None,
     wall_seconds=10.0,
     train_seconds=8.0,
     examples_per_second=1600.0,

@@ -24,12 +24,13 @@ class Watch:
             log=lambda *_, **__: None,
         )
 
-    def epochs(self, progress):
+    def epochs(self, progress, stop=False):
         """Four epochs of ten steps, on rank 0 if there is a line of progress."""
         log = run._Log(self.run, progress)
         model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
         model.compile("sgd")
         log.set_model(model)
+        model.stop_training = stop
         log._status = lambda *_: ""
         for epoch in range(4):
             model.optimizer.iterations.assign(10 * (epoch + 1))
@@ -53,5 +54,6 @@ def test_ranks_in_step_wait_for_rank_0(monkeypatch, progress, calls):
     assert watch.epochs(progress) == calls
 
 
-def test_alone(monkeypatch):
-    assert Watch(monkeypatch, None).epochs(PROGRESS) == ["test"]
+def test_nobody_tests_once_the_training_is_to_end(monkeypatch):
+    watch = Watch(monkeypatch, SimpleNamespace(synchronous=False))
+    assert watch.epochs(PROGRESS, stop=True) == []

@@ -573,6 +573,19 @@ def test_another_model_is_refused(lengths):
     assert swarm.drift() == 0
 
 
+def test_weights_that_a_float_cannot_hold_are_left_out():
+    """And not sent once more: that is for what a lattice cannot read."""
+    swarm = _pair("float16")
+    for rank, model in enumerate(swarm.models):
+        model[0] *= np.float32(1e6)
+        swarm.apply(rank)
+    swarm.ask(0, 1)
+    swarm.settle()
+    (exchange,) = swarm.nodes[0].take_finished()
+    assert not exchange.failure
+    assert exchange.blocks_skipped == exchange.blocks > 0
+
+
 # A rank that is far from the others: it stood still, or they did.
 
 
@@ -713,6 +726,27 @@ def test_a_lost_done_is_asked_for():
     swarm.now += 2
     swarm.settle()
     assert [n.done for n in swarm.nodes] == [{0, 1}, {0, 1}]
+
+
+@pytest.mark.parametrize("told", ["at once", "when asked for"])
+def test_a_signal_to_one_ends_all(told):
+    swarm = Swarm(3, codecs.build("float32"))
+    swarm.nodes[0].finish(5, asked=True)
+    if told == "when asked for":
+        swarm.nodes[0].poll()  # lost
+        for node in swarm.nodes[1:]:
+            node.finish(6)
+            node.poll()
+            swarm.now += 2
+    swarm.settle()
+    assert all(node.asked for node in swarm.nodes)
+
+
+def test_who_is_done_ends_nobody_else():
+    swarm = Swarm(3, codecs.build("float32"))
+    swarm.nodes[0].finish(5)
+    swarm.settle()
+    assert not any(node.asked for node in swarm.nodes)
 
 
 # Blocking.

@@ -23,6 +23,7 @@ SUMMARY_KEYS = {
     "exchanges", "exchanges_failed", "bytes_sent", "payload_bytes_per_exchange",
     "blocks_skipped", "exposed_seconds", "exposed_fraction", "step_seconds_median",
     "staleness_mean", "steps_per_second", "consensus_distance", "data_wait_fraction",
+    "ended_by",
 }  # fmt: skip
 
 
@@ -79,7 +80,9 @@ def test_three_ranks_swarm_with_every_option_on(tmp_path):
     assert told["consensus_distance"] < 0.5
 
 
-@pytest.mark.parametrize("algorithm", ["allreduce", "dpsgd", "noloco"])
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param("allreduce", marks=pytest.mark.matrix), "dpsgd", "noloco"]
+)
 def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
     """Two ranks, a slow one among them; rank 0 evaluates on the way, and the others wait."""
     done = train(
@@ -105,6 +108,7 @@ def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
     assert 0 < passes[0]["train_seconds"] < passes[-1]["train_seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocking", "pull"])
 def test_the_other_modes_train_too(tmp_path, mode):
     done = train(
@@ -119,7 +123,9 @@ def test_the_other_modes_train_too(tmp_path, mode):
     assert summary(tmp_path)["exchanges"] > 0
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"]
+)
 def test_mixed_precision_averages_float32_weights(tmp_path, precision):
     done = train(
         2,
@@ -167,6 +173,7 @@ def test_two_ranks_train_on_a_set_that_is_streamed(tmp_path):
     assert summary(tmp_path / "run")["epochs"] == pytest.approx(24 * 8 / 60)
 
 
+@pytest.mark.slow  # a model that has hardly learned translates for ever
 def test_ranks_translate_their_parts_of_the_test_split_and_the_score_is_that_of_one(tmp_path):
     recipe = "configs/number_words_transformer_xl.py"
     short = ["--config.train.max_steps=40", "--config.data.train_examples=2000"]
@@ -277,6 +284,7 @@ def test_a_disconnected_graph_is_refused():
         SwarmCallback(topology=graph, transport=LocalNetwork(4)[0])
 
 
+@pytest.mark.matrix
 def test_no_rank_is_left_behind(tmp_path):
     mark = f"--workdir={tmp_path / 'left'}"
     train(2, DIGITS, mark, "--config.swarm.bits=9")

@@ -1,0 +1,70 @@
+"""How training ends before its time: a signal asks for it, and it ends in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What users and schedulers send, and SIGUSR1, which every mpirun hands on to its ranks. (Open
+MPI's kills them a quarter of a second after SIGTERM or SIGINT; swarmrun sends SIGUSR1.)"""
+
+_asked: list[signal.Signals] = []
+
+
+def asked() -> signal.Signals | None:
+    """The signal that asks this rank to end; None if there was none, or nobody is `listening`."""
+    return _asked[0] if _asked else None
+
+
+class listening:
+    """Within it, a first signal is remembered, and a second one ends the process at once.
+
+    Signals reach the main thread only: elsewhere this does nothing, nor does it within itself.
+    """
+
+    # Not a generator: one that a failed training leaves open would be run at Python's exit.
+
+    def __enter__(self) -> None:
+        self._outermost = threading.current_thread() is threading.main_thread() and not any(
+            signal.getsignal(number) is _heard for number in SIGNALS
+        )
+        if not self._outermost:
+            return
+        # Python's handlers wait until TensorFlow returns from a block of steps. What C writes
+        # into this pair does not, so another thread reads it.
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+        self._thread = threading.Thread(target=_count, args=(self._ours,), daemon=True)
+        self._thread.start()
+        self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
+        # What was ignored before, as by nohup, stays so.
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, _heard) for number in heard}
+
+    def __exit__(self, *_: object) -> None:
+        if not self._outermost:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._theirs.close()
+        self._thread.join()
+        self._ours.close()
+        _asked.clear()
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    """Only that it is there makes C write the number."""
+
+
+def _count(signals: socket.socket) -> None:
+    while data := signals.recv(1):
+        if data[0] not in SIGNALS:  # some other one that has a handler
+            continue
+        if _asked:
+            os._exit(128 + data[0])
+        _asked.append(signal.Signals(data[0]))

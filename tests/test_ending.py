@@ -1,0 +1,101 @@
+"""Signals: the first is remembered, and only within `listening`."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import keras
+import pytest
+import tensorflow as tf
+
+from swarm_tf import ending, evaluation
+
+
+def _asked():
+    """What is asked, at the latest in ten seconds: another thread takes it in."""
+    deadline = time.monotonic() + 10
+    while not ending.asked() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return ending.asked()
+
+
+def _anything(number, frame):
+    """A handler; a shell starts what it puts into the background with SIGINT ignored."""
+
+
+@pytest.mark.parametrize("number", ending.SIGNALS)
+def test_first_signal_is_remembered(number):
+    before = signal.signal(number, _anything)
+    try:
+        with ending.listening():
+            assert ending.asked() is None
+            os.kill(os.getpid(), number)
+            assert _asked() is number
+        assert signal.getsignal(number) is _anything
+        assert ending.asked() is None
+    finally:
+        signal.signal(number, before)
+
+
+def test_inner_one_does_nothing():
+    with ending.listening():
+        with ending.listening():
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert _asked() is signal.SIGUSR1
+
+
+def test_other_threads_leave_signals_alone():
+    def listen():
+        with ending.listening():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen, before = [], signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_second_signal_ends_the_process_even_in_a_long_operation():
+    code = (
+        "import hashlib; from swarm_tf import ending\n"
+        "with ending.listening():\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)  # minutes, in C\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert run.stdout.readline() == b"ready\n"
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            time.sleep(1)
+            assert run.poll() is None
+            run.send_signal(number)
+        assert run.wait(100) == 128 + signal.SIGTERM
+    finally:
+        run.kill()
+
+
+def test_a_signal_ends_a_test_on_the_way():
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    model.compile(loss="mse")
+    data = tf.data.Dataset.from_tensors((tf.ones([4, 1]), tf.ones([4, 1])))
+    assert evaluation.evaluate(model, data.repeat(3))["loss"] > 0
+    with ending.listening():
+        signal.raise_signal(signal.SIGUSR1)
+        assert evaluation.evaluate(model, data.repeat()) == {}  # which has no end
+    assert ending.asked() is None
+
+
+def test_what_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with ending.listening():
+            signal.raise_signal(signal.SIGUSR1)
+            assert ending.asked() is None
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
