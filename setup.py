@@ -34,5 +34,10 @@ setup(
         # keras-hub, which the Makefile installs alone, imports regex and tokenizers.
         "dev": ["hypothesis", "mypy", "pytest", "regex", "ruff", "tokenizers"],
     },
-    entry_points={"console_scripts": ["swarmrun = swarm_tf.launch:main"]},
+    entry_points={
+        "console_scripts": [
+            "swarmrun = swarm_tf.launch:main",
+            "swarm-tf = swarm_tf.doctor:command",
+        ]
+    },
 )

@@ -1,0 +1,62 @@
+"""What the doctor makes of what it sees; tests/test_launchers.py asks it on real ranks."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from swarm_tf import doctor
+
+SWARM_TF = str(Path(sys.executable).parent / "swarm-tf")
+HERE = doctor.Rank("a", 8, 2, 2, False, {"Keras": "3.1", "MPI": "x"})
+
+
+def test_equal_ranks_are_well():
+    ranks = [HERE, replace(HERE, host="b")]
+    assert list(doctor.differences(ranks)) == []
+    assert list(doctor.crowded(ranks)) == []
+
+
+def test_versions_that_differ_are_named_with_rank_and_host():
+    other = replace(HERE, host="b", versions={"Keras": "3.2", "Slurm": "22"})
+    assert list(doctor.differences([HERE, HERE, other])) == [
+        "Keras is 3.1 on rank 0 and 3.2 on rank 2 (b)",
+        "MPI is x on rank 0 and not there on rank 2 (b)",
+    ]
+
+
+def test_a_host_with_more_ranks_than_gpus_is_told_once():
+    crowded = replace(HERE, host="b", neighbours=4)
+    assert list(doctor.crowded([HERE, crowded, crowded])) == [
+        "4 ranks share 2 GPUs on b; start fewer"
+    ]
+    assert list(doctor.crowded([replace(crowded, own_gpus=True)])) == []
+
+
+def run(*words):
+    return subprocess.run([SWARM_TF, *words], capture_output=True, text=True, timeout=300)
+
+
+def test_alone_it_tells_what_is_here():
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("1 rank, started by no launcher\n")
+    assert "MPI_THREAD_MULTIPLE" in done.stdout
+    assert done.stdout.endswith("\nOK\n")
+
+
+def test_what_is_wrong_is_told_with_what_to_change(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    done = run("doctor")
+    assert done.returncode == 1
+    # Without JAX, Keras cannot even be loaded on NumPy.
+    what = r"To change: Keras (runs on numpy|cannot be loaded \(.+\)); set KERAS_BACKEND=tensorflow"
+    assert re.search(what, done.stdout), done.stdout
+    assert not done.stdout.endswith("OK\n")
+
+
+def test_other_words_are_refused():
+    done = run("cure")
+    assert (done.returncode, done.stderr) == (2, "usage: swarm-tf doctor\n")
