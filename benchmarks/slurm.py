@@ -1,0 +1,159 @@
+"""A Slurm of our own on this machine: real daemons on free ports, no GPUs, no cgroups. Root."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+CPUS = 8  # that Slurm believes in; jobs are small
+NEEDED = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "munge")
+
+CONFIGURATION = """
+ClusterName=loopback
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=YES State=UP
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_min_interval=1000
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+InactiveLimit=0
+KillWait=30
+"""
+
+
+class Missing(Exception):
+    """Slurm cannot run here; says why."""
+
+
+class LoopbackSlurm:
+    """Started on entry, stopped on exit; `environment` is for whoever calls its commands.
+
+    Raises:
+      Missing: on entry.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm"))
+        self.environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._munge: subprocess.Popen | None = None
+
+    def __enter__(self) -> "LoopbackSlurm":
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.ExitStack() as last:  # to the end, whatever does not end
+            last.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            if self._munge:
+                last.callback(self._munge.wait, 10)
+                last.callback(self._munge.terminate)
+            for name in ("slurmctld", "slurmd"):
+                last.callback(self._stop, name)
+
+    def _stop(self, name: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it never ran
+            pid = int((self.folder / f"{name}.pid").read_text())
+            os.kill(pid, 15)
+            until(lambda: not Path(f"/proc/{pid}").exists(), f"{name} to end")
+
+    def call(self, *command: str, timeout: float = 60) -> str:
+        """What a command of Slurm prints."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def _start(self) -> None:
+        missing = [name for name in NEEDED if not shutil.which(name, path=_PATH)]
+        if missing:
+            raise Missing(
+                f"no {', '.join(missing)}; Debian has them in slurm-wlm, munge and libpmix-dev"
+            )
+        if os.geteuid() != 0:
+            raise Missing("Slurm's daemons need root")
+        self._start_munge()
+        host = socket.gethostname().partition(".")[0]
+        for name in ("state", "spool"):
+            (self.folder / name).mkdir()
+        text = CONFIGURATION.format(host=host, ports=_free_ports(2), cpus=CPUS, folder=self.folder)
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        for name in ("slurmctld", "slurmd"):
+            daemon = shutil.which(name, path=_PATH)
+            configured = [daemon, "-f", str(self.folder / "slurm.conf")]
+            subprocess.run(configured, env=self.environment, check=True, timeout=60)
+        ready = ("sinfo", "--noheader", "--format=%T")
+        until(lambda: self.call(*ready).strip() in ("idle", "mixed"), "the node to be idle")
+
+    def _start_munge(self) -> None:
+        """Unless one runs: authentication needs one daemon a machine."""
+        if subprocess.run(
+            ["munge", "-n"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        ).returncode:
+            for name in ("/run/munge", "/var/lib/munge", "/var/log/munge", "/etc/munge"):
+                Path(name).mkdir(exist_ok=True)
+                shutil.chown(name, "munge", "munge")
+                Path(name).chmod(0o755 if name == "/run/munge" else 0o700)
+            key = Path("/etc/munge/munge.key")
+            if not key.exists():
+                key.touch(0o400)
+                key.write_bytes(os.urandom(1024))
+                shutil.chown(key, "munge", "munge")
+            self._munge = subprocess.Popen(
+                [shutil.which("munged", path=_PATH), "--foreground"],
+                user="munge",
+                group="munge",
+                stderr=subprocess.DEVNULL,
+            )
+            asked = ["munge", "-n"]
+            until(
+                lambda: (
+                    not subprocess.run(
+                        asked, stdin=subprocess.DEVNULL, capture_output=True
+                    ).returncode
+                ),
+                "munged to answer",
+            )
+
+
+_PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def until(happened, what: str, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
+        time.sleep(0.1)

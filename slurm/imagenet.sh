@@ -1,0 +1,31 @@
+#!/bin/bash
+# A ResNet-50 on ImageNet: three seeds, a swarm of 16 GPUs each.
+#
+#     sbatch slurm/imagenet.sh [--config.SECTION.KEY=VALUE ...]
+#
+# from the top of the repository, with the environment active that has swarm-tf and its recipes,
+# and with the data prepared as configs/imagenet_resnet50.py says. Nodes, GPUs and hours are
+# for you to change: sbatch's own flags (--ntasks=32, --time=12:00:00) win over those below. With
+# MPICH say SWARM_MPI=pmi2 sbatch ...; "srun -n 2 python -m swarm_tf.doctor" tells what fits.
+#
+# Two minutes before the limit all ranks hear of it and write the mean model and the summary. After
+# a node has failed Slurm starts the job anew, from its first step.
+
+#SBATCH --job-name=imagenet
+#SBATCH --array=0-2      # seeds
+#SBATCH --ntasks=16      # a swarm of so many; one GPU each
+#SBATCH --gpus-per-task=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=48:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.log
+
+set -euo pipefail
+seed=$SLURM_ARRAY_TASK_ID
+# srun does not take the number of CPUs from sbatch by itself.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+srun --mpi="${SWARM_MPI:-pmix}" --kill-on-bad-exit=1 \
+    python train.py --config=configs/imagenet_resnet50.py \
+    --workdir="${SWARM_RUNS:-runs}/imagenet/seed-$seed" --config.seed="$seed" "$@"

@@ -1,0 +1,194 @@
+"""Real jobs of a real Slurm, which the tests start on this machine: srun, sbatch, the scripts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tfds_standin
+
+from benchmarks.slurm import LoopbackSlurm, Missing, until
+from swarm_tf import launch
+
+ROOT = Path(__file__).parent.parent
+PYTHON = str(Path(sys.executable))
+SMALL = ["--config=configs/digits_resnet.py", "--config.train.max_steps=20"]
+# In place of what the scripts ask for: two tasks, no GPU.
+TWO_TASKS = ["--ntasks=2", "--gpus-per-task=0", "--cpus-per-task=1"]
+DIGITS = ["--config.data.name=digits", "--config.model.name=resnet8", "--config.data.augment=False"]
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    try:
+        with LoopbackSlurm() as slurm:
+            bin_ = Path(sys.executable).parent
+            slurm.environment["PATH"] = f"{bin_}:{slurm.environment['PATH']}"
+            yield slurm
+    except Missing as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    """The one that fits the MPI of this environment, and one that does not."""
+    return ("pmix", "pmi2") if "Open MPI" in launch.mpi_library() else ("pmi2", "none")
+
+
+@pytest.fixture
+def submit(slurm, plugins, tmp_path):
+    """Submits a script of slurm/; returns the number of the job."""
+
+    def submit(script, *flags, seeds="0", sbatch=()):
+        slurm.environment |= {"SWARM_RUNS": str(tmp_path), "SWARM_MPI": plugins[0]}
+        where = [f"--chdir={ROOT}", f"--output={tmp_path}/log-%a", f"--array={seeds}"]
+        return slurm.call(
+            *("sbatch", "--parsable", *TWO_TASKS, *where, *sbatch, f"slurm/{script}.sh", *flags)
+        ).strip()
+
+    yield submit
+    slurm.call("scancel", "--state=RUNNING", "--signal=KILL", "--user=root")
+    slurm.call("scancel", "--user=root")
+
+
+def summary(path):
+    return json.loads((path / "summary.json").read_text())
+
+
+def srun(slurm, plugin, *arguments):
+    return subprocess.run(
+        ["srun", f"--mpi={plugin}", "--ntasks=2", PYTHON, *arguments],
+        cwd=ROOT,
+        env=slurm.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.mark.matrix
+def test_srun_starts_a_swarm(slurm, plugins, tmp_path):
+    done = srun(slurm, plugins[0], "train.py", *SMALL, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(tmp_path)["ranks"] == 2
+    assert summary(tmp_path)["exchanges"] > 0
+
+
+@pytest.mark.matrix
+def test_a_plugin_that_does_not_fit_is_refused_by_name(slurm, plugins, tmp_path):
+    fits, other = plugins
+    done = srun(slurm, other, "train.py", *SMALL, f"--workdir={tmp_path}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert f"started as 2 ranks by srun --mpi={other}" in line
+    assert line.endswith(f"use srun --mpi={fits}")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.matrix
+def test_a_rank_that_fails_ends_the_others_and_is_named(slurm, plugins):
+    done = srun(slurm, plugins[0], "tests/mpi/programs/fails.py", "data")
+    ended = time.time()
+    assert done.returncode != 0
+    output = done.stdout + done.stderr
+    assert ended - float(re.search(r"failing at ([0-9.]+)", output)[1]) < 10, output
+    assert "ValueError: the reason of rank 1" in output
+    assert f"rank 1 on {os.uname().nodename}" in output
+    assert "never" not in output
+
+
+@pytest.fixture
+def complete(slurm, submit, tmp_path):
+    """Submits a script of slurm/ and waits until it has run, and well."""
+
+    def complete(*arguments, **options):
+        job = submit(*arguments, **options)
+        # sbatch --wait looks every ten seconds or more.
+        until(lambda: not slurm.call("squeue", "--noheader", f"--jobs={job}"), "the job", 400)
+        logs = "".join(log.read_text() for log in tmp_path.glob("log-*"))
+        for task in slurm.call("scontrol", "--oneliner", "show", "job", job).splitlines():
+            assert "JobState=COMPLETED" in task, task + logs
+
+    return complete
+
+
+def test_the_job_of_cifar10_trains_its_seeds(complete, tmp_path):
+    complete("cifar10", "--config.train.max_steps=20", *DIGITS, seeds="0-1")
+    for seed in (0, 1):
+        assert summary(tmp_path / f"cifar10/seed-{seed}")["local_steps_total"] == 40
+        config = json.loads((tmp_path / f"cifar10/seed-{seed}/config.json").read_text())
+        assert config["seed"] == seed
+
+
+@pytest.mark.slow
+def test_the_job_of_imagenet(complete, tmp_path):
+    data_dir = tmp_path / "tfds"
+    tfds_standin.write(
+        "imagenet2012",
+        str(data_dir),
+        tfds_standin.coloured((48, 56), file_name="x"),
+        {"train": 64, "validation": 8},
+    )
+    flags = [f"--config.data.data_dir={data_dir}", "--config.data.image_size=32"]
+    flags += ["--config.model.name=resnet18", "--config.train.batch_size=8"]
+    complete("imagenet", "--config.train.max_steps=2", *flags)
+    assert summary(tmp_path / "imagenet/seed-0")["local_steps_total"] == 4
+
+
+@pytest.mark.slow
+def test_the_job_of_wmt17(complete, tmp_path):
+    data_dir = str(tmp_path / "tfds")
+    pairs = {"train": 300, "test": 4}
+    tfds_standin.write("wmt17_translate/de-en", data_dir, tfds_standin.sentences, pairs)
+    flags = [f"--config.data.data_dir={data_dir}", "--config.data.vocabulary_size=400"]
+    flags += ["--config.data.max_length=64", "--config.model.name=transformer_tiny"]
+    flags += ["--config.train.batch_size=256", "--config.train.max_steps=2"]
+    complete("wmt17", *flags)
+    assert summary(tmp_path / "wmt17/seed-0")["local_steps_total"] == 4
+    assert "bleu" in summary(tmp_path / "wmt17/seed-0")["final"]
+    assert (tmp_path / "wmt17/seed-0/vocabulary.model").exists()
+
+
+def trains(workdir, after=0):
+    """Whether metrics have been written at all, after that time of their file."""
+    path = workdir / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0 and path.stat().st_mtime > after
+
+
+def ended(slurm, job):
+    """Whether it does not run any more; one that is requeued waits then."""
+    states = slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").split()
+    return set(states) <= {"PENDING"}
+
+
+def test_a_job_can_be_requeued_and_ends_well_on_its_signal(slurm, submit, tmp_path):
+    workdir = tmp_path / "cifar10/seed-0"
+    job = submit("cifar10", "--config.train.max_steps=1000000", *DIGITS) + "_0"
+    until(lambda: trains(workdir), "the first step", 300)
+    slurm.call("scontrol", "requeue", job)
+    until(lambda: ended(slurm, job), "the job to end", 60)
+    assert summary(workdir)["ended_by"] == "SIGTERM"
+    before = (workdir / "metrics.jsonl").stat().st_mtime
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    until(lambda: trains(workdir, before), "the first step after it was requeued", 300)
+    slurm.call("scancel", "--signal=USR1", job)
+    until(lambda: ended(slurm, job), "the job to end", 60)
+    assert summary(workdir)["ended_by"] == "SIGUSR1"
+    assert (workdir / "consensus.weights.h5").exists()
+
+
+@pytest.mark.slow
+def test_the_limit_of_time_ends_a_job_in_good_order(slurm, submit, tmp_path):
+    workdir = tmp_path / "cifar10/seed-0"
+    job = submit(
+        "cifar10",
+        *("--config.train.max_steps=1000000", *DIGITS),
+        sbatch=("--time=3", "--signal=USR1@60"),
+    )
+    until(lambda: trains(workdir), "the first step", 100)
+    until(lambda: ended(slurm, f"{job}_0"), "the job to end before its limit", 200)
+    assert summary(workdir)["ended_by"] == "SIGUSR1"
