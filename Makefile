@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup horovod demo test slow lint bench clean
+.PHONY: setup horovod matrix demo test slow lint bench clean
 
 setup: .venv/ready
 
@@ -22,6 +22,20 @@ horovod: setup
 	    HOROVOD_WITH_MPI=1 HOROVOD_WITHOUT_GLOO=1 HOROVOD_WITH_TENSORFLOW=1 \
 	    HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_CPU_OPERATIONS=MPI \
 	    $(BIN)/pip install --quiet --no-build-isolation --no-cache-dir 'horovod>=0.28.1'
+
+# An environment with another MPI, which takes all other packages from .venv: MPICH from the
+# package index, and with `debian` the MPI that the system has.
+.venv-%/ready: .venv/ready
+	$(BIN)/python -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet mpi4py $(filter mpich,$*)
+	.venv-$*/bin/pip install --quiet --no-deps --editable .
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/other.pth
+	touch $@
+
+matrix: .venv-mpich/ready .venv-debian/ready
+	.venv-mpich/bin/python -m pytest -m "matrix and not slow"
+	.venv-debian/bin/python -m pytest -m "matrix and not slow"
 
 demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \
@@ -46,4 +60,4 @@ bench: setup
 	$(BIN)/swarmrun -n 2 -m benchmarks.exchange
 
 clean:
-	rm -rf .venv demo runs build *.egg-info
+	rm -rf .venv .venv-* demo runs build *.egg-info
