@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -36,6 +37,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_min_interval=1000
 MpiDefault=none
+FirstJobId={job}
 ReturnToService=2
 SlurmdParameters=config_overrides
 InactiveLimit=0
@@ -102,7 +104,11 @@ class LoopbackSlurm:
         host = socket.gethostname().partition(".")[0]
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
-        text = CONFIGURATION.format(host=host, ports=_free_ports(2), cpus=CPUS, folder=self.folder)
+        # Other numbers each time, by which MPIs call what killed ranks may have left behind.
+        job = random.randrange(1, 10**7)
+        text = CONFIGURATION.format(
+            host=host, ports=_free_ports(2), cpus=CPUS, folder=self.folder, job=job
+        )
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         for name in ("slurmctld", "slurmd"):

@@ -67,7 +67,7 @@ def _join() -> Transport | None:
     if launcher.size() == 1:
         return None
     try:
-        connection = mpi.connect()
+        connection = mpi.connect(START_SECONDS)
     except UsageError:
         # Each ends by itself, and a launcher ends all with the first: let rank 0 tell why.
         if not is_first():

@@ -181,6 +181,22 @@ def test_a_job_can_be_requeued_and_ends_well_on_its_signal(slurm, submit, tmp_pa
     assert (workdir / "consensus.weights.h5").exists()
 
 
+@pytest.mark.matrix
+def test_a_requeued_job_starts_though_its_ranks_were_killed(slurm, plugins, tmp_path):
+    """Its job and step have the same numbers, by which MPIs call what they leave behind."""
+    start = f"srun --mpi={plugins[0]} {PYTHON} tests/mpi/programs/killed.py"
+    job = slurm.call(
+        *("sbatch", "--parsable", "--requeue", "--ntasks=2", f"--chdir={ROOT}"),
+        *(f"--output={tmp_path}/log", "--open-mode=append"),
+        f"--wrap={start} || scontrol requeue $SLURM_JOB_ID",
+    ).strip()
+    requeued = ("squeue", "--noheader", f"--jobs={job}", "--format=%T %r")
+    until(lambda: "PENDING BeginTime" in slurm.call(*requeued), "the job to be requeued", 60)
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    log = tmp_path / "log"
+    until(lambda: log.read_text().count("passed") == 2, "the ranks to meet again", 60)
+
+
 @pytest.mark.slow
 def test_the_limit_of_time_ends_a_job_in_good_order(slurm, submit, tmp_path):
     workdir = tmp_path / "cifar10/seed-0"

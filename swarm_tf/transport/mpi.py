@@ -8,23 +8,29 @@ and sleeping, and every wait ends with the name of whom it waited for.
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from swarm_tf import launcher
+from swarm_tf.deadline import deadline
 from swarm_tf.errors import UsageError
 from swarm_tf.transport.base import Array, Bytes, Transport, buffer
 
 _HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE = range(1, 6)
 
 
-def connect() -> MPITransport:
-    """Start MPI and join the world.
+def connect(seconds: float) -> MPITransport:
+    """Start MPI and join the world; ends the process if that takes too long.
+
+    Args:
+      seconds: how long the other ranks may take to start.
 
     Raises:
       UsageError: mpi4py finds no MPI; MPI lacks MPI_THREAD_MULTIPLE; or the launcher started
@@ -45,19 +51,40 @@ def connect() -> MPITransport:
         f"started as {launcher.size()} ranks by {launcher.name()}, but each is alone in MPI: "
         f"that does not start {library}, which mpi4py uses; use {launcher.fitting(library)}"
     )
-    if not MPI.Is_initialized():
-        if not launcher.can_start(library):
-            raise alone
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-        raise UsageError(
-            "MPI runs without MPI_THREAD_MULTIPLE, which the communication thread needs; "
-            "import swarm_tf before mpi4py.MPI and horovod, or use an MPI built with it"
-        )
-    world = MPI.COMM_WORLD
-    if world.size == 1 and launcher.size() > 1:
+    if not MPI.Is_initialized() and not launcher.can_start(library):
         raise alone
-    return MPITransport(MPI, world)
+    # MPI itself waits for ever for ranks that do not start.
+    late = (
+        f"rank {launcher.rank()} on {os.uname().nodename} waited {seconds:g} s for MPI to connect "
+        f"all {launcher.size()} ranks; at least one did not start, or has ended"
+    )
+    with deadline(seconds, late):
+        if not MPI.Is_initialized():
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise UsageError(
+                "MPI runs without MPI_THREAD_MULTIPLE, which the communication thread needs; "
+                "import swarm_tf before mpi4py.MPI and horovod, or use an MPI built with it"
+            )
+        world = MPI.COMM_WORLD
+        if world.size == 1 and launcher.size() > 1:
+            raise alone
+        transport = MPITransport(MPI, world)
+    _unlink_shared_memory()
+    return transport
+
+
+def _unlink_shared_memory() -> None:
+    """Take away the name of what the ranks of a host share, once all of them have it.
+
+    MPICH 5 calls it by the numbers of Slurm's job and step. Killed ranks would leave it behind,
+    and those of the same job, requeued, would take it for their own and wait for each other.
+    """
+    maps = Path("/proc/self/maps")  # of Linux
+    for line in maps.read_text().splitlines() if maps.exists() else ():
+        path = line.split()[-1]
+        if path.startswith("/dev/shm/mpich_shm_"):
+            Path(path).unlink(missing_ok=True)
 
 
 class MPITransport(Transport):

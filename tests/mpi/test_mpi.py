@@ -140,6 +140,12 @@ def test_a_refusal_reaches_every_rank():
     passes(3, "refused.py")
 
 
+@pytest.mark.matrix
+def test_a_rank_that_does_not_start_is_not_waited_for_ever():
+    output = ends_together(2, "never_starts.py")
+    assert re.search("rank 0 on .* waited 3 s for MPI to connect all 2 ranks", output), output
+
+
 def test_gather_names_the_rank_that_is_late():
     output = ends_together(3, "late.py")
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
