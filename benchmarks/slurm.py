@@ -60,6 +60,7 @@ class LoopbackSlurm:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm"))
         self.environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self._munge: subprocess.Popen | None = None
+        self._ready = False
 
     def __enter__(self) -> "LoopbackSlurm":
         try:
@@ -77,6 +78,14 @@ class LoopbackSlurm:
                 last.callback(self._munge.terminate)
             for name in ("slurmctld", "slurmd"):
                 last.callback(self._stop, name)
+            if self._ready:
+                last.callback(self.end_jobs)
+
+    def end_jobs(self) -> None:
+        """Once Slurm has stopped, what they started would never end."""
+        self.call("scancel", "--state=RUNNING", "--signal=KILL", "--user=root")
+        self.call("scancel", "--user=root")
+        until(lambda: not self.call("squeue", "--noheader"), "all jobs to end")
 
     def _stop(self, name: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # it never ran
@@ -117,6 +126,7 @@ class LoopbackSlurm:
             subprocess.run(configured, env=self.environment, check=True, timeout=60)
         ready = ("sinfo", "--noheader", "--format=%T")
         until(lambda: self.call(*ready).strip() in ("idle", "mixed"), "the node to be idle")
+        self._ready = True
 
     def _start_munge(self) -> None:
         """Unless one runs: authentication needs one daemon a machine."""

@@ -51,8 +51,7 @@ def submit(slurm, plugins, tmp_path):
         ).strip()
 
     yield submit
-    slurm.call("scancel", "--state=RUNNING", "--signal=KILL", "--user=root")
-    slurm.call("scancel", "--user=root")
+    slurm.end_jobs()
 
 
 def summary(path):
@@ -195,6 +194,7 @@ def test_a_requeued_job_starts_though_its_ranks_were_killed(slurm, plugins, tmp_
     slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
     log = tmp_path / "log"
     until(lambda: log.read_text().count("passed") == 2, "the ranks to meet again", 60)
+    until(lambda: not slurm.call(*requeued), "the job to end", 60)
 
 
 @pytest.mark.slow
