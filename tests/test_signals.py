@@ -75,7 +75,7 @@ def test_a_signal_ends_a_run_in_good_order(start, tmp_path, ranks, algorithm, nu
     assert "ended the training after" in output
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["ended_by"] in (number.name, "SIGUSR1")
-    assert 20 * ranks < summary["local_steps_total"] < 5000 * 1437 / 32
+    assert 20 < summary["local_steps_total"] < 5000 * 1437 / 32
     assert summary["final"] == {}
     assert (tmp_path / "consensus.weights.h5").stat().st_size > 1000
 
