@@ -71,11 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory of the table")
     parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
     args = parser.parse_args(argv)
-    started = {
-        mpi: starts
-        for place in args.environments
-        for mpi, starts in [measure(place.absolute(), args.rounds)]
-    }
+    started = dict(measure(place.absolute(), args.rounds) for place in args.environments)
     write_table(lambda frame: table(started, frame), args.out, WIDTH)
     return sum(bool(start.failure) for starts in started.values() for start in starts)
 

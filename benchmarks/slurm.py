@@ -130,9 +130,7 @@ class LoopbackSlurm:
 
     def _start_munge(self) -> None:
         """Unless one runs: authentication needs one daemon a machine."""
-        if subprocess.run(
-            ["munge", "-n"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
-        ).returncode:
+        if not _munge_answers():
             for name in ("/run/munge", "/var/lib/munge", "/var/log/munge", "/etc/munge"):
                 Path(name).mkdir(exist_ok=True)
                 shutil.chown(name, "munge", "munge")
@@ -148,18 +146,17 @@ class LoopbackSlurm:
                 group="munge",
                 stderr=subprocess.DEVNULL,
             )
-            asked = ["munge", "-n"]
-            until(
-                lambda: (
-                    not subprocess.run(
-                        asked, stdin=subprocess.DEVNULL, capture_output=True
-                    ).returncode
-                ),
-                "munged to answer",
-            )
+            until(_munge_answers, "munged to answer")
 
 
 _PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+def _munge_answers() -> bool:
+    asked = subprocess.run(
+        ["munge", "-n"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    return asked.returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:

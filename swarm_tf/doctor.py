@@ -87,8 +87,7 @@ def main() -> int:
     except (UsageError, TimeoutError) as error:
         problems.append(str(error))
         if not world.is_first():  # who may know nothing of it
-            where = f"rank {launcher.rank()} on {os.uname().nodename}"
-            print(f"To change: {where}: {error}", flush=True)
+            print(f"To change: {launcher.here()}: {error}", flush=True)
     if world.is_first():
         print("\n".join(f"To change: {problem}" for problem in problems) or "OK", flush=True)
     return 1 if problems else 0

@@ -46,6 +46,11 @@ def local_size() -> int:
     return _first(_LOCAL_SIZES, 1)
 
 
+def here() -> str:
+    """This rank, for whoever reads of it."""
+    return f"rank {rank()} on {os.uname().nodename}"
+
+
 def owns_gpus() -> bool:
     """Whether Slurm gave this rank GPUs that no other one sees (--gpus-per-task)."""
     return "SLURM_GPUS_PER_TASK" in os.environ

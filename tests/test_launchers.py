@@ -53,7 +53,7 @@ def library():
 
 
 @pytest.mark.matrix
-def test_mpirun(tmp_path, library):
+def test_mpirun(tmp_path):
     # What it wants as root and beyond the cores is what `swarmrun --dry-run` shows.
     command, environment, _ = launch.plan(["-n", "2", "train.py"])
     done = run(command[0], "-n", 2, "python", *SMALL, f"--workdir={tmp_path}", **environment)

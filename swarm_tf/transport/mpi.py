@@ -8,7 +8,6 @@ and sleeping, and every wait ends with the name of whom it waited for.
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -51,15 +50,15 @@ def connect(seconds: float) -> MPITransport:
         f"started as {launcher.size()} ranks by {launcher.name()}, but each is alone in MPI: "
         f"that does not start {library}, which mpi4py uses; use {launcher.fitting(library)}"
     )
-    if not MPI.Is_initialized() and not launcher.can_start(library):
-        raise alone
     # MPI itself waits for ever for ranks that do not start.
     late = (
-        f"rank {launcher.rank()} on {os.uname().nodename} waited {seconds:g} s for MPI to connect "
-        f"all {launcher.size()} ranks; at least one did not start, or has ended"
+        f"{launcher.here()} waited {seconds:g} s for MPI to connect all {launcher.size()} ranks; "
+        "at least one did not start, or has ended"
     )
     with deadline(seconds, late):
         if not MPI.Is_initialized():
+            if not launcher.can_start(library):
+                raise alone
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise UsageError(
