@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import keras
 
-from swarm_tf import consensus, ending, validation, world
+from swarm_tf import consensus, ending, rendezvous, state, validation, world
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.transport.base import Transport
-from swarm_tf.weights import FlatWeights, averaged_variables
+from swarm_tf.weights import FlatWeights
 
 _log = logging.getLogger("swarm_tf")
 
@@ -73,20 +75,27 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.transport = transport or world.transport()
+        key, switch = f"{self.name}.", validation.switch
         self.settings: dict[str, Any] = {
-            "average_statistics": average_statistics,
-            "average_optimizer": average_optimizer,
-            "seed": seed,
+            "average_statistics": switch(f"{key}average_statistics", average_statistics),
+            "average_optimizer": switch(f"{key}average_optimizer", average_optimizer),
+            "seed": validation.whole_number(f"{key}seed", seed),
         }
-        self.average_at_end = average_at_end
-        self.timeout_seconds = timeout_seconds
+        self.average_at_end = switch(f"{key}average_at_end", average_at_end)
+        self.timeout_seconds = validation.positive_number(f"{key}timeout_seconds", timeout_seconds)
         self.weights: FlatWeights | None = None
         self._counters = Counters()
         self._sent_before = 0
         self._sent: int | None = None  # until the end of training
         self._due = sys.maxsize
         self._rounds = 0
-        self._has_trained = False
+        self._step = 0
+        self._began_at = 0  # the step at which this training began
+        self._iterations = 0  # of the optimizer, when they were last looked at
+        self._first_batch: int | None = None  # of the block that runs
+        self._model_is: list[int] = []
+        self._last: _Last | None = None
+        self._caller: FrameType | None = None  # the loop that trains
         self._hearing = 0  # the step at which synchronous ranks next ask whether to end
         self._heard = 0, 0.0  # the last such step, and when it was
         self._training = ExitStack()
@@ -125,8 +134,10 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     @property
     def due(self) -> int:
         """The local step after which this callback must be called next."""
-        if self.weights is None:
+        if self.transport is None:
             return sys.maxsize
+        if self.weights is None:
+            return self._step + 1
         return min(self._due, self._hearing) if self.synchronous else self._due
 
     @property
@@ -141,26 +152,44 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
 
     # Keras' hooks.
 
+    def set_model(self, model: keras.Model) -> None:
+        """Keras gives every callback its model."""
+        super().set_model(model)
+        self._iterations = state.steps_taken(model)
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Meet the other ranks."""
+        """Get ready to meet the other ranks."""
         for key, value in self.settings.items():
             validation.check(f"{self.name}.{key}", value)
         if self.transport is None:
             _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
             return
-        self._training.close()  # of a training that failed
+        self._clean_up()
         self._training.enter_context(ending.listening())
-        # A model that Keras builds from its first batch joins after that batch.
         self.weights = None
-        if self.model.built:
+        self._began_at = self._step
+        self._first_batch = None
+        self._last, self._caller = _Last.of(self)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Meet the other ranks, before the first batch.
+
+        Not earlier: until here other callbacks may load weights. A model that Keras builds from
+        its first batch joins after that.
+        """
+        self._first_batch = batch
+        if self.transport is None or self.weights is not None:
+            return
+        if state.is_built(self.model):
             self._meet()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Do what is due; end, if a signal asks for it."""
+        self._step += self._count_steps(batch)
+        step = self._step
         if self.transport is not None and self.weights is None:
             self._meet()
             return
-        step = self.local_step()
         if self._ends(step):
             self.model.stop_training = True
         if self.transport is None:
@@ -170,24 +199,66 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             self._rounds += 1
             self._due = self.next_boundary(step)
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look whether the model is still the one that the ranks agreed on."""
+        self._check_model()
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Part from the others; take the mean model, if that is asked for."""
-        self._training.close()
-        if self.weights is None:
+        """Part from the others; when all callbacks have done so, take the mean model."""
+        if self.transport is None:
             return
-        assert self.transport is not None
+        if self.weights is None:
+            refused = (
+                ""
+                if state.is_built(self.model)
+                else "it has no batches to train on, and a model that is built by its first batch"
+            )
+            self._meet(refused)
+        self._check_model()
         if self.synchronous:  # or what comes now would be taken for what others still wait for
             world.agree(self.transport, "the end of training", self._progress(ends=True))
-        self.end(self.local_step())
+        self.end(self._step)
         self._sent = self.transport.bytes_sent - self._sent_before
-        world.end(self)
+        counters = self.counters
+        steps = self._step - self._began_at
+        if steps and not counters.exchanges + counters.exchanges_served:
+            _log.warning(
+                "rank %d: %s has not averaged once in %d steps; only the end made one model of all",
+                self.transport.rank,
+                self.name,
+                steps,
+            )
+        if self._last is None:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """The last of all callbacks' hooks: leave every rank with the mean model."""
+        assert self.transport is not None
+        assert self.weights is not None
         if self.average_at_end:
             self.weights.assign(consensus.mean(self.weights, self.transport))
+        rendezvous.leave(self.model)
+        world.end(self)
+        self._caller = None
+        self._training.close()
 
     def local_step(self) -> int:
-        """Optimizer steps that this rank has taken."""
-        # `batch` counts oddly under steps_per_execution; the optimizer counts every step.
-        return int(self.model.optimizer.iterations.numpy())
+        """Training steps that this rank has taken with this callback: batches."""
+        return self._step
+
+    def _count_steps(self, batch: int) -> int:
+        """How many batches the block that ends with `batch` had.
+
+        Keras counts a block as full where the data ended within it; optimizers do not, but there
+        may be none, or several, or some that take more steps than one with a batch.
+        """
+        before, self._iterations = self._iterations, state.steps_taken(self.model)
+        taken = self._iterations - before
+        first, self._first_batch = self._first_batch, None
+        if first is None:  # a loop of the user's own, which calls this hook alone
+            return max(taken, 1)
+        batches = max(batch - first + 1, 1)
+        return min(taken, batches) if taken > 0 else batches
 
     def _ends(self, step: int) -> bool:
         """Whether training ends here by a signal; ranks that go in step decide it together."""
@@ -214,44 +285,157 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         }
 
     def _variables(self) -> list[keras.Variable]:
-        return averaged_variables(
+        return state.averaged_variables(
             self.model,
             statistics=self.settings["average_statistics"],
             optimizer=self.settings["average_optimizer"],
         )
 
-    def _meet(self) -> None:
+    def _meet(self, refused: str = "") -> None:
         assert self.transport is not None
-        self.weights = FlatWeights(self._variables())
         common: dict[str, Any] = {"algorithm": self.name}
         common |= {f"{self.name}.{key}": value for key, value in self.settings.items()}
-        common["the model's weights"] = self.weights.shapes()
         if self.synchronous:
-            self._check_optimizer(common)
-        world.agree(self.transport, "the start of training", common)
-        if not self._has_trained:
-            consensus.equalize(self.weights, self.transport)
-        elif self.synchronous:  # in a swarm a second training goes on with each rank's own weights
+            common["the steps before the ranks met"] = self._step - self._began_at
+            refused = refused or self._refuses_optimizer()
+        goes_on = rendezvous.join(
+            self.model,
+            self.transport,
+            common,
+            averages_slots=self.settings["average_optimizer"],
+            equal_slots=not self.own_gradients,
+            refused=refused,
+        )
+        self._iterations = state.steps_taken(self.model)
+        slots = self.settings["average_optimizer"]
+        self.weights = FlatWeights(
+            self._variables(), signed=state.signed_variables(self.model, slots=slots)
+        )
+        self._model_is = self._model_now()
+        if goes_on and self.synchronous:
             self.weights.assign(consensus.mean(self.weights, self.transport))
-        self._has_trained = True
+        common["the model's weights"] = [entry[1:] for entry in self.weights.shapes()]
         self._rounds = 0
         self._sent_before, self._sent = self.transport.bytes_sent, None
         world.begin(self)
         self.begin(common)
-        step = self.local_step()
-        self._due, self._hearing, self._heard = self.next_boundary(step), step + 1, (0, 0.0)
+        self._due, self._hearing = self.next_boundary(self._step), self._step + 1
+        self._heard = 0, 0.0
 
-    def _check_optimizer(self, common: dict[str, Any]) -> None:
-        """What ranks that go in step must have in common: steps and, of float16, the scale."""
-        optimizer = self.model.optimizer
-        common["the optimizer's iterations"] = self.local_step()
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            if self.own_gradients:
-                raise UsageError(
-                    f"mixed_float16 with algorithm={self.name}: each rank leaves out steps of its "
-                    "own, so ranks cannot go in step; use mixed_bfloat16, allreduce or a swarm"
-                )
-            common["the optimizer's loss scale"] = float(optimizer.dynamic_scale)
+    def _refuses_optimizer(self) -> str:
+        """Why ranks that go in step can't, if they can't."""
+        every = [part for one in state.optimizers(self.model).values() for part in state.parts(one)]
+        scaled = any(isinstance(one, keras.optimizers.LossScaleOptimizer) for one in every)
+        if scaled and self.own_gradients:
+            return (
+                f"mixed_float16 with algorithm={self.name}: each rank leaves out steps of its "
+                "own, so ranks cannot go in step; use mixed_bfloat16, allreduce or a swarm"
+            )
+        return ""
+
+    def _model_now(self) -> list[int]:
+        """Which variables the model has, and which of them it trains."""
+        model = self.model
+        return [*(id(v) for v in model.weights), -1, *(id(v) for v in model.trainable_variables)]
+
+    def _check_model(self) -> None:
+        """Raises UsageError if variables came, went, froze or thawed since the ranks met."""
+        if self.weights is None or self._model_is == self._model_now():
+            return
+        known = set(self._model_is)
+        new = [v.path for v in self.model.weights if id(v) not in known]
+        what = f"has new variables ({', '.join(new[:3])})" if new else "trains other variables"
+        raise UsageError(
+            f"the model {self.model.name} {what} since the ranks met before its first batch, and "
+            "they are not averaged; build the whole model, and freeze and thaw, before training"
+        )
+
+    # Trainings that end otherwise.
+
+    def abandon(self) -> None:
+        """The training failed on this rank: let go of what serves it, without waiting."""
+
+    def _clean_up(self) -> None:
+        """End what is left of trainings that failed: of this object, this model, this transport.
+
+        Keras tells no callback when an exception ends a training.
+        """
+        for other in world.unfinished():
+            if not isinstance(other, Algorithm) or other.transport is not self.transport:
+                continue
+            mine = other is self or other.model is self.model
+            if mine or not _is_running(other._caller):
+                other._caller = None
+                other._training.close()
+                other.abandon()
+                world.end(other)
+        if self._caller is not None:  # one that failed before the ranks met
+            self._caller = None
+            self._training.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Algorithm:
+        if self.weights is not None:
+            raise UsageError(
+                f"a {type(self).__name__} that has met other ranks can't be copied; make a new one"
+            )
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        shared = ("transport", "_model", "_training")
+        for key, value in self.__dict__.items():
+            copied.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
+        copied._training = ExitStack()
+        return copied
+
+
+class _Last(keras.callbacks.Callback):  # type: ignore[misc]
+    """Stands behind all callbacks of a list, for what an algorithm does after them."""
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        super().__init__()
+        self.algorithm = algorithm
+
+    @staticmethod
+    def of(algorithm: Algorithm) -> tuple[_Last | None, FrameType | None]:
+        """Put one behind the callbacks among which `algorithm` begins a training right now.
+
+        Returns:
+          it, and the frame of the loop that trains; None where a loop calls the hooks itself.
+        """
+        frame = sys._getframe(2)
+        for _ in range(_FRAMES):
+            caller = frame.f_back
+            if caller is None:
+                break
+            among = frame.f_locals.get("self")
+            if isinstance(among, keras.callbacks.CallbackList):
+                mine = (c for c in among.callbacks if isinstance(c, _Last))
+                last = next((c for c in mine if c.algorithm is algorithm), None)
+                if last is None:
+                    last = _Last(algorithm)
+                    last.set_model(algorithm.model)
+                    among.callbacks.append(last)
+                return last, caller
+            frame = caller
+        return None, None
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.algorithm._conclude()
+
+
+_FRAMES = 10  # of callers within which Keras' list of callbacks is
+
+
+def _is_running(frame: FrameType | None) -> bool:
+    """Whether a loop still trains; one that can't be known is taken to."""
+    if frame is None:
+        return True
+    for top in sys._current_frames().values():
+        at: FrameType | None = top
+        while at is not None:
+            if at is frame:
+                return True
+            at = at.f_back
+    return False
 
 
 class Single(Algorithm):

@@ -12,6 +12,7 @@ import numpy as np
 from swarm_tf import codec as codecs
 from swarm_tf import local_steps as laws
 from swarm_tf import topology as topologies
+from swarm_tf import validation
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.config import MODES
 from swarm_tf.errors import UsageError
@@ -36,7 +37,7 @@ class SwarmCallback(Algorithm):
     To decide otherwise, override `should_exchange`, `choose_partner` or `on_exchange_end`.
 
     Args:
-      local_steps: optimizer steps between exchanges, H.
+      local_steps: training steps (batches) between exchanges, H.
       bits: a weight on the wire, 2 to 8 or 16, for the lattice codec.
       mode: "nonblocking", "blocking" or "pull".
       codec: "lattice", "float32", "bfloat16" or "float16".
@@ -71,6 +72,11 @@ class SwarmCallback(Algorithm):
         **common: Any,
     ) -> None:
         super().__init__(seed=seed, **common)
+        key, whole = f"{self.name}.", validation.whole_number
+        seed, local_steps = self.settings["seed"], whole(f"{key}local_steps", local_steps)
+        bits, degree = whole(f"{key}bits", bits), whole(f"{key}degree", degree)
+        if max_staleness is None:
+            max_staleness = 4 * local_steps
         self.settings |= {
             "local_steps": local_steps,
             "bits": bits,
@@ -79,7 +85,7 @@ class SwarmCallback(Algorithm):
             "topology": topology if isinstance(topology, str) else sorted(topology.edges),
             "degree": degree,
             "local_steps_distribution": local_steps_distribution,
-            "max_staleness": 4 * local_steps if max_staleness is None else max_staleness,
+            "max_staleness": whole(f"{key}max_staleness", max_staleness),
         }
         self.member: Member | None = None
         self._codec = codecs.build(codec, bits)

@@ -1,4 +1,4 @@
-"""Gradients on their way from the backward pass to the optimizer."""
+"""Gradients on their way from the backward pass to the optimizers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,37 @@ from typing import Any
 
 import keras
 
+from swarm_tf import state
 
-def intercept(model: keras.Model, change: Callable[[list[Any], list[Any]], list[Any]]) -> None:
-    """From now on the optimizer of `model` gets what `change` makes of its gradients.
+Change = Callable[[list[Any], list[Any]], list[Any]]
+"""Of gradients (tensors, tf.IndexedSlices or None) and their variables: what an optimizer gets."""
+
+
+def intercept(model: keras.Model, change: Change) -> None:
+    """From now on every optimizer that `model` holds gets what `change` makes of its gradients.
 
     Called again, the later `change` sees the gradients first.
-
-    Args:
-      change: of gradients (tensors, tf.IndexedSlices or None) and their variables.
     """
-    optimizer = model.optimizer
-    apply = optimizer.apply
-
-    def apply_changed(grads: list[Any], trainable_variables: Any = None) -> None:
-        variables = trainable_variables or optimizer._trainable_variables
-        apply(change(grads, variables), trainable_variables)
-
-    optimizer.apply = apply_changed
+    for optimizer in state.optimizers(model).values():
+        _intercept(optimizer, change)
     model.jit_compile = False  # Keras' choice on GPUs, but XLA can neither wait nor sleep
     model.train_function = None  # one traced before would go on as it was
 
 
+def _intercept(optimizer: keras.Optimizer, change: Change) -> None:
+    apply = optimizer.apply
+
+    def apply_changed(grads: list[Any], trainable_variables: Any = None) -> None:
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        variables = trainable_variables or optimizer._trainable_variables
+        apply(change(grads, variables), trainable_variables)
+
+    optimizer.apply = apply_changed
+
+
 def release(model: keras.Model) -> None:
-    """The optimizer is an ordinary one again."""
-    model.optimizer.__dict__.pop("apply", None)
+    """The optimizers are ordinary ones again."""
+    for optimizer in state.optimizers(model).values():
+        optimizer.__dict__.pop("apply", None)
     model.train_function = None

@@ -18,8 +18,9 @@ from swarm_tf import algorithms, consensus, ending, evaluation, world
 from swarm_tf.config import RunConfig, to_dict
 from swarm_tf.metrics import Counters, MetricsWriter, Progress, Status, Summary, merge
 from swarm_tf.slowdown import Slowdown
+from swarm_tf.state import moving_statistics
 from swarm_tf.trainer import Trainer
-from swarm_tf.weights import FlatWeights, moving_statistics
+from swarm_tf.weights import FlatWeights
 
 _RECALIBRATION_BATCHES = 32
 

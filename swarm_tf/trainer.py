@@ -91,8 +91,8 @@ class Trainer:
             hooks.on_epoch_begin(epoch)
             end = min(steps, (epoch + 1) * steps_per_epoch)
             while done < end and not self.model.stop_training:
+                hooks.on_train_batch_begin(done)  # the ranks may meet, which sets a boundary
                 count = min(end - done, self._until_boundary(algorithms))
-                hooks.on_train_batch_begin(done)
                 logs = self._run(batches, count, hooks, done + count - 1)
                 done += count
             hooks.on_epoch_end(epoch, logs)
@@ -101,8 +101,7 @@ class Trainer:
         hooks.on_train_end(logs)
 
     def _until_boundary(self, algorithms: Sequence[Algorithm]) -> int:
-        step = int(self.model.optimizer.iterations.numpy())
-        return min([self._longest, *(a.due - step for a in algorithms)])
+        return min([self._longest, *(a.due - a.local_step() for a in algorithms)])
 
     def _run(
         self, batches: Any, count: int, hooks: keras.callbacks.CallbackList, last: int

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
@@ -54,6 +55,41 @@ def check(key: str, value: Any) -> None:
         allowed, words = _rules()[key]
         if not allowed(value):
             raise UsageError(f"{key}={value} must be {words}")
+
+
+def whole_number(key: str, value: Any) -> int:
+    """An argument that counts something; NumPy's whole numbers are taken too.
+
+    Raises:
+      UsageError: it is a fraction, a boolean or no number.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    raise UsageError(f"{key}={value!r} must be a whole number")
+
+
+def positive_number(key: str, value: Any) -> float:
+    """An argument in seconds or the like; NumPy's numbers are taken too.
+
+    Raises:
+      UsageError: it is not above 0 and finite, a boolean, or no number.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and number > 0:
+            return number
+    raise UsageError(f"{key}={value!r} must be a number above 0")
+
+
+def switch(key: str, value: Any) -> bool:
+    """An argument that is True or False; NumPy's are taken too.
+
+    Raises:
+      UsageError: it is anything else.
+    """
+    if isinstance(value, bool) or type(value).__name__ == "bool":  # numpy.bool
+        return bool(value)
+    raise UsageError(f"{key}={value!r} must be True or False")
 
 
 def refuse_unused(section: str, values: Any, keys: Iterable[str], reason: str) -> None:

@@ -1,18 +1,20 @@
 """Keras variables <-> the chunks of one flat vector.
 
-Matrices and kernels come first, one after another, cut into equal chunks that are a whole number
-of blocks long; vectors (biases, scales, moving statistics) follow in chunks of their own. The last
-chunk of each kind is filled up with zeros.
+Trained matrices and kernels come first, one after another, cut into equal chunks that are a whole
+number of blocks long; the rest follows in chunks of its own: vectors (biases, scales), and what is
+not trained itself (moving statistics, optimizer slots). The last chunk of each kind is filled up
+with zeros.
 
 Chunks let encoding, wire and decoding overlap, have few shapes, so that each kernel is compiled
-once, and stay small enough for the memory allocator to reuse. Vectors are apart because they are
-few and travel exactly: their differences are of other sizes than those of the matrices, and one
-lattice step for both would drown the smaller ones in noise.
+once, and stay small enough for the memory allocator to reuse. The second kind is apart because it
+travels exactly. Differences of vectors are of other sizes than those of the matrices, and one
+lattice step for both would drown the smaller ones in noise; statistics and slots may be of any
+size, and the noise of a lattice would make second moments negative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -26,78 +28,66 @@ CHUNK = 7 * 2**20
 """Most weights in a chunk."""
 
 
-def averaged_variables(
-    model: keras.Model, *, statistics: bool = True, optimizer: bool = False
-) -> list[keras.Variable]:
-    """The variables of `model` that the swarm averages, in Keras' order.
-
-    Args:
-      statistics: also the float state of trainable layers that is not trained itself: the moving
-        statistics of BatchNormalization. Seed generators hold integers and never travel.
-      optimizer: also the optimizer's slots (momentum, Adam's moments), but not its step count or
-        learning rate.
-    """
-    variables = list(model.trainable_variables)
-    if statistics:
-        variables += moving_statistics(model)
-    if optimizer:
-        # What scales the loss in mixed precision keeps to itself how.
-        optimizing = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        if not model.optimizer.built:  # it would make its slots at the first step only
-            model.optimizer.build(model.trainable_variables)
-        slots = optimizing.variables
-        own = {id(optimizing.iterations), id(optimizing._learning_rate)}
-        variables += [v for v in slots if id(v) not in own and _is_float(v)]
-    unique = {id(v): v for v in variables if _is_float(v)}
-    return list(unique.values())
-
-
-def moving_statistics(model: keras.Model) -> list[keras.Variable]:
-    """The float state of trainable layers that is not trained itself."""
-    layers = [layer for layer in model._flatten_layers(include_self=True) if layer.trainable]
-    return [v for layer in layers for v in layer._non_trainable_variables if _is_float(v)]
-
-
-def _is_float(variable: keras.Variable) -> bool:
-    return bool(tf.as_dtype(variable.dtype).is_floating)
-
-
 class FlatWeights:
     """The given variables as chunks: float32 [lengths[c]] each.
+
+    A variable of fewer bits than float32 can't hold a small correction. What the cast loses is
+    kept, added to the next correction, and counts as part of the weight in all that is read here.
 
     Args:
       variables: Keras variables; other float types than float32 are cast on the way.
       chunk: most weights in a chunk.
+      signed: of those that are not trained, the ones that are known to become negative. Of the
+        others, one that has never been seen with a negative entry is kept from it.
 
     Attributes:
       lengths: weights in each chunk.
-      exact: which chunks hold vectors.
+      exact: which chunks travel exactly.
     """
 
-    def __init__(self, variables: Sequence[keras.Variable], chunk: int = CHUNK) -> None:
-        matrices = [v for v in variables if len(v.shape) > 1]
-        vectors = [v for v in variables if len(v.shape) <= 1]
-        self.variables = [*matrices, *vectors]
+    def __init__(
+        self,
+        variables: Sequence[keras.Variable],
+        chunk: int = CHUNK,
+        signed: Iterable[keras.Variable] = (),
+    ) -> None:
+        coarse = [v for v in variables if _is_trained(v) and len(v.shape) > 1]
+        among_them = {id(v) for v in coarse}
+        exact = [v for v in variables if id(v) not in among_them]
+        self.variables = [*coarse, *exact]
         self.sizes = [int(np.prod(v.shape)) for v in self.variables]
         self.total = sum(self.sizes)
         self.lengths: list[int] = []
         self._starts: list[int] = []
-        for kind in (matrices, vectors):
+        for kind in (coarse, exact):
             sizes = [int(np.prod(v.shape)) for v in kind]
             self._starts += [sum(self.lengths) + s for s in np.cumsum([0, *sizes[:-1]])][
                 : len(kind)
             ]
             self.lengths += _chunk_lengths(sum(sizes), chunk)
-            if kind is matrices:
-                first_vector = len(self.lengths)
-        self.exact = frozenset(range(first_vector, len(self.lengths)))
+            if kind is coarse:
+                first_exact = len(self.lengths)
+        self.exact = frozenset(range(first_exact, len(self.lengths)))
         self._ends = np.cumsum(self.lengths).tolist()
-        self._gather = tf.function(self._gather_graph, autograph=False)
-        self._add = tf.function(self._add_graph, autograph=False)
-        self._assign = tf.function(self._assign_graph, autograph=False)
+        # By place in `variables`.
+        self._remainders = {
+            place: tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
+            for place, v in enumerate(self.variables)
+            if tf.as_dtype(v.dtype).size < 4
+        }
+        self._wide = [place for place, v in enumerate(self.variables) if v.dtype == "float64"]
+        may_be_negative = {id(v) for v in signed}
+        self._never_negative = {
+            place: tf.Variable(True, trainable=False)
+            for place, v in enumerate(self.variables)
+            if not _is_trained(v) and id(v) not in may_be_negative
+        }
+        self._gather = _Traced(self._gather_graph)
+        self._add = _Traced(self._add_graph)
+        self._assign = _Traced(self._assign_graph)
 
     def shapes(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """(name, shape, dtype) of each variable: what two nodes must have in common."""
+        """(name, shape, dtype) of each variable."""
         return [(v.name, tuple(v.shape), str(v.dtype)) for v in self.variables]
 
     def gather(self) -> list[tf.Tensor]:
@@ -109,24 +99,58 @@ class FlatWeights:
 
         Corrections are float32 [lengths[c] / BLOCK, BLOCK], or None for nothing.
 
-        A moving variance is not allowed below a tenth of its value, since a correction that was
-        computed some steps ago may exceed it by now.
+        What may not become negative (moving variances, second moments) is not allowed below a
+        tenth of its value: a correction that was computed some steps ago may exceed it by now.
         """
         if all(c is None for c in corrections):
             return self.gather()
         pairs = zip(corrections, self.lengths, strict=True)
-        return list(self._add([_nothing(n) if c is None else c for c, n in pairs]))
+        blocks = [_nothing(n) if c is None else tf.reshape(c, [-1, BLOCK]) for c, n in pairs]
+        return list(self._add(blocks))
 
     def zeros(self) -> list[tf.Tensor]:
         """A correction of nothing, for each chunk."""
         return [_nothing(n) for n in self.lengths]
 
-    def assign(self, chunks: Sequence[tf.Tensor | npt.NDArray[np.float32]]) -> None:
-        """Overwrite the variables."""
-        self._assign([tf.convert_to_tensor(c) for c in chunks])
+    def copy(self) -> list[npt.NDArray[Any]]:
+        """A copy of the weights in their full precision, for `assign`.
+
+        Returns:
+          the chunks, and where there are weights of float64, all of those: float64 [n].
+        """
+        copies = [np.array(chunk) for chunk in self.gather()]
+        wide = [np.asarray(self.variables[place].value).reshape(-1) for place in self._wide]
+        return [*copies, np.concatenate(wide)] if wide else copies
+
+    def assign(self, chunks: Sequence[tf.Tensor | npt.NDArray[Any]]) -> None:
+        """Overwrite the variables with chunks, or with what `copy` returns."""
+        self._assign([tf.convert_to_tensor(c) for c in chunks[: len(self.lengths)]])
+        if len(chunks) > len(self.lengths):
+            ends = np.cumsum([self.sizes[place] for place in self._wide])
+            parts = np.split(np.asarray(chunks[-1]), ends[:-1])
+            for place, part in zip(self._wide, parts, strict=True):
+                self.variables[place].assign(part.reshape(self.variables[place].shape))
+
+    def _value(self, place: int) -> tf.Tensor:
+        """A weight with what its type could not hold: float32 or float64, of its shape."""
+        value: Any = self.variables[place].value
+        if place in self._remainders:
+            return tf.cast(value, tf.float32) + self._remainders[place]
+        return tf.convert_to_tensor(value)
+
+    def _set(self, place: int, wanted: tf.Tensor) -> list[tf.Operation]:
+        """Set a weight to such numbers, and keep what its type can't hold."""
+        value: Any = self.variables[place].value
+        held = tf.cast(wanted, value.dtype)
+        updates = [value.assign(held)]
+        if place in self._remainders:
+            rest = wanted - tf.cast(held, tf.float32)
+            updates.append(self._remainders[place].assign(rest))
+        return updates
 
     def _gather_graph(self) -> list[tf.Tensor]:
-        flat = [tf.reshape(tf.cast(v.value, tf.float32), [-1]) for v in self.variables]
+        values = [tf.cast(self._value(place), tf.float32) for place in range(len(self.variables))]
+        flat = [tf.reshape(value, [-1]) for value in values]
         chunks = []
         for low, high in self._bounds():
             parts, end = [], low
@@ -157,21 +181,53 @@ class FlatWeights:
         return tensors
 
     def _add_graph(self, corrections: list[tf.Tensor]) -> list[tf.Tensor]:
-        updates = []
+        updates: list[tf.Operation] = []
         flat = [tf.reshape(c, [-1]) for c in corrections]
-        for variable, correction in zip(self.variables, self._split(flat), strict=True):
-            value: Any = variable.value
-            correction = tf.cast(correction, value.dtype)
-            if variable.name == "moving_variance":
-                updates.append(value.assign(tf.maximum(value + correction, 0.1 * value)))
-            else:
-                updates.append(value.assign_add(correction))
+        for place, correction in enumerate(self._split(flat)):
+            value: Any = self.variables[place].value
+            if place not in self._never_negative and place not in self._remainders:
+                updates.append(value.assign_add(tf.cast(correction, value.dtype)))
+                continue
+            wanted = self._value(place)
+            wanted += tf.cast(correction, wanted.dtype)
+            if place in self._never_negative:
+                never = self._never_negative[place]
+                never = never.assign(never & tf.reduce_all(value >= 0))
+                lowest = 0.1 * tf.cast(value, wanted.dtype)
+                wanted = tf.where(never, tf.maximum(wanted, lowest), wanted)
+            updates += self._set(place, wanted)
         with tf.control_dependencies(updates):
             return self._gather_graph()
 
-    def _assign_graph(self, chunks: list[tf.Tensor]) -> None:
-        for variable, tensor in zip(self.variables, self._split(chunks), strict=True):
-            variable.value.assign(tf.cast(tensor, variable.value.dtype))
+    def _assign_graph(self, chunks: list[tf.Tensor]) -> list[tf.Tensor]:
+        for place, tensor in enumerate(self._split(chunks)):
+            if self.variables[place].dtype == "float64":
+                tensor = tf.cast(tensor, tf.float64)
+            self._set(place, tensor)
+        return []
+
+
+class _Traced:
+    """A function compiled once, at its first call.
+
+    As `tf.function`, which would warn of retracing when a program trains often: each training
+    has functions of its own.
+    """
+
+    def __init__(self, function: Callable[..., list[tf.Tensor]]) -> None:
+        self._function = tf.function(function, autograph=False)
+        self._concrete: Any = None
+
+    def __call__(self, *arguments: Any) -> list[tf.Tensor]:
+        if self._concrete is None:
+            self._concrete = self._function.get_concrete_function(*arguments)
+        result: list[tf.Tensor] = self._concrete(*arguments)
+        return result
+
+
+def _is_trained(variable: keras.Variable) -> bool:
+    # Scales of float8 are "trainable", but replaced by what their gradient says.
+    return bool(variable.trainable) and not getattr(variable, "overwrite_with_gradient", False)
 
 
 def _nothing(length: int) -> tf.Tensor:

@@ -93,6 +93,11 @@ def end(member: object) -> None:
     _training.discard(member)
 
 
+def unfinished() -> list[object]:
+    """Who has begun and not ended."""
+    return list(_training)
+
+
 def _end_together(connection: mpi.MPITransport) -> None:
     """A rank that fails ends the job: otherwise MPI lets the others wait for it for ever."""
 
@@ -170,7 +175,9 @@ def gather(value: Any, what: str, seconds: float = START_SECONDS) -> list[Any]:
     return gather_over(transport(), value, what, seconds)
 
 
-def gather_over(joined: Transport | None, value: Any, what: str, seconds: float) -> list[Any]:
+def gather_over(
+    joined: Transport | None, value: Any, what: str, seconds: float = START_SECONDS
+) -> list[Any]:
     """`gather` over a transport that need not be the process's own; None is one rank alone."""
     if joined is None:
         return [value]

@@ -12,7 +12,7 @@ from models.attention import RelativeAttention, relative_shift, sinusoids
 from models.stack import Size
 from models.transformer_xl import TransformerXL
 from swarm_tf.errors import UsageError
-from swarm_tf.weights import averaged_variables
+from swarm_tf.state import averaged_variables
 from tests import numpy_transformers
 from tests.test_transformer import (
     NORMALIZATIONS,

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from swarm_tf.codec import BLOCK
-from swarm_tf.weights import FlatWeights, averaged_variables
+from swarm_tf.state import averaged_variables, signed_variables
+from swarm_tf.weights import FlatWeights
 
 SHAPES = {
     "one scalar": [()],
@@ -129,11 +130,37 @@ def test_other_float_types_are_cast_and_keep_their_type(dtype):
     np.testing.assert_array_equal(_joined(chunks)[where], flat)
     result = weights.add([tf.ones([n]) for n in weights.lengths])
     now, _ = _flat(weights)
-    np.testing.assert_array_equal(_joined(result)[where], now)  # published is what the model holds
+    # What is published holds what the cast of the model lost.
+    np.testing.assert_array_equal(_joined(result)[where], flat + 1)
     np.testing.assert_allclose(now, flat + 1, rtol=2**-8, atol=2**-8)
     weights.assign(chunks)
     np.testing.assert_array_equal(_flat(weights)[0], flat)
     assert {v.dtype for v in variables} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_many_small_corrections_arrive_as_a_whole(dtype):
+    """Each is far below a step of the type: cast one by one, nearly all would vanish."""
+    variables, _ = _variables([(3, 4), (5,)], dtype)
+    weights = FlatWeights(variables)
+    start, where = _flat(weights)
+    small = np.float32(1e-4)
+    for _ in range(2000):
+        result = weights.add([tf.fill([n], small) for n in weights.lengths])
+    np.testing.assert_allclose(_joined(result)[where], start + 0.2, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(_flat(weights)[0], start + 0.2, rtol=2**-8, atol=2**-8)
+
+
+def test_float64_keeps_its_precision_through_copy_and_assign():
+    value = np.array([[1.0 + 2**-40, 1e-300], [3.0, -(1.0 + 2**-50)]])
+    wide, narrow = keras.Variable(value, dtype="float64"), keras.Variable(np.ones([3], np.float32))
+    weights = FlatWeights([wide, narrow])
+    copied = weights.copy()
+    wide.assign(np.zeros([2, 2]))
+    weights.assign(copied)
+    np.testing.assert_array_equal(np.asarray(wide), value)
+    weights.add([tf.fill([n], 2**-30) for n in weights.lengths])
+    np.testing.assert_array_equal(np.asarray(wide), value + 2**-30)
 
 
 def test_float32_and_bfloat16_side_by_side():
@@ -152,7 +179,7 @@ def _with_batchnorm():
 
 def test_moving_variance_stays_positive():
     model = _with_batchnorm()
-    weights = FlatWeights(averaged_variables(model))
+    weights = FlatWeights(averaged_variables(model), signed=signed_variables(model, slots=False))
     layer = model.layers[0]
     layer.moving_variance.assign([1.0, 2.0, 4.0])
     layer.moving_mean.assign([1.0, 1.0, 1.0])
@@ -161,6 +188,37 @@ def test_moving_variance_stays_positive():
     np.testing.assert_allclose(np.asarray(layer.moving_mean), [-2.0, -2.0, -2.0])
     held, where = _flat(weights)
     np.testing.assert_array_equal(_joined(result)[where], held)
+
+
+def test_what_was_never_negative_stays_so_whatever_its_name():
+    """A user's own batch norm: its variance is called otherwise, its mean is seen to be signed."""
+    variance = keras.Variable(np.array([1.0, 2.0], np.float32), trainable=False, name="running_var")
+    mean = keras.Variable(np.array([1.0, -1.0], np.float32), trainable=False, name="running_mean")
+    weights = FlatWeights([variance, mean])
+    for _ in range(3):
+        weights.add([tf.fill([BLOCK], -3.0)])
+    np.testing.assert_allclose(np.asarray(variance), [1e-3, 2e-3], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(mean), [-8.0, -10.0])
+    trained = keras.Variable(np.array([1.0, 2.0], np.float32), name="moving_variance")
+    FlatWeights([trained]).add([tf.fill([BLOCK], -3.0)])
+    np.testing.assert_allclose(np.asarray(trained), [-2.0, -1.0])
+
+
+@pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adafactor", "Lamb", "Adadelta", "Ftrl"])
+def test_slots_that_are_squares_are_told_from_those_that_are_signed(name):
+    layers = [keras.layers.Dense(4), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input([3]), *layers])
+    model.compile(getattr(keras.optimizers, name)(0.01), "mse")
+    x = np.random.default_rng(0).normal(size=[40, 3])
+    model.fit(x, x[:, :2] ** 3, batch_size=4, verbose=0)
+    signed = {id(v) for v in signed_variables(model, slots=True)}
+    slots = [v for v in averaged_variables(model, optimizer=True)][4:]
+    assert slots
+    for slot in slots:
+        if id(slot) not in signed:
+            assert np.min(slot) >= 0, slot.path
+    negative = {id(v) for v in slots if np.min(v) < 0}
+    assert negative <= signed
 
 
 def test_moving_variance_follows_an_ordinary_correction_exactly():

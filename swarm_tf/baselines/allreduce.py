@@ -18,13 +18,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import consensus, gradients
+from swarm_tf import gradients, validation, world
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.transport import jobs
 from swarm_tf.transport.base import Array
-from swarm_tf.weights import FlatWeights, averaged_variables
+
+_UNLIKE = 1e-3
+"""Of a weight's norm, by which ranks may differ along a random direction."""
 
 
 class AllReduce(Algorithm):
@@ -47,7 +49,8 @@ class AllReduce(Algorithm):
 
     def __init__(self, backend: str = "mpi", *, bucket_mib: float = 1.0, **common: Any) -> None:
         super().__init__(**common)
-        self.settings |= {"backend": backend, "bucket_mib": bucket_mib}
+        size = validation.positive_number("allreduce.bucket_mib", bucket_mib)
+        self.settings |= {"backend": backend, "bucket_mib": size}
         if backend == "horovod" and self.transport is not None:
             _start_horovod(self.transport.size)
         self._background: jobs.Background | None = None
@@ -61,7 +64,7 @@ class AllReduce(Algorithm):
         with tf.device("CPU"):
             self._exposed = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._reductions = tf.Variable(0, dtype=tf.int64, trainable=False)
-        gradients.release(model)  # of a training that failed
+        gradients.release(model)  # from a training that failed
         gradients.intercept(model, self._mean)
 
     def next_boundary(self, step: int) -> int:
@@ -71,33 +74,59 @@ class AllReduce(Algorithm):
     def begin(self, common: dict[str, Any]) -> None:
         """The gradients of the next step may come."""
         assert self.transport is not None
-        # A model that Keras built from its first batch has taken a step on its own.
-        slots = averaged_variables(self.model, statistics=False, optimizer=True)
-        consensus.equalize(FlatWeights(slots), self.transport)
         self._first_step = self.local_step()
+        self._compared = False
         self._exposed.assign(0.0)
         self._reductions.assign(0)
-        if self._background is not None:  # of a training that failed
-            self._background.stop()
         self._background = jobs.Background(self.transport.rank)
         self._background.start()
 
     def boundary(self, step: int) -> None:
         """Make sure that no gradient was applied without averaging."""
         steps = step - self._first_step
-        if self.rounds < steps:  # of float16, steps that overflow everywhere do not count
+        if self.rounds < steps:
             raise RuntimeError(f"of {steps} steps only {self.rounds} averaged their gradients")
+        if not self._compared:
+            self._compared = True
+            self._compare()
+
+    def _compare(self) -> None:
+        """Make sure that ranks hold the same weights, up to the rounding of unlike processors."""
+        assert self.transport is not None
+        rng = np.random.default_rng(0)
+        sketch = []
+        for variable in self.model.trainable_variables:
+            x = np.asarray(tf.cast(variable.value, tf.float64)).ravel()
+            sketch.append([float(x @ rng.choice((-1.0, 1.0), x.size)), float(x @ x) ** 0.5])
+        first, *others = world.gather_over(self.transport, sketch, "the weights of all ranks")
+        for of, other in enumerate(others, 1):
+            for number, ((a, norm), (b, _)) in enumerate(zip(first, other, strict=True)):
+                if abs(a - b) > _UNLIKE * norm:
+                    path = self.model.trainable_variables[number].path
+                    raise UsageError(
+                        f"{path} is another one on rank {of} than on rank 0, so algorithm="
+                        f"{self.name} does not see all gradients; it averages those of optimizers "
+                        "that are attributes of the model"
+                    )
 
     @property
     def rounds(self) -> int:
-        """Steps in which gradients were averaged."""
+        """How often gradients were averaged: once a step, and once an optimizer."""
         return int(self._reductions.numpy())
 
     def end(self, step: int) -> None:
-        """The optimizer is an ordinary one again."""
+        """The optimizers are ordinary ones again."""
+        self._compared = False
         self.boundary(step)
+        self._let_go(wait=True)
+
+    def abandon(self) -> None:
+        """As `end`, without waiting for other ranks."""
+        self._let_go(wait=False)
+
+    def _let_go(self, wait: bool) -> None:
         if self._background is not None:
-            self._background.stop()
+            self._background.stop(wait)
             self._background = None
         gradients.release(self.model)
 
@@ -174,7 +203,8 @@ class AllReduce(Algorithm):
             return np.int32(number)
         assert self.transport is not None
         mean = array.copy()
-        job = jobs.mean(self.transport, mean, number, self.timeout_seconds)
+        tag = jobs.session_tag(self.transport, number)
+        job = jobs.mean(self.transport, mean, tag, self.timeout_seconds)
         self._averaged[number] = mean, self._background.submit(job)
         return np.int32(number)
 

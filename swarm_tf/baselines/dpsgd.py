@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import consensus
+from swarm_tf import consensus, validation
 from swarm_tf import topology as topologies
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.codec import BLOCK
@@ -40,7 +40,7 @@ class DPSGD(Algorithm):
         super().__init__(**common)
         self.settings |= {
             "topology": topology if isinstance(topology, str) else sorted(topology.edges),
-            "degree": degree,
+            "degree": validation.whole_number("dpsgd.degree", degree),
         }
         self.mixing: dict[int, float] = {}
         if self.transport is not None:
@@ -72,6 +72,10 @@ class DPSGD(Algorithm):
         self._wait()
         self._background.stop()
 
+    def abandon(self) -> None:
+        """Leave the swaps that are under way to themselves."""
+        self._background.stop(wait=False)
+
     def _publish(self, chunks: consensus.Chunks) -> None:
         assert self.transport is not None
         transport, timeout = self.transport, self.timeout_seconds
@@ -79,9 +83,15 @@ class DPSGD(Algorithm):
         self._theirs = [{other: np.empty_like(c) for other in self.mixing} for c in chunks]
         self._swaps = [
             self._background.submit(
-                jobs.swap(transport, dict.fromkeys(self.mixing, own), into, tag, timeout)
+                jobs.swap(
+                    transport,
+                    dict.fromkeys(self.mixing, own),
+                    into,
+                    jobs.session_tag(transport, number),
+                    timeout,
+                )
             )
-            for tag, (own, into) in enumerate(zip(chunks, self._theirs, strict=True))
+            for number, (own, into) in enumerate(zip(chunks, self._theirs, strict=True))
         ]
 
     def _wait(self) -> None:

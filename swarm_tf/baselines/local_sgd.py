@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swarm_tf import consensus
+from swarm_tf import consensus, validation
 from swarm_tf.algorithm import Algorithm
 
 
@@ -27,8 +27,10 @@ class LocalSGD(Algorithm):
 
     def __init__(self, local_steps: int = 4, *, switch_step: int = 0, **common: Any) -> None:
         super().__init__(**common)
-        self.settings |= {"local_steps": local_steps, "switch_step": switch_step}
-        self.local_steps, self.switch_step = local_steps, switch_step
+        whole = validation.whole_number
+        self.local_steps = whole("local_sgd.local_steps", local_steps)
+        self.switch_step = whole("local_sgd.switch_step", switch_step)
+        self.settings |= {"local_steps": self.local_steps, "switch_step": self.switch_step}
 
     def next_boundary(self, step: int) -> int:
         """Every step until the switch, then every H."""

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from swarm_tf import consensus
+from swarm_tf import consensus, validation
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.state import moving_statistics
 from swarm_tf.transport import jobs
-from swarm_tf.weights import FlatWeights, moving_statistics
+from swarm_tf.weights import FlatWeights
 
 
 class Outer(Algorithm, ABC):
@@ -31,8 +32,8 @@ class Outer(Algorithm, ABC):
 
     def __init__(self, local_steps: int, **common: Any) -> None:
         super().__init__(**common)
-        self.settings["local_steps"] = local_steps
-        self.local_steps = local_steps
+        self.local_steps = validation.whole_number(f"{self.name}.local_steps", local_steps)
+        self.settings["local_steps"] = self.local_steps
         self.slow: consensus.Chunks = []
         self.momentum: consensus.Chunks = []
         self.round = 0

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from swarm_tf import consensus
+from swarm_tf import consensus, validation
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.transport import jobs
 from swarm_tf.transport.base import Array
@@ -41,8 +41,7 @@ class SGP(Algorithm):
 
     def __init__(self, *, overlap: bool = False, **common: Any) -> None:
         super().__init__(**common)
-        self.settings["overlap"] = overlap
-        self.overlap = overlap
+        self.settings["overlap"] = self.overlap = validation.switch("sgp.overlap", overlap)
         self.weight = 1.0
 
     def out_neighbors(self, rank: int, round: int) -> list[int]:
@@ -77,6 +76,10 @@ class SGP(Algorithm):
         self._become(self._state(), self._under_way)
         self._background.stop()
 
+    def abandon(self) -> None:
+        """Leave what is under way to itself."""
+        self._background.stop(wait=False)
+
     def _state(self) -> list[Array]:
         """x in chunks, and w: float64 [1]."""
         assert self.weights is not None
@@ -96,7 +99,7 @@ class SGP(Algorithm):
             state[part] = sum(received.values(), start=state[part])
         *x, weight = state
         self.weight = float(weight[0])
-        self._z = [np.asarray(chunk / np.float32(self.weight), np.float32) for chunk in x]
+        self._z = [chunk / chunk.dtype.type(self.weight) for chunk in x]
         self.weights.assign(self._z)
 
     def _push(self) -> tuple[list[Array], _Coming]:
@@ -109,7 +112,8 @@ class SGP(Algorithm):
         kept = [array / array.dtype.type(1 + len(out)) for array in self._state()]
         coming = []
         for part, array in enumerate(kept):
-            tag = 2 * part + round % 2  # of two rounds that overlap
+            # Two rounds overlap.
+            tag = jobs.session_tag(self.transport, 2 * part + round % 2)
             own, into = dict.fromkeys(out, array), {r: np.empty_like(array) for r in sources}
             swap = jobs.swap(self.transport, own, into, tag, self.timeout_seconds)
             coming.append((self._background.submit(swap), into))

@@ -26,6 +26,11 @@ _SHORTEST_SLEEP = 0.0001
 _LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time so long at most
 
 
+def session_tag(transport: Transport, number: int) -> int:
+    """The tag of job `number` in this training: jobs of one that failed may still be under way."""
+    return (1009 * transport.sessions + number) % TAGS
+
+
 def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Job:
     """Overwrite `array`, float [n], with its mean over all ranks, the same bits everywhere.
 
@@ -139,12 +144,17 @@ class Background(threading.Thread):
             self._changed.notify()
         return handle
 
-    def stop(self) -> None:
-        """End the thread when its jobs are done."""
+    def stop(self, wait: bool = True) -> None:
+        """End the thread when its jobs are done.
+
+        Args:
+          wait: until then; of a training that failed they may wait for ranks that do not come.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        self.join()
+        if wait:
+            self.join()
 
     def run(self) -> None:
         """Move all jobs on, in turn."""

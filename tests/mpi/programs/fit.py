@@ -80,8 +80,8 @@ class Watching(swarm_tf.SwarmCallback):
         super().__init__(*args, **options)
         self.steps, self.partners, self.ended = [], [], []
 
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
+    def begin(self, common):
+        super().begin(common)
         equal_everywhere(bits(self.model), "the weights at the start")
 
     def should_exchange(self, step):
