@@ -17,6 +17,7 @@ import keras
 from swarm_tf import consensus, ending, rendezvous, state, validation, world
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
+from swarm_tf.same_data import FirstBatch, SameData, arrays_of
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
 
@@ -94,6 +95,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._iterations = 0  # of the optimizer, when they were last looked at
         self._first_batch: int | None = None  # of the block that runs
         self._model_is: list[int] = []
+        self._watched: FirstBatch | None = None
+        self._same_data: SameData | None = None  # until ranks have compared what they read
         self._last: _Last | None = None
         self._caller: FrameType | None = None  # the loop that trains
         self._hearing = 0  # the step at which synchronous ranks next ask whether to end
@@ -156,6 +159,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         """Keras gives every callback its model."""
         super().set_model(model)
         self._iterations = state.steps_taken(model)
+        self._watched = FirstBatch.of(model) if self.transport is not None else None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Get ready to meet the other ranks."""
@@ -190,6 +194,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         if self.transport is not None and self.weights is None:
             self._meet()
             return
+        if self._same_data is not None and self._same_data.poll():
+            self._same_data = None
         if self._ends(step):
             self.model.stop_training = True
         if self.transport is None:
@@ -218,6 +224,9 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         if self.synchronous:  # or what comes now would be taken for what others still wait for
             world.agree(self.transport, "the end of training", self._progress(ends=True))
         self.end(self._step)
+        if self._same_data is not None:
+            self._same_data.finish(self.timeout_seconds)
+            self._same_data = None
         self._sent = self.transport.bytes_sent - self._sent_before
         counters = self.counters
         steps = self._step - self._began_at
@@ -319,6 +328,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._sent_before, self._sent = self.transport.bytes_sent, None
         world.begin(self)
         self.begin(common)
+        self._same_data = SameData(self.transport, self._watched, arrays_of(self._caller))
         self._due, self._hearing = self.next_boundary(self._step), self._step + 1
         self._heard = 0, 0.0
 

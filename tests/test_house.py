@@ -19,7 +19,7 @@ ORDER = [
     ["averaging"],
     ["swarm"],
     ["transport"],
-    ["state", "weights", "world", "evaluation"],
+    ["state", "weights", "world", "evaluation", "same_data"],
     ["gradients", "slowdown"],
     ["consensus"],
     ["rendezvous"],

@@ -212,7 +212,7 @@ def test_slots_that_are_squares_are_told_from_those_that_are_signed(name):
     x = np.random.default_rng(0).normal(size=[40, 3])
     model.fit(x, x[:, :2] ** 3, batch_size=4, verbose=0)
     signed = {id(v) for v in signed_variables(model, slots=True)}
-    slots = [v for v in averaged_variables(model, optimizer=True)][4:]
+    slots = averaged_variables(model, optimizer=True)[4:]
     assert slots
     for slot in slots:
         if id(slot) not in signed:
