@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import time
@@ -384,17 +383,10 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             self._training.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Algorithm:
-        if self.weights is not None:
-            raise UsageError(
-                f"a {type(self).__name__} that has met other ranks can't be copied; make a new one"
-            )
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        shared = ("transport", "_model", "_training")
-        for key, value in self.__dict__.items():
-            copied.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
-        copied._training = ExitStack()
-        return copied
+        raise UsageError(
+            f"a {type(self).__name__} can't be copied: it is a rank's place among the others; "
+            "make a new one"
+        )
 
 
 class _Last(keras.callbacks.Callback):  # type: ignore[misc]

@@ -71,8 +71,13 @@ def steps_taken(model: keras.Model) -> int:
 
 
 def is_built(model: keras.Model) -> bool:
-    """Whether every layer has its variables."""
-    return all(layer.built for layer in model._flatten_layers())
+    """Whether every layer has its variables.
+
+    A model with a `train_step` of its own and no `call`, as a GAN, is never built itself.
+    """
+    layers = model._flatten_layers(include_self=False)
+    uncalled = type(model).call is keras.Model.call
+    return (model.built or (uncalled and bool(layers))) and all(layer.built for layer in layers)
 
 
 # What is averaged.
