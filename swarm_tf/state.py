@@ -33,8 +33,8 @@ def optimizers(model: keras.Model) -> dict[str, keras.Optimizer]:
     for number, layer in enumerate(model._flatten_layers()):
         prefix = "" if number == 0 else f"layer {number}: "
         attributes = vars(layer)
-        # The compiled one first, wherever it stands among the attributes.
-        for name in sorted(attributes, key=lambda name: name != "optimizer"):
+        # The compiled one first; TensorFlow's own lists, which hold all of them again, last.
+        for name in sorted(attributes, key=lambda name: (name != "optimizer", name[0] == "_")):
             for key, item in _members(name, attributes[name]):
                 if isinstance(item, keras.Optimizer):
                     found.setdefault(id(item), (prefix + key, item))
