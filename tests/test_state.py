@@ -27,7 +27,7 @@ def test_every_optimizer_that_the_model_holds_is_found():
     model = Adversaries()
     model.compile()
     found = state.optimizers(model)
-    assert list(found)[0] == "optimizer"
+    assert next(iter(found)) == "optimizer"
     assert found["optimizer"] is model.optimizer
     kinds = [type(one).__name__ for one in found.values()]
     assert sorted(kinds) == ["Adam", "RMSprop", "RMSprop", "SGD", "SGD"]
