@@ -165,7 +165,10 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         for key, value in self.settings.items():
             validation.check(f"{self.name}.{key}", value)
         if self.transport is None:
-            _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
+            if world.is_child():
+                _log.warning("a process that rank %d has started: training alone", world.rank())
+            else:
+                _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
             return
         self._clean_up()
         self._training.enter_context(ending.listening())

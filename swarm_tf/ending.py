@@ -29,6 +29,7 @@ class listening:
     # Not a generator: one that a failed training leaves open would be run at Python's exit.
 
     def __enter__(self) -> None:
+        global _outermost
         self._outermost = threading.current_thread() is threading.main_thread() and not any(
             signal.getsignal(number) is _heard for number in SIGNALS
         )
@@ -44,17 +45,55 @@ class listening:
         # What was ignored before, as by nohup, stays so.
         heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, _heard) for number in heard}
+        _outermost = self
 
     def __exit__(self, *_: object) -> None:
         if not self._outermost:
             return
+        self._restore()
+        self._thread.join()
+        self._ours.close()
+
+    def _restore(self) -> None:
+        """Handlers as they were."""
+        global _outermost
+        _outermost, self._outermost = None, False
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         self._theirs.close()
-        self._thread.join()
-        self._ours.close()
         _asked.clear()
+
+
+_outermost: listening | None = None
+
+
+# A process that this one forks is a plain one: its signals are its own. Without this they would
+# be written into the parent's pair, and end the parent's training. They wait until that is done.
+
+_masks: list[set[int]] = []
+
+
+def _before_fork() -> None:
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS))
+
+
+def _after_fork_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _after_fork_in_child() -> None:
+    if _outermost is not None:
+        _outermost._ours.close()
+        _outermost._restore()
+    _after_fork_in_parent()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 def _heard(number: int, frame: FrameType | None) -> None:

@@ -58,6 +58,7 @@ def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
     library = mpi_library()
     # The ranks cannot know: mpirun gives them a pipe, or a terminal of its own.
     environment = {**os.environ, "SWARM_TF_LIVE": str(int(sys.stdout.isatty()))}
+    launcher.forget_parent(environment)
     command = [find_mpirun(library), "-n", str(own.ranks)]
     if "Open MPI" in library:
         environment |= _open_mpi_needs(own.ranks)

@@ -26,14 +26,45 @@ _LOCAL_SIZES = (
 )
 
 
+_JOINED = "SWARM_TF_JOINED"
+"""Set by a rank that has joined the others, for the processes that it starts: those inherit what a
+launcher told it, but are no ranks. Process, number, ranks, and the job they belong to."""
+
+_JOBS = ("PMIX_NAMESPACE", "PMI_JOBID", "SLURM_STEP_ID", "HYDI_CONTROL_FD", "PMI_FD")
+
+
 def size() -> int:
-    """Ranks of this job; 1 without a launcher."""
+    """Ranks of this job; 1 without a launcher, and in a process that a rank has started."""
+    if parent() is not None:
+        return 1
     return max(int(os.environ.get(name) or 1) for name in _SIZES)
 
 
 def rank() -> int:
-    """This rank; 0 without a launcher."""
-    return _first(_RANKS, 0)
+    """This rank; 0 without a launcher, and in a process that a rank has started."""
+    return 0 if parent() is not None else _first(_RANKS, 0)
+
+
+def joined(rank: int, size: int) -> None:
+    """This process is a rank now, and what it starts is none."""
+    os.environ[_JOINED] = f"{os.getpid()}/{rank}/{size}/{_job()}"
+
+
+def parent() -> tuple[int, int] | None:
+    """The rank that has started this process, and how many there are; None if that is no rank."""
+    match = re.fullmatch(r"(\d+)/(\d+)/(\d+)/(.*)", os.environ.get(_JOINED, ""))
+    if match is None or int(match[1]) == os.getpid() or match[4] != _job():
+        return None
+    return int(match[2]), int(match[3])
+
+
+def forget_parent(environment: dict[str, str]) -> None:
+    """Let the ranks of another job, which a rank starts, be ranks."""
+    environment.pop(_JOINED, None)
+
+
+def _job() -> str:
+    return " ".join(os.environ.get(name, "") for name in _JOBS)
 
 
 def local_rank() -> int:

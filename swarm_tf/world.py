@@ -45,15 +45,40 @@ def transport() -> Transport | None:
 
 
 def rank() -> int:
-    """The number of this rank, from 0; 0 when alone."""
+    """The number of this rank, from 0; 0 when alone; in a process of a rank's own that rank's."""
     joined = transport()
-    return joined.rank if joined else 0
+    return joined.rank if joined else _of_parent[0]
 
 
 def size() -> int:
-    """How many ranks train; 1 when alone."""
+    """How many ranks train; 1 when alone; in a process that a rank has started as there."""
     joined = transport()
-    return joined.size if joined else 1
+    return joined.size if joined else _of_parent[1]
+
+
+_of_parent = launcher.parent() or (0, 1)
+"""Rank and size to tell where this process has not joined: a worker that reads a rank's data must
+read that rank's part."""
+
+
+def is_child() -> bool:
+    """Whether a rank has started this process, which is none itself."""
+    return _of_parent != (0, 1)
+
+
+def _after_fork_in_child() -> None:
+    """What a rank forks is a plain process: it has no transport, and ends nobody by its end."""
+    global _lock, _of_parent
+    _lock = threading.Lock()  # another thread may have held it
+    joined = _joined[0] if _joined else None
+    if joined is not None:
+        _of_parent = joined.rank, joined.size
+        _joined[:] = [None]
+        _training.clear()
+        sys.excepthook = sys.__excepthook__
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def is_first() -> bool:
@@ -75,6 +100,7 @@ def _join() -> Transport | None:
         raise
     if connection.size == 1:
         return None
+    launcher.joined(connection.rank, connection.size)
     _end_together(connection)
     return connection
 

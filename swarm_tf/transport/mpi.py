@@ -7,7 +7,9 @@ and sleeping, and every wait ends with the name of whom it waited for.
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +40,7 @@ def connect(seconds: float) -> MPITransport:
     try:
         import mpi4py
 
-        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+        mpi4py.rc.initialize = mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UsageError(
@@ -60,6 +62,8 @@ def connect(seconds: float) -> MPITransport:
             if not launcher.can_start(library):
                 raise alone
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
+            # Not mpi4py's own, which processes that this one forks would run too.
+            atexit.register(_finalize, MPI, os.getpid())
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise UsageError(
                 "MPI runs without MPI_THREAD_MULTIPLE, which the communication thread needs; "
@@ -71,6 +75,11 @@ def connect(seconds: float) -> MPITransport:
         transport = MPITransport(MPI, world)
     _unlink_shared_memory()
     return transport
+
+
+def _finalize(mpi: Any, joined: int) -> None:
+    if os.getpid() == joined and not mpi.Is_finalized():
+        mpi.Finalize()
 
 
 def _unlink_shared_memory() -> None:

@@ -136,6 +136,11 @@ def test_an_evaluation_delays_nobody(tmp_path):
 
 
 @pytest.mark.matrix
+def test_processes_that_a_rank_starts_are_plain_ones():
+    passes(2, "children.py")
+
+
+@pytest.mark.matrix
 def test_a_refusal_reaches_every_rank():
     passes(3, "refused.py")
 
