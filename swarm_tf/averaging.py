@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build, too_many
 from swarm_tf.codec.base import Bools, Floats
@@ -79,13 +80,35 @@ class Averaging:
         last = attempt + 1 == len(self._codecs(place))
         return None if last or not too_many(accepted) else chunk + len(self.lengths)
 
+    def readable(self, chunk: int, encoded: Encoded) -> bool:
+        """Whether what a partner sent has the form of this chunk in its codec."""
+        attempt, place = divmod(chunk, len(self.lengths))
+        if attempt >= len(self._codecs(place)) or encoded.length != self.lengths[place]:
+            return False
+        codec = self._codec_of(place, encoded)
+        return codec is not None and codec.fits(encoded)
+
+    def show(self, chunk: int) -> Encoded:
+        """A chunk of the own model exactly, for one that adopts it."""
+        return self._exact.encode(self.published.terms(chunk), 0, _NO_SCALES)
+
+    def read(self, chunk: int, shown: Encoded) -> Floats | None:
+        """What a partner has shown, float32 [length]; None if it is damaged, or not finite."""
+        length = self.lengths[chunk]
+        if shown.length != length or not self._exact.fits(shown):
+            return None
+        zeros = self._exact.encode((tf.zeros([length]),), 0, _NO_SCALES)
+        decoded = self._exact.decode(zeros, shown)
+        model = 2 * np.asarray(decoded.correction).reshape(-1)[:length]
+        return model if decoded.accepted.all() and np.isfinite(model).all() else None
+
     def answer(self, chunk: int, offer: Encoded) -> tuple[Encoded, Bools] | Reason:
         """The responder's side of `chunk` and the blocks that it has averaged, or why not."""
         attempt, chunk = divmod(chunk, len(self.lengths))
         if attempt >= len(self._codecs(chunk)) or offer.length != self.lengths[chunk]:
             return Reason.OTHER_MODEL
         codec = self._codec_of(chunk, offer)
-        if codec is None:
+        if codec is None or not codec.fits(offer):
             return Reason.OTHER_CODEC
         own = self._encode(chunk, codec, offer.seed, offer.scales)
         if not own.finite:

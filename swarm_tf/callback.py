@@ -11,12 +11,12 @@ import numpy as np
 
 from swarm_tf import codec as codecs
 from swarm_tf import local_steps as laws
+from swarm_tf import state, validation
 from swarm_tf import topology as topologies
-from swarm_tf import validation
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.config import MODES
 from swarm_tf.errors import UsageError
-from swarm_tf.exchange import Exchange
+from swarm_tf.exchange import Exchange, Reason
 from swarm_tf.member import Member
 from swarm_tf.metrics import Counters
 
@@ -139,6 +139,7 @@ class SwarmCallback(Algorithm):
             seed=self.settings["seed"],
             timeout_seconds=self.timeout_seconds,
             fingerprint=_fingerprint(common),
+            on_adopt=lambda: state.reset_slots(self.model),
         )
         self.member.start()
         self._next = self.local_step() + self._steps.draw(self._rng)
@@ -147,15 +148,25 @@ class SwarmCallback(Algorithm):
         """Exchange, if it is time."""
         assert self.member is not None
         if self.should_exchange(step):
-            choose = lambda: self.choose_partner(self.neighbors, self._rng)  # noqa: E731
-            for exchange in self.member.boundary(step, choose):
+            for exchange in self.member.boundary(step, self._choose):
                 self.on_exchange_end(exchange)
+
+    def _choose(self) -> int:
+        assert self.member is not None
+        # When all have left, one of them: that is refused, and said.
+        among = self.member.reachable(self.neighbors) or self.neighbors
+        return self.choose_partner(among, self._rng)
 
     def end(self, step: int) -> None:
         """Serve until all ranks are done."""
         assert self.member is not None
-        for exchange in self.member.finish(step, self.asked):
+        for exchange in self.member.finish(step, lambda: super(SwarmCallback, self).asked):
             self.on_exchange_end(exchange)
+
+    def abandon(self) -> None:
+        """The training failed here: tell the others, who go on."""
+        if self.member is not None:
+            self.member.part(Reason.FAILED)
 
     @property
     def asked(self) -> bool:

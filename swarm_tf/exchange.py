@@ -6,7 +6,7 @@ import enum
 from collections import deque
 from dataclasses import dataclass, field
 
-from swarm_tf.codec.base import Bools, Encoded
+from swarm_tf.codec.base import Bools, Encoded, Floats
 
 
 class Kind(enum.IntEnum):
@@ -26,7 +26,10 @@ class Kind(enum.IntEnum):
     PONG = 6
     """I am, after this many local steps."""
     CANCEL = 7
-    """Initiator to responder: no more chunks of this exchange come, and the reason."""
+    """Initiator to responder: no more chunks of this exchange come, and the reason. The answer is
+    REFUSE."""
+    ADOPT = 8
+    """Initiator to responder: show me one chunk of your model, exactly; it stays as it is."""
 
 
 class Reason(enum.IntEnum):
@@ -43,6 +46,10 @@ class Reason(enum.IntEnum):
     NOT_FINITE = 6
     SIGNAL = 7
     """A signal asks for the end of the training."""
+    FAILED = 8
+    """My training ended by an exception; I take no part in its end."""
+    LEFT = 9
+    """My program ends."""
 
     @property
     def is_failure(self) -> bool:
@@ -60,6 +67,8 @@ class Reason(enum.IntEnum):
             Reason.OTHER_CODEC: f"rank {partner} does not speak this codec",
             Reason.NOT_FINITE: f"the weights of rank {partner} contain NaN or Inf",
             Reason.SIGNAL: f"a signal ended the training of rank {partner}",
+            Reason.FAILED: f"the training of rank {partner} failed",
+            Reason.LEFT: f"rank {partner} has left",
         }[self]
 
 
@@ -98,6 +107,7 @@ class Exchange:
       blocks, blocks_skipped: of the codec; a skipped block could not be read for certain.
       overdue: the answer did not come in time; it may still.
       harmless: nothing failed; the averaging happens in another exchange.
+      adopts: takes the partner's model as it is, in place of one that is not finite.
     """
 
     id: int
@@ -112,13 +122,16 @@ class Exchange:
     blocks_skipped: int = 0
     # The initiator's bookkeeping: own side of the chunks under way, to read the replies against
     # and to repeat requests; the chunks to send; when the partner was last heard and asked.
-    under_way: dict[int, Encoded] = field(default_factory=dict, repr=False)
+    under_way: dict[int, Encoded | None] = field(default_factory=dict, repr=False)
     to_send: deque[int] = field(default_factory=deque, repr=False)
     answered: int = 0
     heard: float = 0.0
     asked: float = 0.0
     overdue: bool = False
     harmless: bool = False
+    adopts: bool = False
+    cancelled: int | None = None  # the chunk at which no more came
+    model: dict[int, Floats] = field(default_factory=dict, repr=False)  # adopted, by chunk
 
 
 @dataclass

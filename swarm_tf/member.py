@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from swarm_tf import world
 from swarm_tf.codec import Codec
-from swarm_tf.exchange import Exchange
+from swarm_tf.exchange import Exchange, Reason
 from swarm_tf.metrics import Counters
 from swarm_tf.swarm import Node
 from swarm_tf.transport.base import Transport
-from swarm_tf.transport.service import Service
+from swarm_tf.transport.dispatcher import Service
 from swarm_tf.weights import FlatWeights
 
 _LONGEST_PAUSE = 0.05
@@ -30,6 +31,8 @@ class Member:
       codec, mode, seed, timeout_seconds: see `Node`.
       max_staleness: local steps for which an unanswered exchange lets training go on.
       fingerprint: 64 bits that ranks of one swarm have in common.
+      on_adopt: called when the model of a neighbour was taken, since the own one had become NaN
+        or infinite.
     """
 
     def __init__(
@@ -43,9 +46,11 @@ class Member:
         seed: int = 0,
         timeout_seconds: float = 60.0,
         fingerprint: int = 0,
+        on_adopt: Callable[[], None] = lambda: None,
     ) -> None:
         self.weights, self.transport, self.mode = weights, transport, mode
         self.max_staleness, self.timeout = max_staleness, timeout_seconds
+        self._on_adopt, self._was_ill = on_adopt, False
         self.node = Node(
             transport.rank,
             transport.size,
@@ -74,14 +79,24 @@ class Member:
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
         self._service.start()
 
+    def reachable(self, ranks: Sequence[int]) -> list[int]:
+        """Those of `ranks` that have not left the swarm."""
+        gone = self.node.failed | self.node.left
+        return [rank for rank in ranks if rank not in gone]
+
     def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[Exchange]:
         """After local step `step`: apply what came, publish the model, start an exchange.
 
         Returns:
           the own exchanges that ended since the last boundary.
+
+        Raises:
+          RuntimeError: a rank has left in the middle of training.
         """
         began = time.perf_counter()
         self._service.check()
+        if self.node.left:
+            raise RuntimeError(f"{_ranks(self.node.left)} left in the middle of training")
         if self.mode == "blocking":
             self._meet(step, choose_partner)
         else:
@@ -99,16 +114,20 @@ class Member:
             if step - asked_at < self.max_staleness:
                 return
             self._wait()
+        self._adopt()
         self._apply()
         self._ask(choose_partner(), step)
 
     def _meet(self, step: int, choose_partner: Callable[[], int]) -> None:
         deadline, pause = time.monotonic() + self.timeout, 0.001
+        self._adopt()
         self._apply()
         while True:
             self._ask(choose_partner(), step)
             if not self._wait() or self.node.averaged:
                 break
+            if self.node.left:
+                break  # the next boundary says so
             if time.monotonic() > deadline:
                 busy = f"all whom it asked in {self.timeout:g} s were waiting themselves"
                 _log.warning("rank %d: no exchange: %s", self.node.rank, busy)
@@ -117,11 +136,31 @@ class Member:
             time.sleep(self._jitter.uniform(0, pause))  # all were busy: do not collide again
             pause = min(2 * pause, _LONGEST_PAUSE)
         self.node.leave()
+        self._adopt()
         self._apply()
 
     def _ask(self, partner: int, step: int) -> None:
-        self.node.ask(partner, step)
+        if self.node.ill and not self._was_ill:
+            self._was_ill = True
+            _log.warning(
+                "rank %d: its weights are NaN or Inf after step %d; it takes the model of rank %d",
+                self.node.rank,
+                step,
+                partner,
+            )
+        self.node.ask(partner, step, adopt=self.node.ill)
         self._service.wake()
+
+    def _adopt(self) -> None:
+        """Take the model of a partner, if one was asked for and has come."""
+        chunks = self.node.take_adopted()
+        if chunks is None:
+            return
+        self.weights.assign(chunks)
+        self.node.published.take()  # corrections to a model that is gone
+        self.node.published.publish(self.weights.gather())
+        self.node.ill = False
+        self._on_adopt()
 
     def _wait(self) -> bool:
         # The node's own deadline comes first, and its warning names the partner.
@@ -133,19 +172,27 @@ class Member:
         corrections = self.node.published.take()
         self.node.published.publish(self.weights.add(corrections))
 
-    def finish(self, step: int, asked: bool = False) -> list[Exchange]:
+    def finish(self, step: int, asked: Callable[[], bool] = lambda: False) -> list[Exchange]:
         """Serve until all ranks have finished their steps; then the last corrections apply.
 
         Args:
-          asked: by a signal, so that all should finish now.
+          asked: whether a signal wants all to finish now; it may come while this rank waits.
 
         Raises:
           TimeoutError: a rank that is still needed gives no sign of life; names it.
+          RuntimeError: the training of a rank failed, so there is no mean of all.
         """
-        self.node.finish(step, asked)  # from here on it asks those who train whether they live
+        self.node.finish(step, asked())  # from here on it asks those who train whether they live
         self._service.wake()
-        self._until(lambda: self._missing(), "it to finish its steps")
-        self._until(lambda: self.node.owed(), "its answer")
+        self._until(lambda: self._missing(), "it to finish its steps", asked)
+        self._until(lambda: self.node.owed(), "its answer", asked)
+        if gone := self.node.failed | self.node.left:
+            self.node.close()
+            self._service.stop()
+            raise RuntimeError(
+                f"the training of {_ranks(gone)} failed, so there is no mean of all ranks' models; "
+                "this one is left as it is"
+            )
         self.transport.gather(b"", "the end of training", self.timeout)
         self.node.close()
         self._service.stop()
@@ -153,14 +200,31 @@ class Member:
         self._apply()
         return self.node.take_finished()
 
+    def part(self, reason: Reason) -> None:
+        """Leave the swarm at once, with a word to the others: the training failed here.
+
+        Waits a second at most, for that word.
+        """
+        self.node.part(reason)
+        self._service.wake()
+        deadline = time.monotonic() + 1
+        while not self.node.has_told and time.monotonic() < deadline:
+            time.sleep(0.001)
+        with contextlib.suppress(Exception):  # what ended the service, perhaps
+            self._service.stop()
+
     def _missing(self) -> list[int]:
         return sorted(set(range(self.transport.size)) - self.node.done)
 
-    def _until(self, awaited: Callable[[], list[int]], what: str) -> None:
+    def _until(
+        self, awaited: Callable[[], list[int]], what: str, asked: Callable[[], bool]
+    ) -> None:
         """Wait until `awaited()` is empty, as long as those ranks are heard of."""
         began = time.monotonic()
         while ranks := awaited():
             self._service.check()
+            if asked():
+                self.node.end_by_signal()
             now = time.monotonic()
             for rank in ranks:
                 heard, step = self.node.heard.get(rank, (now, 0))
@@ -170,3 +234,7 @@ class Member:
                         f"{rank}, last heard of after {step} steps"
                     )
             time.sleep(0.002)
+
+
+def _ranks(ranks: Collection[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"

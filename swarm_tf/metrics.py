@@ -37,6 +37,7 @@ class Counters:
     exposed_seconds: float = 0.0  # the training loop stood still for averaging
     staleness_sum: int = 0  # local steps between publish and apply
     staleness_count: int = 0
+    adoptions: int = 0  # a neighbour's model was taken in place of one with NaN or Inf
 
     def __add__(self, other: "Counters") -> "Counters":
         return Counters(

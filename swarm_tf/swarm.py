@@ -27,6 +27,7 @@ import numpy as np
 from swarm_tf.admission import Admission, State
 from swarm_tf.averaging import Averaging
 from swarm_tf.codec import Codec
+from swarm_tf.codec.base import Encoded, Floats
 from swarm_tf.exchange import Exchange, Kind, Message, Reason, Served
 from swarm_tf.metrics import Counters
 
@@ -73,8 +74,11 @@ class Node:
         self.published = self.averaging.published
         self.counters = Counters()
         self.step = 0
-        self.done: set[int] = set()
+        self.done: set[int] = set()  # with their own steps, or altogether:
+        self.failed: set[int] = set()  # by an exception in their training
+        self.left: set[int] = set()  # by the end of their program
         self.asked = False  # by a signal, here or elsewhere, to end
+        self.ill = False  # the own model is not finite
         now = clock()
         self.heard = {other: (now, 0) for other in range(size) if other != rank}
         self._chunks = len(lengths)
@@ -85,6 +89,8 @@ class Node:
         self._changed = threading.Condition()
         self._admission = Admission(rank, mode == "blocking")
         self._wanted: tuple[int, int] | None = None
+        self._adopts = False  # what is wanted is the partner's model, not the mean
+        self._adopted: list[Floats] | None = None
         self._current: Exchange | None = None
         self._finished: list[Exchange] = []
         self._closed = self._interrupted = False
@@ -95,14 +101,25 @@ class Node:
         self._served: dict[int, Served] = {}  # the last exchange of each partner
         self._paired_since = 0.0
         self._told: float | None = None
+        self._parting = Reason.NONE
 
     # What the training thread calls.
 
-    def ask(self, partner: int, step: int) -> None:
-        """Start an exchange with `partner`; in blocking mode this node stands at its boundary."""
+    def ask(self, partner: int, step: int, *, adopt: bool = False) -> None:
+        """Start an exchange with `partner`; in blocking mode this node stands at its boundary.
+
+        Args:
+          adopt: take the partner's model as it is, since the own one is not finite.
+        """
         with self._changed:
             self.step = step
-            self._wanted = (partner, step)
+            self._wanted, self._adopts = (partner, step), adopt
+
+    def take_adopted(self) -> list[Floats] | None:
+        """The model of a partner in chunks, if one has come since the last call."""
+        with self._changed:
+            adopted, self._adopted = self._adopted, None
+            return adopted
 
     @property
     def asked_at(self) -> int | None:
@@ -160,6 +177,24 @@ class Node:
             self.done.add(self.rank)
             self._told = -math.inf
 
+    def end_by_signal(self) -> None:
+        """A signal has come while this node waited for others: tell them to end too."""
+        with self._changed:
+            if not self.asked:
+                self.asked, self._told = True, -math.inf
+
+    def part(self, reason: Reason) -> None:
+        """Take no part any more, because of `reason`; it tells all others at the next `poll`."""
+        with self._changed:
+            self._closed, self._parting = True, reason
+            self.done.add(self.rank)
+            self._told = -math.inf
+
+    @property
+    def has_told(self) -> bool:
+        """Whether `poll` has told the others what was last to be told."""
+        return self._told != -math.inf
+
     def close(self) -> None:
         """Refuse everything from now on."""
         with self._changed:
@@ -204,6 +239,9 @@ class Node:
 
     def handle(self, message: Message) -> Outbox:
         """React to one message."""
+        if message.sender not in self.heard:  # from nowhere, or from here
+            self.count(messages_dropped=1)
+            return []
         self.heard[message.sender] = (self._clock(), message.step)
         if message.kind is Kind.REQUEST:
             return self._on_request(message)
@@ -212,14 +250,31 @@ class Node:
         if message.kind is Kind.REFUSE:
             return self._on_refusal(message)
         if message.kind is Kind.CANCEL:
-            self._on_cancel(message)
+            return self._on_cancel(message)
+        if message.kind is Kind.ADOPT:
+            return self._on_adopt(message)
         if message.kind is Kind.PING:
             finished = self.rank in self.done
             return [(message.sender, self._done() if finished else self._message(Kind.PONG))]
         if message.kind is Kind.DONE:
-            self.done.add(message.sender)
-            self.asked |= message.reason is Reason.SIGNAL
+            self._on_done(message)
         return []
+
+    def _on_done(self, message: Message) -> None:
+        sender, reason = message.sender, message.reason
+        self.done.add(sender)
+        self.asked |= reason is Reason.SIGNAL
+        if reason not in (Reason.FAILED, Reason.LEFT) or sender in self.failed | self.left:
+            return
+        (self.left if reason is Reason.LEFT else self.failed).add(sender)
+        _log.warning("rank %d: %s", self.rank, reason.sentence(sender))
+        for exchange in [e for e in self._exchanges.values() if e.partner == sender]:
+            exchange.failure = exchange.failure or reason.sentence(sender)
+            self._end(exchange)
+        with self._changed:
+            self._waiting = [w for w in self._waiting if w.sender != sender]
+            if self._admission.partner == sender and self._admission.state is State.PAIRED:
+                self._part()
 
     def _tell(self) -> Outbox:
         """Having finished: tell everybody once, then ask those who have not whether they live."""
@@ -232,7 +287,8 @@ class Node:
         return [(r, message) for r in missing if r != self.rank]
 
     def _done(self) -> Message:
-        return self._message(Kind.DONE, reason=Reason.SIGNAL if self.asked else Reason.NONE)
+        reason = Reason.SIGNAL if self.asked else Reason.NONE
+        return self._message(Kind.DONE, reason=self._parting or reason)
 
     def _message(self, kind: Kind, exchange: int = 0, chunk: int = 0, **fields: object) -> Message:
         return Message(kind, self.rank, exchange, chunk, step=self.step, **fields)  # type: ignore[arg-type]
@@ -246,15 +302,19 @@ class Node:
         exchange = Exchange(self._count, partner, step, seed, now, heard=now, asked=now)
         exchange.to_send.extend(range(self._chunks))
         with self._changed:
-            self._wanted = None
+            self._wanted, exchange.adopts = None, self._adopts
             if self._admission.averaged and self.mode == "blocking":
                 return []  # somebody came meanwhile: this boundary is settled
             self._current = exchange
             self._admission.ask()
             owes = any(e.partner == partner for e in self._exchanges.values())
             self._exchanges[exchange.id] = exchange
-        if owes:
+        gone = Reason.LEFT if partner in self.left else Reason.FAILED
+        if partner in self.failed | self.left:
+            exchange.failure = gone.sentence(partner)
+        elif owes:
             exchange.failure = f"rank {partner} has not answered an earlier exchange yet"
+        if exchange.failure:
             self._end(exchange)
             return []
         return self._advance(exchange)
@@ -266,31 +326,47 @@ class Node:
         window = 1 if self.mode == "blocking" and not exchange.answered else _WINDOW
         while exchange.to_send and len(exchange.under_way) < window:
             chunk = exchange.to_send.popleft()
-            own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)
-            if not own.finite:  # NaN does not travel; chunks before it may have been averaged
-                exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
-                cancel = self._message(Kind.CANCEL, exchange.id, chunk, reason=Reason.NOT_FINITE)
-                if not exchange.under_way:
-                    self._end(exchange)
-                return [*out, (exchange.partner, cancel)] if chunk else []
+            own = None
+            if not exchange.adopts:
+                own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)
+                if not own.finite:  # NaN does not travel; chunks before it may have been averaged
+                    self.ill = True
+                    exchange.failure = Reason.NOT_FINITE.sentence(self.rank)
+                    if not chunk:
+                        self._end(exchange)
+                        return []
+                    exchange.cancelled = chunk
+                    exchange.to_send.clear()
+                exchange.payload_bytes += 0 if self.mode == "pull" else own.payload_bytes
             exchange.under_way[chunk] = own
-            exchange.payload_bytes += 0 if self.mode == "pull" else own.payload_bytes
             out.append(self._request(exchange, chunk))
         return out
 
     def _request(self, exchange: Exchange, chunk: int) -> tuple[int, Message]:
-        own = exchange.under_way[chunk]
-        encoded = own.question() if self.mode == "pull" else own
-        return exchange.partner, self._message(Kind.REQUEST, exchange.id, chunk, encoded=encoded)
+        own, reason, encoded = exchange.under_way[chunk], Reason.NONE, None
+        if exchange.adopts:
+            kind = Kind.ADOPT
+        elif chunk == exchange.cancelled:
+            kind, reason = Kind.CANCEL, Reason.NOT_FINITE
+        else:
+            assert own is not None
+            kind, encoded = Kind.REQUEST, own.question() if self.mode == "pull" else own
+        message = self._message(kind, exchange.id, chunk, reason=reason, encoded=encoded)
+        return exchange.partner, message
 
     def _on_reply(self, message: Message) -> Outbox:
         exchange = self._exchanges.get(message.exchange)
         other, chunk = message.encoded, message.chunk
         if exchange is None or other is None or message.accepted is None:
             return []
-        own = exchange.under_way.get(chunk)
-        if own is None:
+        if exchange.partner != message.sender or chunk not in exchange.under_way:
             return []  # a second copy
+        if exchange.adopts:
+            return self._on_shown(exchange, chunk, other)
+        own = exchange.under_way[chunk]
+        if own is None or own.wire_id != other.wire_id or not self.averaging.readable(chunk, other):
+            self.count(messages_dropped=1)
+            return []
         exchange.heard = self._clock()
         accepted = self.averaging.conclude(
             chunk, own, other, message.accepted, strict=self._retry is not None
@@ -313,9 +389,23 @@ class Node:
                 self._admission.pair(exchange.partner)
         return [] if exchange.failure else self._advance(exchange)
 
+    def _on_shown(self, exchange: Exchange, chunk: int, shown: Encoded) -> Outbox:
+        """One chunk of the model that this node adopts."""
+        model = self.averaging.read(chunk, shown)
+        if model is None:
+            self.count(messages_dropped=1)
+            return []
+        exchange.heard = self._clock()
+        exchange.model[chunk] = model
+        exchange.answered += 1
+        self._settle(exchange, chunk)
+        return [] if exchange.failure else self._advance(exchange)
+
     def _on_refusal(self, message: Message) -> Outbox:
         exchange = self._exchanges.get(message.exchange)
-        if exchange is not None and message.chunk in exchange.under_way:
+        if exchange is None or exchange.partner != message.sender:
+            return []
+        if message.chunk in exchange.under_way:
             exchange.heard = self._clock()
             if not exchange.failure:
                 exchange.failure = message.reason.sentence(message.sender)
@@ -336,8 +426,11 @@ class Node:
         del self._exchanges[exchange.id]
         failed = bool(exchange.failure) and not exchange.harmless
         with self._changed:
+            if exchange.adopts and not exchange.failure:
+                self._adopted = [exchange.model[chunk] for chunk in range(self._chunks)]
             self.count(
-                exchanges=not exchange.failure,
+                exchanges=not exchange.failure and not exchange.adopts,
+                adoptions=not exchange.failure and exchange.adopts,
                 exchanges_failed=failed - exchange.overdue,  # counted when it was overdue
                 payload_bytes=0 if exchange.failure else exchange.payload_bytes,
                 blocks_total=exchange.blocks,
@@ -346,7 +439,7 @@ class Node:
             if not exchange.harmless:
                 self._finished.append(exchange)
             self._release(exchange)
-        if failed:
+        if failed and exchange.partner not in self.failed | self.left and not self.ill:
             _log.warning("rank %d: no exchange: %s", self.rank, exchange.failure)
 
     def _release(self, exchange: Exchange) -> None:
@@ -384,6 +477,9 @@ class Node:
         served = self._serving(message)
         if message.exchange < served.id:
             return []  # a late copy of an exchange that is over
+        if chunk >= 2 * self._chunks:
+            other = Reason.OTHER_MODEL
+            return [(sender, self._message(Kind.REFUSE, message.exchange, chunk, reason=other))]
         if chunk in served.answers:
             return [(sender, served.answers[chunk])] if self._retry is not None else []
         refused = [a.reason for a in served.answers.values() if a.kind is Kind.REFUSE]
@@ -433,12 +529,30 @@ class Node:
             return Served(message.exchange, self._chunks)
         return served
 
-    def _on_cancel(self, message: Message) -> None:
+    def _on_adopt(self, message: Message) -> Outbox:
+        """Show a chunk to a node whose model is not finite; the own one stays as it is."""
+        if message.chunk >= self._chunks:
+            self.count(messages_dropped=1)
+            return []
+        shown = None if self._closed else self.averaging.show(message.chunk)
+        if shown is None or not shown.finite:
+            self.ill |= shown is not None
+            kind, reason, shown = Kind.REFUSE, Reason.NOT_FINITE, None
+            reason = Reason.CLOSED if self._closed else reason
+        else:
+            kind, reason = Kind.REPLY, Reason.NONE
+        accepted = None if shown is None else np.ones(len(shown.checksums[0]), np.bool_)
+        answer = self._message(
+            kind, message.exchange, message.chunk, reason=reason, encoded=shown, accepted=accepted
+        )
+        return [(message.sender, answer)]
+
+    def _on_cancel(self, message: Message) -> Outbox:
         """The initiator goes no further; requests of this exchange that come late are refused."""
         sender, same = message.sender, (message.sender, message.exchange)
         served = self._serving(message)
-        if message.exchange < served.id:
-            return
+        if message.exchange < served.id or message.chunk >= 2 * self._chunks:
+            return []
         refusal = self._message(Kind.REFUSE, message.exchange, message.chunk, reason=message.reason)
         served.answers[message.chunk] = refusal
         self._served[sender] = served
@@ -446,12 +560,14 @@ class Node:
             self._waiting = [w for w in self._waiting if (w.sender, w.exchange) != same]
             if self._admission.partner == sender:
                 self._part()
+        return [(sender, refusal)]
 
     def _serve(self, message: Message) -> Message | Reason:
         if message.encoded is None:
             return Reason.OTHER_MODEL
         answer = self.averaging.answer(message.chunk, message.encoded)
         if isinstance(answer, Reason):
+            self.ill |= answer is Reason.NOT_FINITE
             return answer
         own, accepted = answer
         return self._message(

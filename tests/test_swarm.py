@@ -501,10 +501,123 @@ def test_a_request_that_comes_after_the_cancellation_is_refused():
         pass
     request = taken[1]
     cancel = Message(Kind.CANCEL, 0, request.exchange, 1, reason=Reason.NOT_FINITE)
-    assert swarm.nodes[1].handle(cancel) == []
+    ((_, acknowledged),) = swarm.nodes[1].handle(cancel)
+    assert (acknowledged.kind, acknowledged.chunk) == (Kind.REFUSE, 1)
     ((to, answer),) = swarm.nodes[1].handle(request)
     assert (to, answer.kind, answer.reason) == (0, Kind.REFUSE, Reason.NOT_FINITE)
     assert swarm.nodes[1]._admission.state is State.FREE
+
+
+def test_a_cancellation_that_is_lost_is_repeated():
+    """Otherwise its responder would stay with the exchange until the deadline."""
+    swarm = _pair(mode="blocking", chunks=4, retry_seconds=1.0)
+    swarm.models[0][2][5] = np.nan
+    swarm.apply(0)
+    swarm.nodes[1].finish(0)
+    swarm.ask(0, 1)
+    lost = 0
+    for _ in range(200):
+        for rank in range(2):
+            swarm.poll(rank)
+        while swarm.post.bag:
+            to, message = swarm.post.take()
+            if message.kind is Kind.CANCEL and lost < 3:
+                lost += 1
+                continue
+            swarm.post.send(swarm.nodes[to].handle(message))
+        if not swarm.nodes[0].owed():
+            break
+        swarm.now += 0.5
+    assert lost == 3
+    assert swarm.now < 10 < swarm.nodes[1]._timeout
+    assert swarm.nodes[1]._admission.state is State.FREE
+    (exchange,) = swarm.nodes[0].take_finished()
+    assert exchange.failure == "the weights of rank 0 contain NaN or Inf"
+
+
+# A node whose model is not finite takes that of a neighbour.
+
+
+@pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
+@pytest.mark.parametrize("harm", [None, {"drop": 0.2, "duplicate": 0.2, "corrupt": 0.2}])
+@pytest.mark.parametrize("codec", ["lattice", "float32"])
+def test_a_node_that_is_not_finite_adopts_a_model(mode, harm, codec):
+    swarm = Swarm(2, codecs.build(codec), mode, chunks=3, harm=harm)
+    swarm.models[0][1][7] = np.nan
+    swarm.apply(0)
+    swarm.ask(0, 1)
+    swarm.nodes[1].finish(0)
+    swarm.settle()
+    assert swarm.nodes[0].ill
+    swarm.nodes[0].leave()
+    swarm.nodes[0].ask(1, 1, adopt=True)
+    swarm.settle()
+    adopted = swarm.nodes[0].take_adopted()
+    assert swarm.nodes[0].take_adopted() is None
+    for chunk, model in enumerate(adopted):
+        shown = sum(_flat(t, BLOCK) for t in swarm.nodes[1].published.terms(chunk))
+        np.testing.assert_array_equal(model, shown)
+    assert swarm.nodes[0].counters.adoptions == 1
+    assert not any(n.counters.exchanges for n in swarm.nodes)
+
+
+def test_nobody_adopts_a_model_that_is_not_finite():
+    swarm = _pair()
+    for rank in range(2):
+        swarm.models[rank][0][7] = np.inf
+        swarm.apply(rank)
+    swarm.nodes[0].ask(1, 1, adopt=True)
+    swarm.settle()
+    assert swarm.nodes[0].take_adopted() is None
+    (exchange,) = swarm.nodes[0].take_finished()
+    assert exchange.failure == "the weights of rank 1 contain NaN or Inf"
+
+
+# A node that leaves in the middle of it all.
+
+
+@pytest.mark.parametrize("reason", [Reason.FAILED, Reason.LEFT])
+@pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
+def test_one_that_parts_is_waited_for_by_nobody(mode, reason):
+    swarm = Swarm(3, codecs.build("float32"), mode)
+    for rank in (0, 1):
+        swarm.ask(rank, 2)
+        swarm.poll(rank)
+    swarm.nodes[2].part(reason)
+    assert not swarm.nodes[2].has_told
+    swarm.settle()
+    assert swarm.nodes[2].has_told
+    for rank in (0, 1):
+        node = swarm.nodes[rank]
+        assert node.failed | node.left == {2}
+        assert node.wait(0)
+        assert node.owed() == []
+        assert 2 in node.done
+        (exchange,) = node.take_finished()
+        assert exchange.failure
+        node.leave()
+        swarm.apply(rank)
+        swarm.ask(rank, 2)
+        swarm.poll(rank)
+        assert node.wait(0), "an exchange with it is over at once"
+    before = swarm.now
+    for rank in (0, 1):
+        swarm.nodes[rank].finish(1)
+    swarm.nodes[0].leave()
+    swarm.ask(0, 1)
+    swarm.settle()
+    assert swarm.now == before
+    assert swarm.count("exchanges") >= 1
+
+
+def test_a_signal_that_comes_while_one_waits_for_others_reaches_them():
+    swarm = _pair()
+    swarm.nodes[0].finish(5)
+    swarm.settle()
+    assert not swarm.nodes[1].asked
+    swarm.nodes[0].end_by_signal()
+    swarm.settle()
+    assert swarm.nodes[1].asked
 
 
 def test_nan_heals():
@@ -905,11 +1018,8 @@ def test_blocking_node_stays_at_its_boundary_while_it_serves():
 
         def __init__(self):
             self.inner = codecs.build("float32")
-            self.wire_id, self.dtype, self.words = (
-                self.inner.wire_id,
-                self.inner.dtype,
-                self.inner.words,
-            )
+            self.wire_id, self.dtype = self.inner.wire_id, self.inner.dtype
+            self.words, self.width = self.inner.words, self.inner.width
 
         def encode(self, terms, *rest):
             over.append(swarm.nodes[1].wait(0))

@@ -105,7 +105,9 @@ class Codec(ABC):
     wire_id: int
     dtype: tf.DType
     words: int
-    """What a partner must know to read a message: identity, payload dtype, checksum words."""
+    width: int
+    """What a partner must know to read a message: identity, payload dtype, checksum words, and
+    numbers of payload a block."""
 
     @abstractmethod
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
@@ -117,6 +119,24 @@ class Codec(ABC):
           seed: exchange seed.
           scales: float32 [blocks]; ignored by codecs without a lattice.
         """
+
+    def fits(self, encoded: Encoded) -> bool:
+        """Whether what came over the wire has the form that this codec gives it.
+
+        A question has no payload.
+        """
+        blocks = blocks_of(encoded.length)
+        shape = tuple(encoded.payload.shape)
+        return (
+            encoded.wire_id == self.wire_id
+            and encoded.checksums.shape == (self.words, blocks)
+            and (0 in shape or shape == (blocks, self.width))
+            and tf.as_dtype(encoded.payload.dtype) == self.dtype
+            and self._scales_fit(encoded.scales, blocks)
+        )
+
+    def _scales_fit(self, scales: Floats, blocks: int) -> bool:
+        return len(scales) == 0
 
     def decode(
         self,

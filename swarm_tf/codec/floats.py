@@ -58,7 +58,7 @@ class Float(Codec):
         self.format = format
         self.wire_id = format.wire_id
         self.dtype = format.dtype
-        self.words = 1
+        self.words, self.width = 1, BLOCK
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 

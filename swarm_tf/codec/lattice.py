@@ -59,6 +59,7 @@ class Lattice(Codec):
         self.bits = bits
         self.wire_id = 16 + bits
         self.dtype = tf.uint16 if bits == 16 else tf.uint8
+        self.width = BLOCK * min(bits, 8) // 8
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
@@ -76,6 +77,9 @@ class Lattice(Codec):
         usable = magnitude * FLOAT32_DIGITS <= scales
         checksums = np.where(usable, checksums, checksums + _SPOIL)
         return Encoded(self.wire_id, length, seed, scales, checksums, payload, magnitude, usable)
+
+    def _scales_fit(self, scales: Floats, blocks: int) -> bool:
+        return len(scales) == blocks and bool(np.isfinite(scales).all() and (scales > 0).all())
 
     def _read(
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None

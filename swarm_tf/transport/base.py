@@ -26,7 +26,7 @@ def buffer(size: int) -> Bytes:
 class Transport(ABC):
     """One rank's connection to the others.
 
-    While a `Service` runs, only its thread calls `send` and `receive`. The collectives belong to
+    While a `Dispatcher` runs, only its thread calls `send` and `receive`. The collectives belong to
     the training thread, before the first local step and after the last. Every rank calls the
     same collectives in the same order. `isend` and `irecv` are for ranks that both know what
     comes when; the functions of `jobs` are made of them.
@@ -48,8 +48,11 @@ class Transport(ABC):
         """Start to send a message; returns at once. The payload may not change afterwards."""
 
     @abstractmethod
-    def receive(self) -> list[tuple[bytes, Bytes]]:
-        """The messages that are complete by now; never waits. Also moves what is under way."""
+    def receive(self) -> list[tuple[int, bytes, Bytes]]:
+        """(source, head, payload) of the messages that are complete by now; never waits.
+
+        Also moves what is under way.
+        """
 
     @abstractmethod
     def flush(self, timeout: float) -> None:

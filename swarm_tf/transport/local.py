@@ -53,7 +53,7 @@ class LocalNetwork:
         self._rng = np.random.default_rng(faults.seed)
         self._lock = threading.Lock()
         self._order = itertools.count()
-        self._inboxes: list[list[tuple[float, int, bytes, Bytes]]] = [[] for _ in range(size)]
+        self._inboxes: list[list[tuple[float, int, int, bytes, Bytes]]] = [[] for _ in range(size)]
         self._meeting = threading.Condition()
         self._met = [0] * size
         self._tables: dict[int, dict[int, Any]] = {}
@@ -63,8 +63,8 @@ class LocalNetwork:
     def __getitem__(self, rank: int) -> LocalTransport:
         return self._transports[rank]
 
-    def deliver(self, to: int, head: bytes, payload: Bytes) -> None:
-        """Put a copy of the message into the inbox of `to`, or do it harm on the way."""
+    def deliver(self, source: int, to: int, head: bytes, payload: Bytes) -> None:
+        """Put a copy of the message into the inbox of `to`, or damage it on the way."""
         with self._lock:
             copies = 1 - self._happens(self.faults.drop) + self._happens(self.faults.duplicate)
             for _ in range(copies):
@@ -72,11 +72,12 @@ class LocalNetwork:
                 parts = head, payload.copy()
                 if self._happens(self.faults.corrupt):
                     parts = self._corrupt(*parts)
-                heapq.heappush(self._inboxes[to], (arrives, next(self._order), *parts))
+                item = arrives, next(self._order), source, *parts
+                heapq.heappush(self._inboxes[to], item)
 
-    def collect(self, rank: int) -> list[tuple[bytes, Bytes]]:
-        """The messages for `rank` that have arrived by now."""
-        arrived = []
+    def collect(self, rank: int) -> list[tuple[int, bytes, Bytes]]:
+        """(source, head, payload) of the messages for `rank` that have arrived by now."""
+        arrived: list[tuple[int, bytes, Bytes]] = []
         with self._lock:
             inbox = self._inboxes[rank]
             while inbox and inbox[0][0] <= time.monotonic():
@@ -124,9 +125,9 @@ class LocalTransport(Transport):
         self._network = network
 
     def send(self, to: int, head: bytes, payload: Bytes) -> None:
-        self._network.deliver(to, head, payload)
+        self._network.deliver(self.rank, to, head, payload)
 
-    def receive(self) -> list[tuple[bytes, Bytes]]:
+    def receive(self) -> list[tuple[int, bytes, Bytes]]:
         return self._network.collect(self.rank)
 
     def flush(self, timeout: float) -> None:

@@ -104,7 +104,7 @@ class MPITransport(Transport):
         self._messages, self._collectives, self._arrays = (world.Dup() for _ in range(3))
         self._sending: list[tuple[Any, int, Any]] = []
         self._heads: dict[int, tuple[Any, Bytes]] = {}
-        self._receiving: list[tuple[list[Any], Bytes, Bytes]] = []
+        self._receiving: list[tuple[int, list[Any], Bytes, Bytes]] = []
 
     def abort(self) -> None:
         """End all ranks now."""
@@ -118,7 +118,7 @@ class MPITransport(Transport):
         if payload.size:
             self._sending.append((self._messages.Isend(payload, to, _PAYLOAD), to, payload))
 
-    def receive(self) -> list[tuple[bytes, Bytes]]:
+    def receive(self) -> list[tuple[int, bytes, Bytes]]:
         mpi, complete = self._mpi, []
         status = mpi.Status()
         while message := self._messages.Improbe(mpi.ANY_SOURCE, mpi.ANY_TAG, status):
@@ -126,18 +126,18 @@ class MPITransport(Transport):
             data = buffer(status.Get_count(mpi.BYTE))
             request = message.Irecv(data)
             if tag == _HEAD:
-                self._receiving.append(([request], data, np.zeros(0, np.uint8)))
+                self._receiving.append((source, [request], data, np.zeros(0, np.uint8)))
             elif tag == _HEAD_OF_PAYLOAD:
                 self._heads[source] = request, data
             else:  # MPI keeps the order of a sender: its head came just before
                 head_request, head = self._heads.pop(source)
-                self._receiving.append(([head_request, request], head, data))
+                self._receiving.append((source, [head_request, request], head, data))
         under_way = []
-        for requests, head, payload in self._receiving:
+        for source, requests, head, payload in self._receiving:
             if mpi.Request.Testall(requests):
-                complete.append((head.tobytes(), payload))
+                complete.append((source, head.tobytes(), payload))
             else:
-                under_way.append((requests, head, payload))
+                under_way.append((source, requests, head, payload))
         self._receiving = under_way
         self._sending = [item for item in self._sending if not item[0].Test()]
         return complete

@@ -22,6 +22,7 @@ from swarm_tf.transport.base import ALIGNMENT, Bytes
 VERSION = 1
 
 _HEADER = struct.Struct("<4sBBBBBBHQIIQQQQII")
+_FINGERPRINT = 14  # its place in the header
 _MAGIC = b"swtf"
 _CRC = struct.Struct("<I")
 _DTYPES = (tf.uint8, tf.uint16, tf.float16, tf.bfloat16, tf.float32)
@@ -86,6 +87,10 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
     except (ValueError, IndexError):
         raise Unreadable(f"rank {sender} speaks of things unknown here") from None
     blocks, at = blocks_of(length), _HEADER.size
+    arrays = 4 * (n_scales + words * blocks) if wire_id else 0
+    arrays += -(-blocks // 8) if has_accepted else 0
+    if at + arrays + _CRC.size != len(head):  # nothing is allocated by what a header says
+        raise Unreadable(f"rank {sender} names lengths that its message does not have")
     encoded = accepted = None
     if wire_id:
         scales = np.frombuffer(head, np.float32, n_scales, at)
@@ -101,12 +106,19 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
     return message, payload_bytes
 
 
+def fingerprint_of(head: bytes) -> int | None:
+    """Whose a message is, by its head; None if that is too short to tell."""
+    if len(head) < _HEADER.size:
+        return None
+    return int(_HEADER.unpack_from(head)[_FINGERPRINT])
+
+
 def attach(message: Message, payload: Bytes) -> Message:
     """Give the message the payload that arrived for it, uint8 [bytes]."""
     if message.encoded is not None:
         dtype = tf.as_dtype(message.encoded.payload.dtype)
         blocks = message.encoded.checksums.shape[1]
-        if payload.nbytes % (dtype.size * max(blocks, 1)):
+        if payload.nbytes % (dtype.size * max(blocks, 1)) or (payload.nbytes and not blocks):
             raise Unreadable("payload cut short")
         rows = payload.reshape(blocks, -1 if blocks else 0)
         message.encoded.payload = _as_tensor(rows, dtype)

@@ -22,7 +22,7 @@ def _pass(faults, count=4000):
     for k in range(count):
         network[0].send(1, k.to_bytes(8, "little"), np.full(8, k % 251, np.uint8))
     time.sleep(faults.delay)
-    return network[1].receive()
+    return [(head, payload) for _, head, payload in network[1].receive()]
 
 
 def _close_to(share, probability, count=4000):
@@ -69,7 +69,7 @@ def test_delays_make_messages_overtake_each_other():
         network[0].send(1, k.to_bytes(8, "little"), np.zeros(0, np.uint8))
     assert len(network[1].receive()) < 100
     time.sleep(0.2)
-    late = [int.from_bytes(h, "little") for h, _ in network[1].receive()]
+    late = [int.from_bytes(h, "little") for _, h, _ in network[1].receive()]
     assert late != sorted(late)
     assert network.retry_seconds is not None
 
@@ -79,7 +79,7 @@ def test_the_sender_may_reuse_its_buffer():
     payload = np.ones(4, np.uint8)
     network[0].send(1, b"x", payload)
     payload[:] = 0
-    assert network[1].receive()[0][1].tolist() == [1, 1, 1, 1]
+    assert network[1].receive()[0][2].tolist() == [1, 1, 1, 1]
 
 
 def test_collectives():
@@ -280,10 +280,13 @@ def test_an_error_of_the_communication_thread_reaches_training():
         own.member.start()
         if rank == 0:
             own.member.transport.receive = broken
-            own.member._service.join(10)
+            deadline = time.monotonic() + 10
+            while own.member._service.error is None and time.monotonic() < deadline:
+                time.sleep(0.01)
             with pytest.raises(Broken):
                 own.member.boundary(1, lambda: 1)
-        own.member._service._stop_asked.set()
+        else:
+            own.member._service.stop()
 
     in_threads(2, action)
 
@@ -301,9 +304,8 @@ def test_a_second_training_hears_nothing_of_the_first(monkeypatch):
     network, sent = LocalNetwork(2), []
     deliver = network.deliver
     monkeypatch.setattr(
-        network, "deliver", lambda to, head, payload: (sent.append((to, head, payload.copy())),
-                                                       deliver(to, head, payload))
-    )  # fmt: skip
+        network, "deliver", lambda *m: (sent.append((*m[:3], m[3].copy())), deliver(*m))
+    )
     first = _train(network, 20, timeout_seconds=2)
     monkeypatch.undo()
     for message in sent:

@@ -56,7 +56,7 @@ def messages():
     arrived, deadline = {}, time.monotonic() + 60
     while len(arrived) < len(sizes) * len(others):
         assert time.monotonic() < deadline, sorted(arrived)
-        for head, data in mpi.receive():
+        for _, head, data in mpi.receive():
             source, k = head[0], head[1]
             assert head[2:] == b"head" * k
             assert (source, k) not in arrived

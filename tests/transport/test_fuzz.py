@@ -1,0 +1,203 @@
+"""Messages with a good CRC and bad fields: dropped and counted; node and thread go on."""
+
+import time
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from swarm_tf import codec as codecs
+from swarm_tf.codec import BLOCK
+from swarm_tf.exchange import Kind, Message, Reason
+from swarm_tf.swarm import Node
+from swarm_tf.transport import wire
+from swarm_tf.transport.dispatcher import Dispatcher, Service
+from swarm_tf.transport.local import LocalNetwork
+
+FINGERPRINT = 7
+LENGTHS = [2 * BLOCK, BLOCK]
+NASTY = [0, 1, 2, 3, 7, 255, 2**16 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
+FIELDS = {  # of the header: place, bytes
+    "version": (4, 1), "kind": (5, 1), "reason": (6, 1), "codec": (7, 1), "words": (8, 1),
+    "dtype": (9, 1), "sender": (10, 2), "exchange": (12, 8), "chunk": (20, 4), "scales": (24, 4),
+    "step": (28, 8), "length": (36, 8), "seed": (44, 8), "payload": (60, 4), "accepted": (64, 4),
+}  # fmt: skip
+
+
+def _model(scale):
+    return [tf.constant(np.full(n, scale, np.float32)) for n in LENGTHS]
+
+
+def _node(rank, scale, codec):
+    node = Node(rank, 3, LENGTHS, codecs.build(*codec))
+    node.published.publish(_model(scale))
+    return node
+
+
+def _copy(node):
+    return np.concatenate(
+        [
+            np.sum([np.asarray(t).reshape(-1)[:n] for t in node.published.terms(c)], axis=0)
+            for c, n in enumerate(LENGTHS)
+        ]
+    )
+
+
+@pytest.fixture
+def victim():
+    network = LocalNetwork(3)
+    node = _node(1, 1.0, ("lattice", 8))
+    service = Service(node, network[1], FINGERPRINT)
+    service.start()
+    yield network, node, service
+    service.stop()
+
+
+def _lattice(**fields):
+    encoded = codecs.build("lattice", 8).encode(
+        (_model(1.01)[0],), 5, np.full(2, fields.pop("scale", 1e-3), np.float32)
+    )
+    return replace(encoded, **fields)
+
+
+def _settle(node, handled):
+    deadline = time.monotonic() + 60
+    while not handled():
+        assert time.monotonic() < deadline, node.counters
+        time.sleep(0.01)
+
+
+BAD = {
+    "one scale of two": lambda e: replace(e, scales=e.scales[:1]),
+    "a third of the payload": lambda e: replace(e, payload=e.payload[:, :512]),
+    "length 2^40": lambda e: replace(e, length=2**40),
+    "scale inf": lambda e: _lattice(scale=np.inf),
+    "scale NaN": lambda e: _lattice(scale=np.nan),
+    "scale negative": lambda e: replace(e, scales=-e.scales),
+    "scale 0": lambda e: replace(e, scales=0 * e.scales),
+    "another type": lambda e: replace(e, payload=tf.cast(e.payload, tf.float32)),
+    "checksums twice": lambda e: replace(e, checksums=np.concatenate([e.checksums] * 2)),
+}
+
+
+@pytest.mark.parametrize("kind", [Kind.REQUEST, Kind.REPLY])
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_field_changes_nothing(victim, what, kind):
+    network, node, service = victim
+    accepted = np.ones(2, np.bool_) if kind is Kind.REPLY else None
+    if kind is Kind.REPLY:
+        node.ask(0, 3)
+        _settle(node, lambda: node._exchanges)
+    message = Message(kind, 0, 1, 0, encoded=BAD[what](_lattice()), accepted=accepted)
+    head, payload = wire.pack(message, FINGERPRINT)
+    before = _copy(node)
+    network[0].send(1, head, payload)
+    network[0].send(1, *wire.pack(Message(Kind.PING, 0), FINGERPRINT))
+    _settle(node, lambda: any(wire.unpack(h, FINGERPRINT)[0].kind is Kind.PONG
+                              for _, h, _ in network[0].receive()))  # fmt: skip
+    service.check()
+    np.testing.assert_array_equal(_copy(node), before)
+
+
+def test_a_rank_that_calls_itself_another_is_not_believed(victim):
+    network, node, service = victim
+    done = Message(Kind.DONE, 2, reason=Reason.LEFT)
+    network[0].send(1, *wire.pack(done, FINGERPRINT))
+    _settle(node, lambda: node.counters.messages_dropped == 1)
+    network[0].send(1, *wire.pack(replace(done, sender=60_000), FINGERPRINT))
+    _settle(node, lambda: node.counters.messages_dropped == 2)
+    assert node.left == set()
+    network[2].send(1, *wire.pack(done, FINGERPRINT))
+    _settle(node, lambda: node.left == {2})
+    service.check()
+
+
+def _mutated(rng, head, payload):
+    """A valid message with some fields of its header or bytes changed, and a good CRC again."""
+    head = bytearray(head[:-4])
+    for _ in range(int(rng.integers(1, 4))):
+        if rng.random() < 0.7:
+            place, size = FIELDS[str(rng.choice(list(FIELDS)))]
+            value = NASTY[rng.integers(len(NASTY))] % 2 ** (8 * size)
+            head[place : place + size] = value.to_bytes(size, "little")
+        else:
+            head[rng.integers(len(head))] = int(rng.integers(256))
+    if rng.random() < 0.2:
+        head = head[: int(rng.integers(len(head) + 1))]
+    if rng.random() < 0.1:
+        head += bytes(int(rng.integers(1, 200)))
+    if rng.random() < 0.2:
+        payload = payload[: int(rng.integers(len(payload) + 1))]
+    return bytes(head) + zlib.crc32(head).to_bytes(4, "little"), payload
+
+
+def test_a_hundred_thousand_mutated_messages():
+    """Handled on this thread, in the dispatcher's own way, so that it takes seconds."""
+    network, rng = LocalNetwork(3), np.random.default_rng(0)
+    node = _node(1, 1.0, ("lattice", 8))
+    service = Service(node, network[1], FINGERPRINT)
+    dispatcher = Dispatcher(network[1])
+    dispatcher._services = {FINGERPRINT: service}
+    accepted = np.ones(2, np.bool_)
+    float32 = codecs.build("float32").encode((_model(1.01)[0],), 5, np.zeros(0, np.float32))
+    seeds = [
+        *(Message(kind, 0, 1, 0, step=3) for kind in Kind),
+        Message(Kind.REQUEST, 0, 1, 0, encoded=_lattice()),
+        Message(Kind.REQUEST, 0, 1, 0, encoded=float32),
+        Message(Kind.REPLY, 0, 1, 0, encoded=float32, accepted=accepted),
+        Message(Kind.DONE, 0),
+    ]
+    heads = [wire.pack(message, FINGERPRINT) for message in seeds]
+    node.ask(0, 3)
+    for number in range(100_000):
+        head, payload = heads[rng.integers(len(heads))]
+        # Most heads are refused before anything costs; a payload is copied by the network.
+        network[0].send(1, *_mutated(rng, head, payload))
+        if number % 100 == 99:
+            dispatcher._move()
+            network[0].receive()
+            service.check()
+    assert node.counters.messages_dropped > 50_000
+    y = _copy(node)
+    assert np.isfinite(y).all()
+    assert np.abs(y - 1).max() < 0.1, "only what a real exchange would do"
+    # And a normal exchange, with a rank that has sent nothing yet.
+    other = _node(2, 3.0, ("lattice", 8))
+    peer = Service(other, network[2], FINGERPRINT)
+    before = _copy(node) + _copy(other)
+    other.ask(1, 1)
+    second = Dispatcher(network[2])
+    second._services = {FINGERPRINT: peer}
+    for _ in range(50):
+        second._move()
+        dispatcher._move()
+    peer.check()
+    service.check()
+    assert other.counters.exchanges == 1
+    np.testing.assert_allclose(_copy(other), _copy(node), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(_copy(node) + _copy(other), before, rtol=1e-6)
+
+
+def test_two_trainings_on_one_transport_do_not_hear_each_other():
+    """Two callbacks in one list, two models in one loop: messages go to whose they are."""
+    network = LocalNetwork(2)
+    nodes = {
+        (rank, f): _node(rank, 1.0 + rank + f, ("float32", 8)) for rank in (0, 1) for f in (1, 2)
+    }
+    services = {at: Service(node, network[at[0]], at[1]) for at, node in nodes.items()}
+    for service in services.values():
+        service.start()
+    for f in (1, 2):
+        nodes[0, f].ask(1, 1)
+    for f in (1, 2):
+        assert nodes[0, f].wait(60)
+        np.testing.assert_allclose(_copy(nodes[0, f]), 1.5 + f)
+        np.testing.assert_allclose(_copy(nodes[1, f]), 1.5 + f)
+    services[0, 1].stop()
+    nodes[1, 2].ask(0, 2)
+    assert nodes[1, 2].wait(60), "the other training of the transport goes on"
+    for at in ((0, 2), (1, 1), (1, 2)):
+        services[at].stop()
+    assert sum(n.counters.messages_dropped for n in nodes.values()) == 0
