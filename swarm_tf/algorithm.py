@@ -364,8 +364,11 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
 
     # Trainings that end otherwise.
 
-    def abandon(self) -> None:
-        """The training failed on this rank: let go of what serves it, without waiting."""
+    def abandon(self, *, exits: bool = False) -> None:
+        """The training failed on this rank, or its program ends (`exits`).
+
+        Let go of what serves it, without waiting.
+        """
 
     def _clean_up(self) -> None:
         """End what is left of trainings that failed: of this object, this model, this transport.

@@ -163,10 +163,10 @@ class SwarmCallback(Algorithm):
         for exchange in self.member.finish(step, lambda: super(SwarmCallback, self).asked):
             self.on_exchange_end(exchange)
 
-    def abandon(self) -> None:
-        """The training failed here: tell the others, who go on."""
+    def abandon(self, *, exits: bool = False) -> None:
+        """Tell the others: they go on after a failure, and end with a program that ends."""
         if self.member is not None:
-            self.member.part(Reason.FAILED)
+            self.member.part(Reason.LEFT if exits else Reason.FAILED)
 
     @property
     def asked(self) -> bool:

@@ -1,4 +1,8 @@
-"""The one exception for what a user can mend."""
+"""What a user can mend, and what ranks could not do together."""
+
+
+class CollectiveError(RuntimeError):
+    """Ranks could not do together what all of them have to do at the same time."""
 
 
 class UsageError(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from swarm_tf import launcher
 from swarm_tf.errors import UsageError
@@ -105,21 +106,28 @@ def _join() -> Transport | None:
     return connection
 
 
-_training: set[object] = set()
-"""Who must not be left alone by a rank that ends."""
+class Member(Protocol):
+    """One who trains with other ranks."""
+
+    def abandon(self, *, exits: bool = False) -> None:
+        """Let go of it: its training failed, or the program ends in its middle (`exits`)."""
 
 
-def begin(member: object) -> None:
-    """From now on, a rank that ends without `end` takes all others with it."""
+_training: set[Member] = set()
+"""Who must not leave the others without a word."""
+
+
+def begin(member: Member) -> None:
+    """From now on, a rank that ends without `end` says so, and the others end too."""
     _training.add(member)
 
 
-def end(member: object) -> None:
+def end(member: Member) -> None:
     """`member` has left the swarm in good order."""
     _training.discard(member)
 
 
-def unfinished() -> list[object]:
+def unfinished() -> list[Member]:
     """Who has begun and not ended."""
     return list(_training)
 
@@ -136,10 +144,19 @@ def _end_together(connection: mpi.MPITransport) -> None:
         connection.abort()
 
     def leave() -> None:
-        if _training:
+        if os.getpid() != joined:
+            return
+        # Whether an exception was handled, or this is its end, can't be told here. If others
+        # still train, they end with the word of this; if none does, nothing is lost.
+        unfinished = list(_training)
+        if unfinished:
             print(f"rank {connection.rank} ended during training", file=sys.stderr, flush=True)
-            connection.abort()
+        for member in unfinished:
+            with contextlib.suppress(Exception):
+                member.abandon(exits=True)
+        connection.leave(in_training=bool(unfinished))
 
+    joined = os.getpid()
     sys.excepthook = report
     atexit.register(leave)
 
@@ -171,7 +188,7 @@ def together(action: Callable[[], T], what: str = "the start", seconds: float = 
     joined = transport()
     reasons = [reason]
     if joined:
-        everyones = joined.gather(reason.encode(), what, seconds)
+        everyones = joined.gather(reason.encode(), what, seconds, place="together")
         reasons = [r.decode() for r in everyones]
     for of, reason in enumerate(reasons):
         if reason:

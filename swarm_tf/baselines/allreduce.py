@@ -120,7 +120,7 @@ class AllReduce(Algorithm):
         self.boundary(step)
         self._let_go(wait=True)
 
-    def abandon(self) -> None:
+    def abandon(self, *, exits: bool = False) -> None:
         """As `end`, without waiting for other ranks."""
         self._let_go(wait=False)
 

@@ -72,7 +72,7 @@ class DPSGD(Algorithm):
         self._wait()
         self._background.stop()
 
-    def abandon(self) -> None:
+    def abandon(self, *, exits: bool = False) -> None:
         """Leave the swaps that are under way to themselves."""
         self._background.stop(wait=False)
 

@@ -76,7 +76,7 @@ class SGP(Algorithm):
         self._become(self._state(), self._under_way)
         self._background.stop()
 
-    def abandon(self) -> None:
+    def abandon(self, *, exits: bool = False) -> None:
         """Leave what is under way to itself."""
         self._background.stop(wait=False)
 

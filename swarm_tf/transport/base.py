@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from swarm_tf.errors import CollectiveError
+
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
 
@@ -21,6 +23,20 @@ def buffer(size: int) -> Bytes:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
+
+
+def refuse_other_places(places: Sequence[str]) -> None:
+    """Make sure that all ranks do the same collective; `places` in order of ranks.
+
+    Raises:
+      CollectiveError: names two that do not.
+    """
+    for rank, place in enumerate(places):
+        if place != places[0]:
+            raise CollectiveError(
+                f"rank {rank} is at {place!r}, but rank 0 at {places[0]!r}; every rank must train "
+                "the same, in the same order"
+            )
 
 
 class Transport(ABC):
@@ -63,12 +79,29 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
+    def gather(self, data: bytes, what: str, timeout: float, place: str = "") -> list[bytes]:
         """Every rank's `data`, on every rank, in order of ranks.
+
+        Args:
+          what: this is for.
+          place: what must be the same on all ranks, if that is not `what`.
 
         Raises:
           TimeoutError: naming `what` and the ranks that did not come within `timeout` seconds.
+          CollectiveError: on all ranks: one has left, or is at another place.
         """
+
+    @abstractmethod
+    def leave(self, in_training: bool) -> None:
+        """The program of this rank ends: tell those who may wait for it.
+
+        Args:
+          in_training: so that any rank may wait, not only in `gather`.
+        """
+
+    @abstractmethod
+    def has_left(self, rank: int) -> bool:
+        """Whether `rank` has told that its program ends."""
 
     @abstractmethod
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:

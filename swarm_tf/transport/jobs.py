@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from swarm_tf.errors import CollectiveError
 from swarm_tf.transport.base import Array, Transport
 
 Job = Generator[None, None, None]
@@ -21,6 +22,7 @@ Job = Generator[None, None, None]
 TAGS = 2**15
 """MPI promises no more tags than these."""
 
+_LOOK_SECONDS = 0.1
 _PIECE = 2**20  # numbers that have a deadline of their own
 _SHORTEST_SLEEP = 0.0001
 _LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time so long at most
@@ -78,11 +80,18 @@ def _swap(
         *((source, transport.irecv(array, source, tag)) for source, array in into.items()),
         *((to, transport.isend(array, to, tag)) for to, array in out.items()),
     ]
-    deadline = time.monotonic() + timeout
+    began = looked = time.monotonic()
     while pending := [(other, done) for other, done in pending if not done()]:
-        if time.monotonic() > deadline:
-            ranks = sorted({other for other, _ in pending})
+        now = time.monotonic()
+        ranks = sorted({other for other, _ in pending})
+        if now - began > timeout:
             raise TimeoutError(f"rank {transport.rank} waited {timeout:g} s for ranks {ranks}")
+        if now - looked > _LOOK_SECONDS:
+            looked = now
+            if left := [rank for rank in ranks if transport.has_left(rank)]:
+                raise CollectiveError(
+                    f"rank {transport.rank} waits for ranks {left}, whose programs have ended"
+                )
         yield
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swarm_tf.transport.base import Array, Bytes, Transport
+from swarm_tf.transport.base import Array, Bytes, Transport, refuse_other_places
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class LocalNetwork:
                 arrived.append(heapq.heappop(inbox)[2:])
         return arrived
 
-    def meet(self, rank: int, item: Any, what: str, timeout: float) -> list[Any]:
+    def meet(self, rank: int, item: Any, what: str, timeout: float, place: str = "") -> list[Any]:
         """Every rank's `item`, on every rank, in order of ranks.
 
         Raises:
@@ -94,13 +94,14 @@ class LocalNetwork:
             number = self._met[rank]
             self._met[rank] += 1
             table = self._tables.setdefault(number, {})
-            table[rank] = item
+            table[rank] = place or what, item
             self._tables.pop(number - 2, None)  # everyone has left that one
             self._meeting.notify_all()
             if not self._meeting.wait_for(lambda: len(table) == self.size, timeout):
                 missing = sorted(set(range(self.size)) - set(table))
                 raise TimeoutError(f"{what}: rank {rank} waited {timeout:g} s for ranks {missing}")
-            return [table[other] for other in range(self.size)]
+            refuse_other_places([table[other][0] for other in range(self.size)])
+            return [table[other][1] for other in range(self.size)]
 
     def _happens(self, probability: float) -> int:
         return int(self._rng.random() < probability)
@@ -133,8 +134,15 @@ class LocalTransport(Transport):
     def flush(self, timeout: float) -> None:
         pass
 
-    def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
-        return [bytes(d) for d in self._network.meet(self.rank, data, what, timeout)]
+    def gather(self, data: bytes, what: str, timeout: float, place: str = "") -> list[bytes]:
+        every = self._network.meet(self.rank, data, what, timeout, place)
+        return [bytes(d) for d in every]
+
+    def leave(self, in_training: bool) -> None:
+        """Threads end with their process."""
+
+    def has_left(self, rank: int) -> bool:
+        return False
 
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
         for array in arrays:

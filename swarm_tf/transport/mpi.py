@@ -21,10 +21,12 @@ import numpy.typing as npt
 
 from swarm_tf import launcher
 from swarm_tf.deadline import deadline
-from swarm_tf.errors import UsageError
-from swarm_tf.transport.base import Array, Bytes, Transport, buffer
+from swarm_tf.errors import CollectiveError, UsageError
+from swarm_tf.transport.base import Array, Bytes, Transport, buffer, refuse_other_places
 
-_HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE = range(1, 6)
+_HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE, _LEFT = range(1, 7)
+_GOOD, _BAD, _LATE = range(3)
+_FAREWELL_SECONDS = 1.0
 
 
 def connect(seconds: float) -> MPITransport:
@@ -103,6 +105,8 @@ class MPITransport(Transport):
         self._mpi, self._world = mpi, world
         self._messages, self._collectives, self._arrays = (world.Dup() for _ in range(3))
         self._sending: list[tuple[Any, int, Any]] = []
+        self._left: set[int] = set()
+        self._transfers: dict[int, tuple[Any, Array]] = {}
         self._heads: dict[int, tuple[Any, Bytes]] = {}
         self._receiving: list[tuple[int, list[Any], Bytes, Bytes]] = []
 
@@ -153,35 +157,82 @@ class MPITransport(Transport):
 
     # Collectives.
 
-    def gather(self, data: bytes, what: str, timeout: float) -> list[bytes]:
+    def gather(self, data: bytes, what: str, timeout: float, place: str = "") -> list[bytes]:
+        here = (place or what).encode()
+        part = struct.pack("<I", len(here)) + here + data
         if self.rank == 0:
-            parts: dict[int, bytes] = {0: data}
-            deadline = time.monotonic() + timeout
-            while len(parts) < self.size:
-                if (part := self._take(self._mpi.ANY_SOURCE, _GATHER)) is not None:
-                    parts[part[0]] = part[1]
-                elif time.monotonic() > deadline:
-                    missing = sorted(set(range(self.size)) - set(parts))
-                    raise TimeoutError(f"{what}: rank 0 waited {timeout:g} s for ranks {missing}")
-                else:
-                    time.sleep(0.001)
-            table = [parts[rank] for rank in range(self.size)]
-            lengths = struct.pack(f"<{self.size}Q", *map(len, table))
-            reply = lengths + b"".join(table)
-            sends = [self._collectives.Isend(reply, to, _TABLE) for to in range(1, self.size)]
-            for to, send in enumerate(sends, start=1):
-                self._wait(send, f"{what}: rank 0 waited for rank {to}", timeout)
-            return table
-        send = self._collectives.Isend(data, 0, _GATHER)
+            return self._gather_here(part, what, timeout)
+        send = self._collectives.Isend(part, 0, _GATHER)
         self._wait(send, f"{what}: rank {self.rank} waited for rank 0", timeout)
         deadline = time.monotonic() + timeout + 10  # rank 0 knows better who is missing
-        while (part := self._take(0, _TABLE)) is None:
+        while (reply := self._take(0, _TABLE)) is None:
+            self._refuse_left([0], what)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: rank {self.rank} waited {timeout:g} s for rank 0")
             time.sleep(0.001)
-        sizes = struct.unpack_from(f"<{self.size}Q", part[1])
+        verdict, body = reply[1][0], reply[1][1:]
+        if verdict != _GOOD:
+            raise (TimeoutError if verdict == _LATE else CollectiveError)(body.decode())
+        sizes = struct.unpack_from(f"<{self.size}Q", body)
         ends = itertools.accumulate(sizes, initial=8 * self.size)
-        return [part[1][a:b] for a, b in itertools.pairwise(ends)]
+        return [body[a:b] for a, b in itertools.pairwise(ends)]
+
+    def _gather_here(self, own: bytes, what: str, timeout: float) -> list[bytes]:
+        """Rank 0's side: everybody sends to it, and gets the table, or the reason for none."""
+        parts = {0: own}
+        deadline = time.monotonic() + timeout
+        try:
+            while len(parts) < self.size:
+                missing = [rank for rank in range(self.size) if rank not in parts]
+                if (part := self._take(self._mpi.ANY_SOURCE, _GATHER)) is not None:
+                    parts[part[0]] = part[1]
+                elif time.monotonic() > deadline:
+                    raise TimeoutError(f"{what}: rank 0 waited {timeout:g} s for ranks {missing}")
+                else:
+                    self._refuse_left(missing, what)
+                    time.sleep(0.001)
+            split = [4 + struct.unpack_from("<I", parts[rank])[0] for rank in range(self.size)]
+            refuse_other_places([parts[rank][4:end].decode() for rank, end in enumerate(split)])
+        except (TimeoutError, CollectiveError) as error:
+            verdict = bytes([_LATE if isinstance(error, TimeoutError) else _BAD])
+            self._tell([rank for rank in parts if rank], verdict + str(error).encode(), _TABLE)
+            raise
+        table = [parts[rank][end:] for rank, end in enumerate(split)]
+        lengths = struct.pack(f"<{self.size}Q", *map(len, table))
+        reply = bytes([_GOOD]) + lengths + b"".join(table)
+        sends = [self._collectives.Isend(reply, to, _TABLE) for to in range(1, self.size)]
+        for to, send in enumerate(sends, start=1):
+            self._wait(send, f"{what}: rank 0 waited for rank {to}", timeout)
+        return table
+
+    # Leaving.
+
+    def leave(self, in_training: bool) -> None:
+        everybody = in_training or self.rank == 0
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        self._tell(others if everybody else [0], b"", _LEFT)
+
+    def _tell(self, ranks: Sequence[int], data: bytes, tag: int) -> None:
+        """Send to all of them; one that does not take it within a second is not waited for."""
+        sends = [self._collectives.Isend(data, rank, tag) for rank in ranks]
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while not self._mpi.Request.Testall(sends) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def has_left(self, rank: int) -> bool:
+        status = self._mpi.Status()
+        while message := self._collectives.Improbe(self._mpi.ANY_SOURCE, _LEFT, status):
+            message.Recv(np.empty(0, np.uint8))
+            self._left.add(status.Get_source())
+        return rank in self._left
+
+    def _refuse_left(self, ranks: Sequence[int], what: str) -> None:
+        """Raises CollectiveError if one that is waited for has left."""
+        for rank in ranks:
+            if self.has_left(rank):
+                raise CollectiveError(
+                    f"{what}: rank {rank} has left, its program ended, while others wait for it"
+                )
 
     def _take(self, source: int, tag: int) -> tuple[int, bytes] | None:
         status = self._mpi.Status()
@@ -197,6 +248,7 @@ class MPITransport(Transport):
         while not request.Test():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} for {timeout:g} s")
+            self._refuse_left([0], what)
             time.sleep(0.001)
 
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
@@ -208,9 +260,22 @@ class MPITransport(Transport):
 
     def isend(self, array: Array, to: int, tag: int) -> Callable[[], bool]:
         self.bytes_sent += array.nbytes
-        test: Callable[[], bool] = self._arrays.Isend(array, to, tag).Test
-        return test
+        return self._kept(self._arrays.Isend(array, to, tag), array)
 
     def irecv(self, into: Array, source: int, tag: int) -> Callable[[], bool]:
-        test: Callable[[], bool] = self._arrays.Irecv(into, source, tag).Test
+        return self._kept(self._arrays.Irecv(into, source, tag), into)
+
+    def _kept(self, request: Any, array: Array) -> Callable[[], bool]:
+        """A test of `request` that keeps its memory until it is over.
+
+        Whoever asked for it may give up, as after an error: MPI would write into other memory.
+        """
+        self._transfers[id(request)] = request, array
+
+        def test() -> bool:
+            over = bool(request.Test())
+            if over:
+                self._transfers.pop(id(request), None)
+            return over
+
         return test

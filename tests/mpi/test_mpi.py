@@ -176,6 +176,23 @@ def test_a_rank_that_fails_ends_the_job(where):
         assert "fails.py" in output, "the traceback shows the user's line"
 
 
+@pytest.mark.parametrize("where", ["before", "first", "swarm", "local_sgd", "elsewhere"])
+def test_a_rank_whose_program_ends_is_not_waited_for(where):
+    output = ends_together(2, "leaves.py", where)
+    told = {
+        "before": "the start of training: rank 1 has left",
+        "first": "the start of training: rank 0 has left",
+        "swarm": "rank 0 left in the middle of training",
+        "local_sgd": r"whose programs have ended|rank 1 has left",
+        "elsewhere": r"rank 1 is at 'something else', but rank 0 at 'the start of training'",
+    }
+    assert re.search(told[where], output), output
+
+
+def test_trainings_that_failed_and_were_handled_end_nothing():
+    passes(2, "leaves.py", "handled")
+
+
 def test_one_rank_alone_trains_plainly(caplog):
     import keras
 

@@ -1,0 +1,78 @@
+"""A rank whose program ends while others wait for it: they end too, and say for whom."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+
+import swarm_tf
+from swarm_tf import world
+from swarm_tf.baselines.local_sgd import LocalSGD
+
+RANK = swarm_tf.rank()
+FAILS = "failing at"
+
+
+class Stop(Exception):
+    pass
+
+
+class At(keras.callbacks.Callback):
+    def __init__(self, step, action):
+        super().__init__()
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.step:
+            self.action()
+
+
+def raises():
+    raise Stop
+
+
+def leaves():
+    print(f"{FAILS} {time.time()}", flush=True)
+    sys.exit(0)
+
+
+def fit(callback, *others, epochs=1):
+    keras.utils.set_random_seed(RANK)
+    model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(RANK).normal(size=[400, 4]).astype(np.float32)
+    model.fit(x, x[:, :1], batch_size=4, epochs=epochs, verbose=0, callbacks=[callback, *others])
+    return model
+
+
+def main(where):
+    if where == "before":  # the others wait for it at the start
+        if RANK == 1:
+            leaves()
+        fit(swarm_tf.SwarmCallback())
+    elif where == "first":  # rank 0, to which all others look
+        if RANK == 0:
+            leaves()
+        fit(swarm_tf.SwarmCallback())
+    elif where == "swarm":
+        slow = At(-1, raises) if RANK else At(30, leaves)
+        fit(swarm_tf.SwarmCallback(2), slow, epochs=10_000)
+    elif where == "local_sgd":
+        fit(LocalSGD(2), At(30, leaves if RANK == 1 else lambda: None), epochs=10_000)
+    elif where == "elsewhere":  # it does something else than the others
+        if RANK == 1:
+            print(f"{FAILS} {time.time()}", flush=True)
+            world.gather(None, "something else")
+        fit(swarm_tf.SwarmCallback())
+    elif where == "handled":  # every rank's training fails, and every program goes on
+        for make in (swarm_tf.SwarmCallback, LocalSGD):
+            try:
+                fit(make(), At(10 + RANK, raises) if make is not LocalSGD else At(10, raises))
+            except Stop:
+                print(f"rank {RANK} handled it", flush=True)
+    print(f"rank {RANK} passed" if where == "handled" else "never", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
