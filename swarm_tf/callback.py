@@ -139,8 +139,11 @@ class SwarmCallback(Algorithm):
             seed=self.settings["seed"],
             timeout_seconds=self.timeout_seconds,
             fingerprint=_fingerprint(common),
-            on_adopt=lambda: state.reset_slots(self.model),
+            on_adopt=self._start_afresh,
         )
+        averaged = {id(v) for v in self.weights.variables}
+        own = [v for v in state.moving_statistics(self.model) if id(v) not in averaged]
+        self._own_statistics = [(v, np.array(v)) for v in own]
         self.member.start()
         self._next = self.local_step() + self._steps.draw(self._rng)
 
@@ -167,6 +170,13 @@ class SwarmCallback(Algorithm):
         """Tell the others: they go on after a failure, and end with a program that ends."""
         if self.member is not None:
             self.member.part(Reason.LEFT if exits else Reason.FAILED)
+
+    def _start_afresh(self) -> None:
+        """The weights are a neighbour's now; what is not averaged begins anew."""
+        state.reset_slots(self.model)
+        for variable, at_start in self._own_statistics:
+            if not np.isfinite(np.asarray(variable)).all():
+                variable.assign(at_start)
 
     @property
     def asked(self) -> bool:

@@ -22,7 +22,7 @@ Job = Generator[None, None, None]
 TAGS = 2**15
 """MPI promises no more tags than these."""
 
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.5
 _PIECE = 2**20  # numbers that have a deadline of their own
 _SHORTEST_SLEEP = 0.0001
 _LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time so long at most
@@ -81,6 +81,7 @@ def _swap(
         *((to, transport.isend(array, to, tag)) for to, array in out.items()),
     ]
     began = looked = time.monotonic()
+    left: list[int] = []
     while pending := [(other, done) for other, done in pending if not done()]:
         now = time.monotonic()
         ranks = sorted({other for other, _ in pending})
@@ -88,10 +89,11 @@ def _swap(
             raise TimeoutError(f"rank {transport.rank} waited {timeout:g} s for ranks {ranks}")
         if now - looked > _LOOK_SECONDS:
             looked = now
-            if left := [rank for rank in ranks if transport.has_left(rank)]:
+            if set(left).intersection(ranks):  # what they sent before has had its time
                 raise CollectiveError(
                     f"rank {transport.rank} waits for ranks {left}, whose programs have ended"
                 )
+            left = [rank for rank in ranks if transport.has_left(rank)]
         yield
 
 

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -165,10 +165,13 @@ class MPITransport(Transport):
         send = self._collectives.Isend(part, 0, _GATHER)
         self._wait(send, f"{what}: rank {self.rank} waited for rank 0", timeout)
         deadline = time.monotonic() + timeout + 10  # rank 0 knows better who is missing
+        left = False
         while (reply := self._take(0, _TABLE)) is None:
-            self._refuse_left([0], what)
+            if left:
+                self._raise_left(0, what)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: rank {self.rank} waited {timeout:g} s for rank 0")
+            left = self.has_left(0)  # what it sent before that is there now: look once more
             time.sleep(0.001)
         verdict, body = reply[1][0], reply[1][1:]
         if verdict != _GOOD:
@@ -179,17 +182,19 @@ class MPITransport(Transport):
 
     def _gather_here(self, own: bytes, what: str, timeout: float) -> list[bytes]:
         """Rank 0's side: everybody sends to it, and gets the table, or the reason for none."""
-        parts = {0: own}
+        parts, left = {0: own}, list[int]()
         deadline = time.monotonic() + timeout
         try:
             while len(parts) < self.size:
                 missing = [rank for rank in range(self.size) if rank not in parts]
                 if (part := self._take(self._mpi.ANY_SOURCE, _GATHER)) is not None:
                     parts[part[0]] = part[1]
+                elif left:
+                    self._raise_left(left[0], what)
                 elif time.monotonic() > deadline:
                     raise TimeoutError(f"{what}: rank 0 waited {timeout:g} s for ranks {missing}")
                 else:
-                    self._refuse_left(missing, what)
+                    left = [rank for rank in missing if self.has_left(rank)]
                     time.sleep(0.001)
             split = [4 + struct.unpack_from("<I", parts[rank])[0] for rank in range(self.size)]
             refuse_other_places([parts[rank][4:end].decode() for rank, end in enumerate(split)])
@@ -226,13 +231,10 @@ class MPITransport(Transport):
             self._left.add(status.Get_source())
         return rank in self._left
 
-    def _refuse_left(self, ranks: Sequence[int], what: str) -> None:
-        """Raises CollectiveError if one that is waited for has left."""
-        for rank in ranks:
-            if self.has_left(rank):
-                raise CollectiveError(
-                    f"{what}: rank {rank} has left, its program ended, while others wait for it"
-                )
+    def _raise_left(self, rank: int, what: str) -> NoReturn:
+        raise CollectiveError(
+            f"{what}: rank {rank} has left, its program ended, while others wait for it"
+        )
 
     def _take(self, source: int, tag: int) -> tuple[int, bytes] | None:
         status = self._mpi.Status()
@@ -248,7 +250,6 @@ class MPITransport(Transport):
         while not request.Test():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} for {timeout:g} s")
-            self._refuse_left([0], what)
             time.sleep(0.001)
 
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:

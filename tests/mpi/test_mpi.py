@@ -135,6 +135,14 @@ def test_an_evaluation_delays_nobody(tmp_path):
     passes(2, "evaluate.py", tmp_path)
 
 
+def test_a_rank_whose_weights_are_not_finite_is_healed_or_left_out():
+    passes(3, "ill.py")
+
+
+def test_a_signal_ends_all_ranks_whatever_they_do():
+    passes(2, "signals_in_fit.py")
+
+
 @pytest.mark.matrix
 def test_processes_that_a_rank_starts_are_plain_ones():
     passes(2, "children.py")
