@@ -28,6 +28,9 @@ class Averaging:
       codec: how chunks travel; the first exchange of a fresh lattice is exact.
       exact: chunks that always travel as float32.
       one_sided: only the initiator changes (mode "pull").
+
+    Attributes:
+      keeps_last, last: for a `Record`, what the last averaging did.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Averaging:
         self.published = Published(lengths)
         self.codec = codec
         self._exact, self._exact_chunks = build("float32"), frozenset(exact)
+        self.keeps_last = False
+        self.last: tuple[Bools, tf.Tensor] | None = None  # blocks averaged, and by what
         # As of the last exchange: measured while encoding, but wanted before.
         self._magnitudes: dict[int, Floats] = {}
 
@@ -128,7 +133,9 @@ class Averaging:
         chunk %= len(self.lengths)
         codec = self._codec_of(chunk, own)
         assert codec is not None
-        if strict:
+        # One-sided, the responder can't know what is readable here: a block that is too far would
+        # be asked for again and again.
+        if strict and not self.one_sided:
             readable = codec.decode(own, reply).accepted
             if (accepted & own.usable & ~readable).any():
                 return None
@@ -156,6 +163,9 @@ class Averaging:
         decoded = self.published.correct(
             chunk, lambda onto: codec.decode(own, other, onto, allowed)
         )
+        if self.keeps_last:
+            alone = codec.decode(own, other, None, allowed)
+            self.last = alone.accepted, alone.correction
         scales = self.published.scales[chunk]
         if not isinstance(codec, Lattice):
             scales.exact(decoded.spread)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from typing import Any
 
 import networkx as nx
@@ -48,6 +49,8 @@ class SwarmCallback(Algorithm):
       max_staleness: local steps for which an unanswered exchange lets training go on, then it
         waits; default 4 * local_steps.
       seed: of partners, step counts and dither.
+      record: a directory in which each rank writes down what every exchange did, for
+        `python -m swarm_tf.history`; slow.
       common: see `Algorithm`.
 
     Raises:
@@ -69,9 +72,11 @@ class SwarmCallback(Algorithm):
         local_steps_distribution: str = "fixed",
         max_staleness: int | None = None,
         seed: int = 0,
+        record: str | os.PathLike[str] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(seed=seed, **common)
+        self.record = record
         key, whole = f"{self.name}.", validation.whole_number
         seed, local_steps = self.settings["seed"], whole(f"{key}local_steps", local_steps)
         bits, degree = whole(f"{key}bits", bits), whole(f"{key}degree", degree)
@@ -140,6 +145,7 @@ class SwarmCallback(Algorithm):
             timeout_seconds=self.timeout_seconds,
             fingerprint=_fingerprint(common),
             on_adopt=self._start_afresh,
+            record=self.record,
         )
         averaged = {id(v) for v in self.weights.variables}
         own = [v for v in state.moving_statistics(self.model) if id(v) not in averaged]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -13,6 +14,7 @@ from swarm_tf import world
 from swarm_tf.codec import Codec
 from swarm_tf.exchange import Exchange, Reason
 from swarm_tf.metrics import Counters
+from swarm_tf.record import Record
 from swarm_tf.swarm import Node
 from swarm_tf.transport.base import Transport
 from swarm_tf.transport.dispatcher import Service
@@ -31,6 +33,7 @@ class Member:
       codec, mode, seed, timeout_seconds: see `Node`.
       max_staleness: local steps for which an unanswered exchange lets training go on.
       fingerprint: 64 bits that ranks of one swarm have in common.
+      record: a directory in which to write down what each exchange did; see `Record`.
       on_adopt: called when the model of a neighbour was taken, since the own one had become NaN
         or infinite.
     """
@@ -47,6 +50,7 @@ class Member:
         timeout_seconds: float = 60.0,
         fingerprint: int = 0,
         on_adopt: Callable[[], None] = lambda: None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
         self.weights, self.transport, self.mode = weights, transport, mode
         self.max_staleness, self.timeout = max_staleness, timeout_seconds
@@ -64,6 +68,11 @@ class Member:
         )
         transport.sessions += 1
         self._service = Service(self.node, transport, (fingerprint + transport.sessions) % 2**64)
+        if record is not None:
+            self.node.averaging.keeps_last = True
+            self.node.record = Record(
+                record, transport.rank, transport.size, transport.sessions, mode
+            )
         self._jitter = np.random.default_rng([seed, transport.rank, 1])
 
     @property
@@ -159,6 +168,8 @@ class Member:
         self.weights.assign(chunks)
         self.node.published.take()  # corrections to a model that is gone
         self.node.published.publish(self.weights.gather())
+        if self.node.record is not None:
+            self.node.record.adopted(self.weights.gather())
         self.node.ill = False
         self._on_adopt()
 
@@ -169,8 +180,12 @@ class Member:
         return over
 
     def _apply(self) -> None:
+        before = self.weights.gather() if self.node.record is not None else []
         corrections = self.node.published.take()
-        self.node.published.publish(self.weights.add(corrections))
+        after = self.weights.add(corrections)
+        if self.node.record is not None:
+            self.node.record.boundary(before, corrections, after)
+        self.node.published.publish(after)
 
     def finish(self, step: int, asked: Callable[[], bool] = lambda: False) -> list[Exchange]:
         """Serve until all ranks have finished their steps; then the last corrections apply.
@@ -198,6 +213,8 @@ class Member:
         self._service.stop()
         self.transport.flush(self.timeout)
         self._apply()
+        if self.node.record is not None:
+            self.node.record.end()
         return self.node.take_finished()
 
     def part(self, reason: Reason) -> None:

@@ -30,6 +30,7 @@ from swarm_tf.codec import Codec
 from swarm_tf.codec.base import Encoded, Floats
 from swarm_tf.exchange import Exchange, Kind, Message, Reason, Served
 from swarm_tf.metrics import Counters
+from swarm_tf.record import Record
 
 Outbox = list[tuple[int, Message]]
 """(destination rank, message) pairs."""
@@ -79,6 +80,7 @@ class Node:
         self.left: set[int] = set()  # by the end of their program
         self.asked = False  # by a signal, here or elsewhere, to end
         self.ill = False  # the own model is not finite
+        self.record: Record | None = None
         now = clock()
         self.heard = {other: (now, 0) for other in range(size) if other != rank}
         self._chunks = len(lengths)
@@ -373,6 +375,7 @@ class Node:
         )
         if accepted is None:
             return []
+        self._recorded(self.rank, exchange.id, chunk)
         if self.mode == "pull":  # the question has no payload, the answer has
             exchange.payload_bytes += other.payload_bytes
         told = accepted if self.mode == "pull" else message.accepted
@@ -570,9 +573,15 @@ class Node:
             self.ill |= answer is Reason.NOT_FINITE
             return answer
         own, accepted = answer
+        if self.mode != "pull":
+            self._recorded(message.sender, message.exchange, message.chunk)
         return self._message(
             Kind.REPLY, message.exchange, message.chunk, encoded=own, accepted=accepted
         )
+
+    def _recorded(self, initiator: int, exchange: int, chunk: int) -> None:
+        if self.record is not None and self.averaging.last is not None:
+            self.record.averaged(initiator, exchange, chunk, *self.averaging.last)
 
     def _waiting_ids(self) -> set[tuple[int, int]]:
         return {(w.sender, w.exchange) for w in self._waiting}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swarm_tf import UsageError, launch
+from swarm_tf import UsageError, history, launch
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[2]
@@ -141,6 +141,14 @@ def test_a_rank_whose_weights_are_not_finite_is_healed_or_left_out():
 
 def test_a_signal_ends_all_ranks_whatever_they_do():
     passes(2, "signals_in_fit.py")
+
+
+def test_the_exchanges_of_a_real_run_are_proven(tmp_path):
+    passes(3, "recorded.py", tmp_path)
+    for mode in ("nonblocking", "blocking", "pull"):
+        figures, violations = history.check(history.read(tmp_path / mode))
+        assert violations == []
+        assert figures["exchanges"] > 10
 
 
 @pytest.mark.matrix

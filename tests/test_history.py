@@ -1,0 +1,143 @@
+"""A recorded run is proven by another program, and one that was tampered with is not."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from swarm_tf import history
+from swarm_tf.transport.local import Faults, LocalNetwork
+from tests.transport.ranks import Quadratic, in_threads
+
+
+def _train(directory, network, mode="nonblocking", codec=("lattice", 4), steps=40):
+    """Ranks as threads, each with another target, recorded."""
+    size = network.size
+    start = threading.Barrier(size)
+
+    def action(rank):
+        own = Quadratic(network[rank], codec, mode, record=directory, timeout_seconds=20)
+        own.member.start()
+        start.wait(60)
+        rng = np.random.default_rng(rank)
+        others = [other for other in range(size) if other != rank]
+        for step in range(1, steps + 1):
+            own.step()
+            time.sleep(0.002)
+            if step % 2 == 0:
+                own.member.boundary(step, lambda: int(rng.choice(others)))
+        own.member.finish(steps)
+        return own.member.counters.exchanges
+
+    assert sum(in_threads(size, action)) > 4
+    return history.read(directory)
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    return _train(tmp_path_factory.mktemp("record"), LocalNetwork(3))
+
+
+def test_a_sound_run_is_proven(entries):
+    figures, violations = history.check(entries)
+    assert violations == []
+    assert figures["exchanges"] > 10
+    assert figures["blocks"] > 10
+
+
+@pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
+def test_so_is_one_on_a_network_that_harms_messages(tmp_path, mode):
+    faults = Faults(drop=0.05, duplicate=0.1, corrupt=0.05, delay=0.005, seed=1)
+    _, violations = history.check(_train(tmp_path, LocalNetwork(3, faults), mode))
+    assert violations == []
+
+
+def _averaged(entries, own):
+    """The first entry of an initiator, or of its partner, that averaged something."""
+    return next(
+        i
+        for i, e in enumerate(entries)
+        if e["kind"] == "averaged" and (e["rank"] == e["initiator"]) == own and e["applied"]
+    )
+
+
+def _twice(entries):
+    entries.append(entries[_averaged(entries, own=True)])
+
+
+def _twice_by_the_partner(entries):
+    entries.append(entries[_averaged(entries, own=False)])
+
+
+def _half(entries):
+    del entries[_averaged(entries, own=True)]
+
+
+def _other_half(entries):
+    del entries[_averaged(entries, own=False)]
+
+
+def _not_opposite(entries):
+    entries[_averaged(entries, own=True)]["correction"] ^= 1
+
+
+def _other_blocks(entries):
+    entries[_averaged(entries, own=False)]["applied"] -= 1
+
+
+def _mean_moved(entries):
+    end = next(e for e in entries if e["kind"] == "end")
+    end["corrections"] += 1e-3 * end["size"]
+    end["end"] += 1e-3 * end["size"]
+
+
+def _lost_step(entries):
+    next(e for e in entries if e["kind"] == "end")["end"] += 0.1
+
+
+def _no_end(entries):
+    entries.remove(next(e for e in entries if e["kind"] == "end"))
+
+
+HARM = {
+    _twice: "averaged 2 times by its initiator",
+    _twice_by_the_partner: "averaged 2 times by its partner",
+    _half: "averaged 0 times by its initiator",
+    _other_half: "averaged 0 times by its partner",
+    _not_opposite: "not opposite: correction differs",
+    _other_blocks: "not opposite: applied differs",
+    _mean_moved: "moved the sum of all models",
+    _lost_step: "miss the end",
+    _no_end: "has no end",
+}
+
+
+@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
+def test_a_record_that_was_tampered_with_is_not_proven(entries, harm):
+    changed = [dict(entry) for entry in entries]
+    harm(changed)
+    _, violations = history.check(changed)
+    assert any(HARM[harm] in words for words in violations), violations
+
+
+def test_the_program_says_what_it_found(entries, tmp_path):
+    def run():
+        command = [sys.executable, "-m", "swarm_tf.history", str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert run().returncode == 2
+    path = tmp_path / "rank0.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    done = run()
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert "the mean held" in done.stdout
+    lines = path.read_text().splitlines()
+    del lines[_averaged(entries, own=True)]
+    path.write_text("\n".join(lines))
+    done = run()
+    assert done.returncode == 1
+    assert "averaged 0 times by its initiator" in done.stdout
