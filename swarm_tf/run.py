@@ -223,7 +223,7 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         self._next_log = self._next_test = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        step = batch + 1
+        step = self._run.trainer.steps_taken
         if self._progress and step >= self._next_log:
             self._next_log = step + self._run.config.train.log_every
             self._run.log(step, **logs or {})

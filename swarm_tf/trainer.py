@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.errors import UsageError
+
+Logs = dict[str, Any]
 
 
 class Trainer:
@@ -26,23 +29,38 @@ class Trainer:
 
     Args:
       model: compiled.
-      jit_compile: compile a training step with XLA; slower than not on most CPUs.
-      longest_block: steps after which the hooks run at the latest.
+      jit_compile: compile a training step with XLA, slower than not on most CPUs; None: as the
+        model was compiled.
+      longest_block: steps after which the hooks run at the latest; it stands in for
+        `compile(steps_per_execution=...)`, which is not looked at.
 
     Attributes:
+      steps_taken: local steps in the last `fit` so far.
       train_seconds: spent in steps and exchanges so far.
       wait_seconds: of these, spent waiting for the next batch of data.
+
+    Raises:
+      UsageError: `model` is not compiled, or was made for several replicas (MirroredStrategy).
     """
 
     def __init__(
-        self, model: keras.Model, *, jit_compile: bool = False, longest_block: int = 64
+        self, model: keras.Model, *, jit_compile: bool | None = None, longest_block: int = 64
     ) -> None:
+        if not model.compiled:
+            raise UsageError("Trainer(model) needs a compiled model; call model.compile(...) first")
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            raise UsageError(
+                f"Trainer(model) needs a model on one device, but a tf.distribute strategy holds "
+                f"{replicas} replicas of it; start one rank for each device instead"
+            )
         self.model = model
-        self._longest = longest_block
+        self._longest = _positive("longest_block", longest_block)
+        self._jit_compile = jit_compile
+        self.steps_taken = 0
         self.train_seconds = 0.0
         self.wait_seconds = 0.0
         self._step_seconds: list[float] = []
-        self._jit_compile = jit_compile
 
     @property
     def step_seconds_median(self) -> float:
@@ -56,80 +74,188 @@ class Trainer:
         steps: int,
         steps_per_epoch: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
-    ) -> None:
-        """Take `steps` local steps over `dataset`, which repeats for ever.
+    ) -> keras.callbacks.History:
+        """Take `steps` local steps over `dataset`.
 
-        Callbacks see the hooks of `model.fit`; `on_train_batch_end` comes at the end of a block,
-        with the number of steps in this call so far, minus one, as `batch`.
+        Leaves what `model.fit(dataset, epochs=steps / steps_per_epoch, verbose=0)` leaves:
+        weights, metrics, optimizer (averaged weights of `use_ema` included), random state and
+        `model.history`; and callbacks see the same hooks, epochs, logs and `params`. What differs:
+
+        - The hooks of batches come once a block, at the latest after `longest_block` steps;
+          `on_train_batch_end` has the number in its epoch of the block's last step, from 0.
+        - The step is traced before `on_train_begin`, so callbacks find the model built. (With
+          `run_eagerly` nothing is traced.)
+        - A dataset that ends is begun anew at once, whatever epoch it is.
+        - Validation is a callback's matter (call `model.evaluate` in its `on_epoch_end`), class
+          weights are the dataset's (as sample weights), and there is no progress bar.
+        - `make_train_function`, and Keras' limits on epochs and steps for debugging
+          (`KERAS_MAX_EPOCHS`), are not looked at.
 
         Args:
-          dataset: batches as `model.fit` takes them.
-          steps: optimizer steps.
-          steps_per_epoch: steps between `on_epoch_begin` and `on_epoch_end`; the last epoch may
-            be shorter.
+          dataset: batches as `model.fit` takes them: x, (x, y) or (x, y, sample_weight), or what
+            else the model's `train_step` takes.
+          steps: local steps, at least 1.
+          steps_per_epoch: steps between `on_epoch_begin` and `on_epoch_end`, at least 1; the last
+            epoch may be shorter.
           callbacks: Keras callbacks; an `Algorithm` sets the boundaries.
+
+        Returns:
+          `model.history`: the logs of every epoch.
+
+        Raises:
+          UsageError: an argument breaks its rule, or `dataset` has no batches.
         """
-        hooks = keras.callbacks.CallbackList(list(callbacks), model=self.model, epochs=1)
-        algorithms = [c for c in callbacks if isinstance(c, Algorithm)]
-        batches = iter(dataset)
+        steps = _positive("steps", steps)
+        steps_per_epoch = _positive("steps_per_epoch", steps_per_epoch)
+        if not isinstance(dataset, tf.data.Dataset):
+            raise UsageError(
+                f"dataset must be a tf.data.Dataset, not {type(dataset).__name__}; "
+                "tf.data.Dataset.from_generator makes one of a generator"
+            )
+        epochs = -(-steps // steps_per_epoch)
+        hooks = callbacks
+        if not isinstance(hooks, keras.callbacks.CallbackList):
+            hooks = keras.callbacks.CallbackList(
+                list(callbacks),
+                add_history=True,
+                verbose=0,
+                epochs=epochs,
+                steps=steps_per_epoch,
+                model=self.model,
+            )
+        algorithms = [c for c in hooks.callbacks if isinstance(c, Algorithm)]
         self.model.stop_training = False
-        # Traced, with an empty block, before the ranks start together: or a quick one would train
-        # far ahead alone.
-        if not self.model.built:
-            inputs, *_ = next(iter(dataset))
-            self.model(inputs)
-        self.model.optimizer.build(self.model.trainable_variables)
-        # Anew each time: callbacks may have wrapped the step, or do so no more.
-        step = self.model.train_step
-        self._step = tf.function(step, jit_compile=True) if self._jit_compile else step
-        self._block = tf.function(self._block_graph)
-        self._block(batches, tf.constant(0))
+        block = self._make_block(dataset)
         hooks.on_train_begin()
-        done, logs = 0, {}
-        for epoch in itertools.count():
+        logs: Logs = {}
+        epoch_logs: Logs | None = None
+        # BackupAndRestore sets it, to go on after a training that was cut off.
+        first = getattr(self.model, "_initial_epoch", None) or 0
+        for epoch in range(first, epochs):
             self.model.reset_metrics()
             hooks.on_epoch_begin(epoch)
-            end = min(steps, (epoch + 1) * steps_per_epoch)
-            while done < end and not self.model.stop_training:
-                hooks.on_train_batch_begin(done)  # the ranks may meet, which sets a boundary
-                count = min(end - done, self._until_boundary(algorithms))
-                logs = self._run(batches, count, hooks, done + count - 1)
-                done += count
-            hooks.on_epoch_end(epoch, logs)
-            if done >= steps or self.model.stop_training:
+            before = self.steps_taken = epoch * steps_per_epoch
+            end = min(steps, before + steps_per_epoch)
+            while self.steps_taken < end:
+                hooks.on_train_batch_begin(self.steps_taken - before)
+                count = min(end - self.steps_taken, self._until_boundary(algorithms))
+                began = time.perf_counter()
+                logs = self._run(block, count)
+                self.steps_taken += count
+                hooks.on_train_batch_end(self.steps_taken - before - 1, logs)
+                self.train_seconds += time.perf_counter() - began
+                if self.model.stop_training:
+                    break
+            epoch_logs = self._epoch_logs(logs)
+            hooks.on_epoch_end(epoch, epoch_logs)
+            if self.model.stop_training:
                 break
-        hooks.on_train_end(logs)
+        if isinstance(self.model.optimizer, keras.optimizers.Optimizer):
+            self.model.optimizer.finalize_variable_values(self.model.trainable_weights)
+        hooks.on_train_end(epoch_logs)
+        return self.model.history
 
     def _until_boundary(self, algorithms: Sequence[Algorithm]) -> int:
-        return min([self._longest, *(a.due - a.local_step() for a in algorithms)])
+        return max(1, min([self._longest, *(a.due - a.local_step() for a in algorithms)]))
 
-    def _run(
-        self, batches: Any, count: int, hooks: keras.callbacks.CallbackList, last: int
-    ) -> dict[str, float]:
-        """One block and its hook."""
+    def _epoch_logs(self, last: Logs) -> Logs:
+        """The metrics of an epoch; a `train_step` that returns others has those of its last step.
+
+        The same choice as in `model.fit`.
+        """
+        metrics = self.model.get_metrics_result()
+        return dict(metrics if isinstance(last, dict) and metrics.keys() == last.keys() else last)
+
+    def _run(self, block: Block, count: int) -> Logs:
+        """`count` steps, and the logs of the last one."""
         began = time.perf_counter()
-        results, waited = self._block(batches, tf.constant(count))
-        self.wait_seconds += float(waited)
-        logs = {name: float(value) for name, value in results.items()}
-        ended = time.perf_counter()
-        self._step_seconds.append((ended - began) / count)
-        hooks.on_train_batch_end(last, logs)
-        self.train_seconds += time.perf_counter() - began
+        try:
+            logs, waited = block(count)
+        except (tf.errors.OutOfRangeError, StopIteration) as error:
+            raise UsageError("dataset has no batches; it must have at least one") from error
+        self.wait_seconds += waited
+        self._step_seconds.append((time.perf_counter() - began) / count)
         return logs
 
-    def _block_graph(
-        self, batches: Any, count: tf.Tensor
-    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        waited = tf.constant(0.0, tf.float64)
+    def _make_block(self, dataset: tf.data.Dataset) -> Block:
+        """What takes steps; traced with an empty block, which changes nothing.
+
+        Traced before the ranks start together: or a quick one would train far ahead alone. Anew
+        in each `fit`: callbacks may have wrapped the step, or do so no more.
+        """
+        endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+        batches = iter(dataset if endless else dataset.repeat())
+        if self.model.run_eagerly or tf.config.functions_run_eagerly():
+            return _eager_block(self.model.train_step, batches)
+        jit_compile = self.model.jit_compile if self._jit_compile is None else self._jit_compile
+        return _traced_block(self.model.train_step, batches, dataset.element_spec, jit_compile)
+
+
+Block = Callable[[int], tuple[Logs, float]]
+"""Takes a number of steps; gives the logs of the last one, and the seconds of waiting for data."""
+
+
+def _positive(name: str, value: Any) -> int:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise UsageError(f"{name}={value} must be a whole number, at least 1")
+    return number
+
+
+def _eager_block(train_step: Callable[[Any], Logs], batches: Any) -> Block:
+    def block(count: int) -> tuple[Logs, float]:
+        logs: Logs = {}
+        waited = 0.0
+        for _ in range(count):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - began
+            logs = train_step(_without_optionals(batch))
+        return logs, waited
+
+    return block
+
+
+def _traced_block(
+    train_step: Callable[[Any], Logs], batches: Any, spec: Any, jit_compile: bool
+) -> Block:
+    # A function of its own, as in `model.fit`: so `tf.random` draws the same numbers. Functions
+    # are called through their one trace: TensorFlow warns of a fifth tf.function from here.
+    step = tf.function(
+        tf.autograph.experimental.do_not_convert(train_step), jit_compile=jit_compile
+    ).get_concrete_function(_without_optionals(spec))
+    kinds = tf.nest.map_structure(tf.type_spec_from_value, step.structured_outputs)
+    no_logs = tf.experimental.Optional.empty(kinds)
+
+    def steps(batches: Any, count: tf.Tensor) -> tuple[tf.experimental.Optional, tf.Tensor]:
+        logs, waited = no_logs, tf.constant(0.0, tf.float64)
         for _ in tf.range(count):
             with tf.control_dependencies([waited]):  # and so the whole step before
                 began = tf.timestamp()
             with tf.control_dependencies([began]):
                 batch = next(batches)
-            with tf.control_dependencies(tf.nest.flatten(batch)):
+            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 ended = tf.timestamp()
             with tf.control_dependencies([ended]):  # or a lone thread might take the step first
-                batch = tf.nest.map_structure(tf.identity, batch)
-            self._step(batch)
+                batch = tf.nest.map_structure(tf.identity, _without_optionals(batch))
+                logs = tf.experimental.Optional.from_value(step(batch))
             waited += ended - began
-        return self.model.get_metrics_result(), waited
+        return logs, waited
+
+    traced = tf.function(steps).get_concrete_function(batches, tf.TensorSpec([], tf.int32))
+
+    def block(count: int) -> tuple[Logs, float]:
+        logs, waited = traced(batches, tf.constant(count))
+        return logs.get_value() if count else {}, float(waited)
+
+    block(0)
+    return block
+
+
+def _without_optionals(batch: Any) -> Any:
+    """As Keras does it, None for what a batch leaves open."""
+    optional = tf.experimental.Optional, tf.OptionalSpec
+    return tf.nest.map_structure(lambda x: None if isinstance(x, optional) else x, batch)
