@@ -97,7 +97,7 @@ def test_blocks_end_at_the_boundaries_and_share_one_trace(law):
         assert swarm.seen == list(range(3, 31, 3))
     else:
         assert len(set(np.diff(swarm.seen))) > 1
-    assert len(traces) == 2  # as in model.fit, the first of which makes the metrics' variables
+    assert len(traces) == 1
 
 
 def test_a_callback_that_decides_each_step_is_asked_each_step():
