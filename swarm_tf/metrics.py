@@ -3,20 +3,30 @@
 NaN and infinities are written as null: JSON has no number for them, and pandas reads null as NaN.
 """
 
+import contextlib
+import io
+import itertools
 import json
+import logging
 import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
-from swarm_tf import launcher
+from swarm_tf import files, launcher
 from swarm_tf.errors import UsageError
+
+_log = logging.getLogger("swarm_tf")
+
+_LEAST_ROOM = 1 << 16
+"""Bytes without which a run need not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +125,12 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
     try:
         os.makedirs(workdir, exist_ok=True)
         # Not os.access: root may "write" to read-only file systems by its answer.
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        with tempfile.TemporaryFile(dir=workdir, buffering=0) as file:
+            file.write(bytes(_LEAST_ROOM))
+            os.fsync(file.fileno())
     except OSError as error:
         raise UsageError(
-            f"--workdir={workdir} cannot be written ({error.strerror}); "
+            f"--workdir={workdir} cannot be written ({files.reason(error)}); "
             "name a directory that can be created or written"
         ) from error
 
@@ -127,8 +138,13 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
 class MetricsWriter:
     """Writes the files of a run into its workdir: on rank 0; elsewhere every call does nothing.
 
-    Files of an earlier run in the same workdir are replaced, not continued: a stale
-    summary.json, or stale weights, must not pass for the result of a run that failed.
+    What an earlier run left there, if it got as far as its first line of metrics, moves to
+    `previous-1` (or the next free number) in the workdir: a stale summary.json, or stale weights,
+    must not pass for the result of a run that failed, and nobody loses a result by starting again.
+
+    On a full disk, lines of metrics and TensorBoard's events are left out, with one warning for
+    each. The weights and the summary are the result: they are tried once more at the end, and
+    what cannot be written then is an error.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], rank: int = 0) -> None:
@@ -136,25 +152,39 @@ class MetricsWriter:
         self._workdir = Path(workdir)
         self._rank = rank
         self._start = time.monotonic()
-        self._lines: TextIO | None = None
+        self._lines: FileIO | None = None
         self._events: Any = None
+        self._earlier: Path | None = None
+        self._left_out: set[str] = set()
+        self._unwritten: dict[str, Callable[[], bytes | memoryview]] = {}
         if rank == 0:
             check_writable(workdir)
-            for pattern in ("summary.json", "consensus.weights.h5", "events.out.tfevents.*"):
-                for stale in self._workdir.glob(pattern):
-                    stale.unlink()
+            self._earlier = _move_earlier_run(self._workdir)
             path = self._workdir / "metrics.jsonl"
-            self._lines = open(path, "w", encoding="utf-8")  # noqa: SIM115 (until close)
+            self._lines = open(path, "wb", buffering=0)  # noqa: SIM115 (until close)
 
     def config(self, config: Mapping[str, Any]) -> None:
-        """Writes config.json, from `swarm_tf.config.to_dict`."""
-        if self._lines:
-            _write_json(self._workdir / "config.json", config)
+        """Writes config.json, from `swarm_tf.config.to_dict`; raises as `file`."""
+        self.file("config.json", _json(config))
 
     def file(self, name: str, content: bytes) -> None:
-        """Writes whatever else belongs to the run, whole or not at all."""
-        if self._lines:
-            _write(self._workdir / name, content)
+        """Writes whatever else belongs to the run before it starts, whole or not at all.
+
+        Raises:
+          UsageError: it cannot be written.
+        """
+        if not self._lines:
+            return
+        path = self._workdir / name
+        try:
+            if self._earlier and path.exists():
+                path.rename(self._earlier / name)
+            files.write(path, content)
+        except OSError as error:
+            raise UsageError(
+                f"--workdir={self._workdir}: {name} cannot be written ({files.reason(error)}); "
+                "make room or name another directory"
+            ) from error
 
     def log(self, step: int, **values: Any) -> None:
         """Appends {step, rank, time_seconds, **values} to metrics.jsonl, on disk at once.
@@ -166,39 +196,95 @@ class MetricsWriter:
             return
         elapsed = round(time.monotonic() - self._start, 6)
         line = {"step": step, "rank": self._rank, "time_seconds": elapsed, **values}
-        self._lines.write(json.dumps(_plain(line), allow_nan=False) + "\n")
-        self._lines.flush()
+        try:
+            _append(self._lines, f"{json.dumps(_plain(line), allow_nan=False)}\n".encode())
+        except OSError as error:
+            self._leave_out("lines of metrics.jsonl", files.reason(error))
         self._log_events(step, values)
+
+    def weights(self, model: Any) -> None:
+        """Writes consensus.weights.h5, whole or not at all; takes memory for a second copy.
+
+        Args:
+          model: of Keras, built.
+        """
+        self._result("consensus.weights.h5", lambda: _h5(model))
 
     def summary(self, summary: Summary) -> None:
         """Writes summary.json, whole or not at all."""
-        if self._lines:
-            _write_json(self._workdir / "summary.json", asdict(summary))
+        self._result("summary.json", lambda: _json(asdict(summary)))
 
     def close(self) -> None:
-        """Ends the files; a second call does nothing."""
+        """Ends the files; a second call does nothing.
+
+        Raises:
+          UsageError: a part of the result is not written, though it was tried again.
+        """
+        failed = {}
+        for name, content in self._unwritten.items():
+            if why := self._try(name, content):
+                failed[name] = why
+        self._unwritten = {}
         if self._lines:
             self._lines.close()
         if self._events:
-            self._events.close()
+            with contextlib.suppress(Exception):  # a full disk, which was told of
+                self._events.close()
         self._lines = self._events = None
+        if failed:
+            names, why = " and ".join(failed), next(iter(failed.values()))
+            raise UsageError(
+                f"--workdir={self._workdir}: {names} could not be written ({why}); make room or "
+                "name another directory, and train again"
+            )
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except UsageError:
+            if kind is None:  # or the first error would be lost
+                raise
+
+    def _result(self, name: str, content: Callable[[], bytes | memoryview]) -> None:
+        if not self._lines:
+            return
+        self._unwritten.pop(name, None)
+        if why := self._try(name, content):
+            self._unwritten[name] = content
+            _log.warning("--workdir=%s: %s cannot be written (%s)", self._workdir, name, why)
+
+    def _try(self, name: str, content: Callable[[], bytes | memoryview]) -> str | None:
+        """Why it fails; None if it is written."""
+        try:
+            files.write(self._workdir / name, content())
+        except OSError as error:
+            return files.reason(error)
+        return None
+
+    def _leave_out(self, what: str, why: str) -> None:
+        if what not in self._left_out:
+            self._left_out.add(what)
+            _log.warning("--workdir=%s: %s are left out (%s)", self._workdir, what, why)
 
     def _log_events(self, step: int, values: Mapping[str, Any]) -> None:
         # TensorFlow fixes its thread counts when first used: not before the first line.
         import tensorflow as tf
 
-        self._events = self._events or tf.summary.create_file_writer(str(self._workdir))
-        with self._events.as_default():
-            for name, value in values.items():
-                number = _scalar(value)
-                if isinstance(number, int | float):
-                    tf.summary.scalar(name, number, step=step)
+        what = "TensorBoard's events"
+        if what in self._left_out:
+            return
+        try:
+            self._events = self._events or tf.summary.create_file_writer(str(self._workdir))
+            with self._events.as_default():
+                for name, value in values.items():
+                    number = _scalar(value)
+                    if isinstance(number, int | float):
+                        tf.summary.scalar(name, number, step=step)
+        except tf.errors.OpError as error:
+            self._leave_out(what, error.message.splitlines()[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +318,7 @@ class Progress:
         default = "1" if self._stream.isatty() and launcher.size() == 1 else "0"
         self._live = os.environ.get("SWARM_TF_LIVE", default) == "1"
         self._width = 0
+        self._fails = False
 
     def update(self, status: Status) -> None:
         """Shows a moment inside an epoch; does nothing unless the line is live."""
@@ -244,15 +331,23 @@ class Progress:
             self._rewrite(status, end="\n")
             self._width = 0
         else:
-            self._stream.write(f"{status}\n")
-            self._stream.flush()
+            self._show(f"{status}\n")
 
     def _rewrite(self, status: Status, end: str) -> None:
         line = str(status)[: shutil.get_terminal_size().columns - 1]
         # Blanks wipe what a longer line before left behind.
-        self._stream.write(f"\r{line:<{self._width}}{end}")
-        self._stream.flush()
+        self._show(f"\r{line:<{self._width}}{end}")
         self._width = len(line)
+
+    def _show(self, text: str) -> None:
+        if self._fails:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError as error:  # a file on a full disk, or a pipe that nobody reads
+            self._fails = True
+            _log.warning("progress is no longer shown (%s)", files.reason(error))
 
 
 def _scalar(value: Any) -> Any:
@@ -268,16 +363,67 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     value = _scalar(value)
+    if hasattr(value, "tolist"):  # an array
+        return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(_plain(content), indent=2, allow_nan=False)
-    _write(path, f"{text}\n".encode())
+def _json(content: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(_plain(content), indent=2, allow_nan=False)}\n".encode()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Through a temporary file and a rename: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+class _H5(io.BytesIO):
+    """A file of weights in memory.
+
+    HDF5 does not come through a full disk: what it could not write it tries again when Python
+    ends, and that is a segmentation fault.
+    """
+
+    def __str__(self) -> str:  # Keras looks at the end of the name
+        return "memory.weights.h5"
+
+
+def _h5(model: Any) -> memoryview:
+    file = _H5()
+    model.save_weights(file)
+    return file.getbuffer()
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """All of the line, or nothing of it."""
+    start, rest = file.tell(), memoryview(line)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(start)
+        file.seek(start)
+        raise
+
+
+def _move_earlier_run(workdir: Path) -> Path | None:
+    """Out of the way of a new run; where to, if there is one worth keeping.
+
+    Not refused: `make demo`, benchmarks and requeued jobs start again in the same place.
+    """
+    lines = workdir / "metrics.jsonl"
+    results = [workdir / "summary.json", workdir / "consensus.weights.h5"]
+    if not any(path.exists() for path in results) and not (lines.exists() and lines.stat().st_size):
+        return None
+    events = workdir.glob("events.out.tfevents.*")
+    for number in itertools.count(1):
+        aside = workdir / f"previous-{number}"
+        if not aside.exists():
+            break
+    try:
+        aside.mkdir()
+        for path in (lines, *results, workdir / "config.json", *events):
+            if path.exists():
+                path.rename(aside / path.name)
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir} has an earlier run that cannot be moved to {aside.name} "
+            f"({files.reason(error)}); name another directory"
+        ) from error
+    _log.warning("--workdir=%s: what an earlier run left moved to %s", workdir, aside.name)
+    return aside

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 
 # Rooms from the ground up; a room may use rooms before it, and itself.
 ORDER = [
-    ["errors", "programs", "deadline", "quiet", "ending"],
+    ["errors", "programs", "deadline", "quiet", "ending", "files"],
     ["launcher"],
     ["topology", "local_steps", "config"],
     ["validation"],

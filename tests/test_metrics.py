@@ -114,13 +114,35 @@ def test_config(tmp_path):
     assert strict((tmp_path / "config.json").read_text()) == {"swarm": {"bits": 8}}
 
 
-def test_a_new_run_leaves_nothing_of_the_old_one(tmp_path):
-    with metrics.MetricsWriter(tmp_path) as writer:
-        writer.log(1, loss=1.0)
-        writer.summary(SUMMARY)
-    metrics.MetricsWriter(tmp_path).close()
-    assert lines(tmp_path) == []
-    assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl"}
+def test_an_earlier_run_moves_aside_with_all_its_files(tmp_path, caplog):
+    (tmp_path / "notes.txt").write_text("not of a run")
+    for number in range(3):
+        with metrics.MetricsWriter(tmp_path) as writer:
+            writer.config({"number": number})
+            writer.file("vocabulary", str(number).encode())
+            writer.log(1, loss=1.0)
+            if number:  # the first was cut off
+                writer.summary(SUMMARY)
+    assert "previous-1" in caplog.text
+    assert "previous-2" in caplog.text
+    here = {"notes.txt", "previous-1", "previous-2"}
+    for number, place in enumerate((tmp_path / "previous-1", tmp_path / "previous-2", tmp_path)):
+        names = {file.name for file in place.iterdir() if not file.name.startswith("events.")}
+        whole = {"config.json", "vocabulary", "metrics.jsonl"} | (
+            {"summary.json"} if number else set()
+        )
+        assert names - here == whole
+        assert strict((place / "config.json").read_text()) == {"number": number}
+        assert (place / "vocabulary").read_text() == str(number)
+        assert len(lines(place)) == 1
+        assert len(list(place.glob("events.*"))) == 1
+
+
+def test_a_run_that_never_began_is_replaced(tmp_path):
+    for _ in range(2):
+        with metrics.MetricsWriter(tmp_path) as writer:
+            writer.config({})
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
 
 
 def test_other_ranks_write_nothing(tmp_path):
