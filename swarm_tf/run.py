@@ -71,9 +71,7 @@ class Run:
         """Train, evaluate, write; on a signal end the training, and write without a test."""
         began = time.monotonic()
         with self._writer as writer:
-            writer.config(to_dict(self.config))
-            for name, content in self.files.items():
-                writer.file(name, content)
+            world.together(lambda: self._describe(writer))
             log = _Log(self, Progress() if world.rank() == 0 else None)
             with ending.listening():
                 self.trainer.fit(
@@ -98,6 +96,12 @@ class Run:
                     self.log(self.steps, **_prefixed("consensus", numbers))
                     writer.summary(summary)
         return summary
+
+    def _describe(self, writer: MetricsWriter) -> None:
+        """Write what the model needs beside its weights, before it is trained."""
+        writer.config(to_dict(self.config))
+        for name, content in self.files.items():
+            writer.file(name, content)
 
     def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
         """In their order: the log may evaluate for long, so the boundary comes before it."""
@@ -136,8 +140,7 @@ class Run:
     def _conclude(self, began: float, own: dict[str, float], ended_by: str | None) -> Summary:
         """Leaves every rank with the mean model, and rank 0 with its file."""
         distance = self._take_mean()
-        if world.rank() == 0:  # before anything else can fail
-            self.model.save_weights(self.workdir / "consensus.weights.h5")
+        self._writer.weights(self.model)  # before anything else can fail
         every = world.gather(
             {
                 "steps": int(self.model.optimizer.iterations.numpy()),

@@ -1,0 +1,207 @@
+"""A disk that is full: what is only told is left out, what stands stays, the result is an error."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import keras
+import pytest
+import test_metrics
+
+from swarm_tf import files, metrics
+from swarm_tf.errors import UsageError
+
+ROOT = Path(__file__).parent.parent
+SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
+
+
+class Disk:
+    """Of 4 MiB, where the test may mount one; elsewhere a limit on the size of files stands in."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "small", str(path)]
+        self.path = path
+        try:
+            self.mounted = subprocess.run(mount, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            self.mounted = False
+        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(self) -> None:
+        """To the last byte."""
+        if not self.mounted:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._before[1]))
+            return
+        with open(self.path / "filler", "ab", buffering=0) as filler:
+            for size in (1 << 16, 1 << 10, 1):
+                try:
+                    while filler.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+
+    def free(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
+        (self.path / "filler").unlink(missing_ok=True)
+
+    def names(self) -> set[str]:
+        return {file.name for file in self.path.iterdir()} - {"filler"}
+
+
+@pytest.fixture
+def disk(tmp_path):
+    disk = Disk(tmp_path / "disk")
+    yield disk
+    disk.free()
+    if disk.mounted:
+        subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
+
+
+def model() -> keras.Model:
+    return keras.Sequential([keras.Input((30,)), keras.layers.Dense(300)])
+
+
+def test_a_file_is_there_whole_or_as_it_was(disk):
+    path = disk.path / "file"
+    files.write(path, b"old")
+    disk.fill()
+    with pytest.raises(OSError, match=r"No space left|File too large"):
+        files.write(path, bytes(1 << 16))
+    assert path.read_bytes() == b"old"
+    assert disk.names() == {"file"}
+    disk.free()
+    files.write(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_what_is_only_told_is_left_out_with_one_warning_each(disk, caplog):
+    with metrics.MetricsWriter(disk.path) as writer:
+        writer.log(1, loss=1.0)
+        disk.fill()
+        for step in range(2, 2000):  # more than any buffer holds
+            writer.log(step, loss=1.0, text="x" * 100)
+        disk.free()
+        writer.log(2000, loss=1.0)
+    steps = [line["step"] for line in test_metrics.lines(disk.path)]  # each of them whole
+    assert (steps[0], steps[-1]) == (1, 2000)
+    assert len(steps) < 1000
+    assert sum("lines of metrics.jsonl are left out" in text for text in caplog.messages) == 1
+    assert sum("TensorBoard's events are left out" in text for text in caplog.messages) <= 1
+    assert len(caplog.messages) <= 2
+
+
+def test_a_result_that_cannot_be_written_is_an_error_after_all_else(disk):
+    writer = metrics.MetricsWriter(disk.path)
+    disk.fill()
+    writer.weights(model())
+    writer.summary(test_metrics.SUMMARY)
+    with pytest.raises(UsageError, match=r"consensus\.weights\.h5 and summary\.json") as refusal:
+        writer.close()
+    assert "\n" not in str(refusal.value)
+    assert str(disk.path) in str(refusal.value)
+    assert disk.names() == {"metrics.jsonl"}
+
+
+def test_a_result_is_tried_again_at_the_end(disk):
+    trained = model()
+    with metrics.MetricsWriter(disk.path) as writer:
+        disk.fill()
+        writer.weights(trained)
+        disk.free()
+    other = model()
+    other.load_weights(disk.path / "consensus.weights.h5")
+    assert (other.get_weights()[0] == trained.get_weights()[0]).all()
+
+
+def test_the_first_error_is_not_lost(disk):
+    def fails():
+        with metrics.MetricsWriter(disk.path) as writer:
+            disk.fill()
+            writer.weights(model())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+
+
+def test_a_full_disk_is_refused_before_the_run(disk):
+    disk.fill()
+    with pytest.raises(UsageError, match=f"--workdir={disk.path} cannot be written"):
+        metrics.check_writable(disk.path)
+
+
+def test_configuration_that_cannot_be_written_is_refused(disk):
+    writer = metrics.MetricsWriter(disk.path)
+    disk.fill()
+    with pytest.raises(UsageError, match=r"config\.json cannot be written"):
+        writer.config({"text": "x" * 10000})
+    writer.close()
+
+
+class Full(io.StringIO):
+    def flush(self):
+        with open("/dev/full", "w") as full:
+            full.write("x")
+
+
+def test_progress_that_nobody_can_see_ends_nothing(caplog, monkeypatch):
+    monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
+    progress = metrics.Progress(Full())
+    for _ in range(3):
+        progress.end_epoch(test_metrics.STATUS)
+    assert len(caplog.messages) == 1
+
+
+def test_two_ranks_train_to_the_end_on_a_disk_that_fills_up(disk):
+    """From the first line of metrics on; where nothing can be mounted, for large files only."""
+
+    def limit():
+        if not disk.mounted:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+
+    process = subprocess.Popen(
+        [
+            *(SWARMRUN, "-n", "2", "train.py", "--config=configs/digits_resnet.py"),
+            *(f"--workdir={disk.path}", "--config.train.epochs=4", "--config.train.log_every=1"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": "/tmp"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    )
+
+    def fill_up():
+        lines, deadline = disk.path / "metrics.jsonl", time.monotonic() + 120
+        while time.monotonic() < deadline and not (lines.exists() and lines.stat().st_size):
+            time.sleep(0.05)
+        disk.fill()
+
+    if disk.mounted:
+        filler = threading.Thread(target=fill_up)
+        filler.start()
+    try:
+        output, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    if disk.mounted:
+        filler.join()
+    assert process.returncode == 2, (output, errors)
+    assert "Traceback" not in errors
+    told = [line for line in errors.splitlines() if line.startswith("train.py: ")]
+    assert len(told) == 1
+    assert "consensus.weights.h5" in told[0]
+    assert "epoch 4.0" in output  # it went on to the end
+    assert not {"consensus.weights.h5", ".consensus.weights.h5.tmp"} & disk.names()
+    for line in (disk.path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)
