@@ -13,12 +13,18 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from swarm_tf import UsageError, config, flags, metrics, quiet, validation, world
+from swarm_tf import UsageError, config, ending, flags, metrics, quiet, validation, world
 
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS deprecations of its own
+    # From here to the last file: a signal ends the run in good order.
+    with ending.listening():
+        return trained(argv)
+
+
+def trained(argv: list[str]) -> int:
     try:
         settings, workdir = world.together(lambda: read(argv))
         agreed = config.flatten(config.to_dict(settings))

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from swarm_tf import consensus, ending, rendezvous, state, validation, world
+from swarm_tf import consensus, devices, ending, rendezvous, state, validation, world
 from swarm_tf.errors import UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
@@ -75,6 +75,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.transport = transport or world.transport()
+        if transport is None and self.transport is not None:
+            devices.claim_gpu_if_possible()
         key, switch = f"{self.name}.", validation.switch
         self.settings: dict[str, Any] = {
             "average_statistics": switch(f"{key}average_statistics", average_statistics),

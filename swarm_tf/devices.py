@@ -26,11 +26,17 @@ def claim_gpu() -> bool:
     """Make one GPU of this machine the only one that this rank sees; False if there is none.
 
     Ranks of a machine take its GPUs in turn. Memory is taken as it is needed, so that ranks may
-    share a GPU. Call it before TensorFlow runs anything.
+    share a GPU. Where the program itself has made some visible and others not, that stays.
+
+    Raises:
+      RuntimeError: TensorFlow has run something already, and taken all GPUs.
     """
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
+    visible = tf.config.get_visible_devices("GPU")
+    if len(visible) < len(gpus):
+        return bool(visible)
     if not gpus:
         return False
     gpu = gpus[launcher.local_rank() % len(gpus)]
@@ -40,6 +46,18 @@ def claim_gpu() -> bool:
     if launcher.local_rank() == 0 and shared:
         _log.warning("%d ranks share %d GPUs", launcher.local_size(), len(gpus))
     return True
+
+
+def claim_gpu_if_possible() -> None:
+    """The same, for a program that does not do it itself; told if it is too late."""
+    try:
+        claim_gpu()
+    except RuntimeError:
+        _log.warning(
+            "rank %d: TensorFlow has taken all GPUs of this machine already; call swarm_tf.rank() "
+            "right after the imports, before TensorFlow runs anything, and each rank takes one",
+            launcher.rank(),
+        )
 
 
 def set_precision(precision: str, *, jit_compile: bool, gpu: bool) -> None:

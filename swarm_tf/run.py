@@ -80,9 +80,9 @@ class Run:
                     steps_per_epoch=math.ceil(self.steps_per_pass),
                     callbacks=self._callbacks(log),
                 )
-                own = evaluation.evaluate(self.model, self.test_data)
+                distance, own = self._take_mean()
                 ended_by = self._ended_by()
-                summary = self._conclude(began, {} if ended_by else own, ended_by)
+                summary = self._conclude(began, {} if ended_by else own, ended_by, distance)
                 # A signal from here on, while the mean model is tested, costs its score only.
                 writer.summary(summary)
                 world.gather(None, "the files of rank 0")
@@ -134,13 +134,15 @@ class Run:
     def _ended_by(self) -> str | None:
         """The signal that ended the training of some rank, on all of them."""
         asked = ending.asked()
-        every = world.gather(asked.name if asked else None, "the end of training")
+        every = world.gather(
+            asked.name if asked else None, "the tests of all ranks' models", world.FIRST_SECONDS
+        )
         return next(filter(None, every), None)
 
-    def _conclude(self, began: float, own: dict[str, float], ended_by: str | None) -> Summary:
-        """Leaves every rank with the mean model, and rank 0 with its file."""
-        distance = self._take_mean()
-        self._writer.weights(self.model)  # before anything else can fail
+    def _conclude(
+        self, began: float, own: dict[str, float], ended_by: str | None, distance: float
+    ) -> Summary:
+        """What all ranks together have done."""
         every = world.gather(
             {
                 "steps": int(self.model.optimizer.iterations.numpy()),
@@ -199,8 +201,24 @@ class Run:
             own = evaluation.evaluate(self.model, self.test_data)
         return {**own, **score}
 
-    def _take_mean(self) -> float:
-        """Leave every rank with the mean model; returns the consensus distance before that."""
+    def _take_mean(self) -> tuple[float, dict[str, float]]:
+        """Leave every rank with the mean model, and rank 0 with its file.
+
+        Returns:
+          the consensus distance before that, and how this rank's own model did.
+        """
+        weights = self.model.weights
+        own = [np.array(v) for v in weights]
+        distance = self._average()
+        self._writer.weights(self.model)  # before anything else can fail, or last for long
+        mean = [np.array(v) for v in weights]
+        _assign(weights, own)
+        tested = evaluation.evaluate(self.model, self.test_data)
+        _assign(weights, mean)
+        return distance, tested
+
+    def _average(self) -> float:
+        """The mean of all ranks' models; the consensus distance before that."""
         algorithm = self.algorithm
         if algorithm.weights is None:
             return 0.0
@@ -262,6 +280,11 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
             bytes_sent=counters.bytes_sent,
             exposed_fraction=counters.exposed_seconds / max(run.trainer.train_seconds, 1e-9),
         )
+
+
+def _assign(variables: list[keras.Variable], values: list[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
 
 
 def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from swarm_tf import launcher
+from swarm_tf import devices, launcher
 from swarm_tf.errors import UsageError
 from swarm_tf.transport import mpi
 from swarm_tf.transport.base import Transport
@@ -102,6 +102,8 @@ def _join() -> Transport | None:
     if connection.size == 1:
         return None
     launcher.joined(connection.rank, connection.size)
+    if "tensorflow" in sys.modules:  # otherwise `Algorithm` does it, or train.py
+        devices.claim_gpu_if_possible()
     _end_together(connection)
     return connection
 

@@ -17,6 +17,7 @@ def machine(monkeypatch):
         done = {}
         config = tf.config
         monkeypatch.setattr(config, "list_physical_devices", lambda kind: gpus)
+        monkeypatch.setattr(config, "get_visible_devices", lambda kind: gpus)
         monkeypatch.setattr(
             config, "set_visible_devices", lambda gpu, kind: done.update(visible=gpu)
         )
@@ -35,6 +36,25 @@ def test_ranks_of_a_machine_take_its_gpus_in_turn(machine, local_rank, gpu):
     done = machine(["a", "b"], local_rank, 4)
     assert devices.claim_gpu()
     assert done == {"visible": gpu, "grows": (gpu, True)}
+
+
+def test_what_the_program_has_chosen_stays(machine, monkeypatch):
+    for chosen in ([], ["b"]):
+        done = machine(["a", "b"], 0, 2)
+        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, chosen=chosen: chosen)
+        assert devices.claim_gpu() == bool(chosen)
+        assert done == {}
+
+
+def test_too_late_is_told(machine, monkeypatch, caplog):
+    def refuse(gpu, kind):
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    machine(["a", "b"], 0, 2)
+    monkeypatch.setattr(tf.config, "set_visible_devices", refuse)
+    devices.claim_gpu_if_possible()
+    (record,) = caplog.records
+    assert "call swarm_tf.rank() right after the imports" in record.getMessage()
 
 
 def test_ranks_that_share_a_gpu_are_told_once(machine, caplog):
