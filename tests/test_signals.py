@@ -118,3 +118,24 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path, ranks, algorithm):
     assert run.wait(100) == 128 + signal.SIGINT
     assert not (tmp_path / "summary.json").exists()
     assert not (tmp_path / "consensus.weights.h5").exists()
+
+
+def test_a_signal_before_training_ends_it_in_good_order(tmp_path):
+    """While the configuration is read, on one of two ranks: all end after a step, with files."""
+    config = tmp_path / "early.py"
+    config.write_text(
+        "import os, signal, swarm_tf\n"
+        "from configs import digits_resnet\n"
+        "def get_config():\n"
+        "    if swarm_tf.rank() == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return digits_resnet.get_config()\n"
+    )
+    command = [SWARMRUN, "-n", "2", "train.py", f"--config={config}", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["ended_by"] == "SIGTERM"
+    assert summary["local_steps_total"] < 1000
+    assert (tmp_path / "consensus.weights.h5").exists()
