@@ -1,14 +1,19 @@
 """Sets of images: scikit-learn's digits, or a TFDS image classification set; arrays or records."""
 
 import math
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.file_adapters import FileFormat
 
@@ -84,8 +89,8 @@ def read(name: str, data_dir: str | None) -> Source:
     Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
 
     Raises:
-      UsageError: if the name is unknown, the set is not there or not one of classified uint8
-        images, or must be streamed but lies in files of another kind than TFRecord.
+      UsageError: if the name is unknown, the set is not there, damaged or not one of classified
+        uint8 images, or must be streamed but lies in files of another kind than TFRecord.
     """
     if name == "digits":
         return _digits()
@@ -135,14 +140,23 @@ def prepared(name: str, data_dir: str | None, *, embedded: str) -> Any:
       embedded: the set that needs no files, for the refusal.
 
     Raises:
-      UsageError: if the set is not there; says how to get it.
+      UsageError: if the set is not there; says how to get it. Or what is wrong with its files.
     """
-    try:
-        return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError):
-        pass
-    where = f"data.data_dir={data_dir or tfds.core.constants.DATA_DIR}"
+    place = data_dir or tfds.core.constants.DATA_DIR
+    where = f"data.data_dir={place}"
     family = re.split("[:/]", name)[0]  # "wmt17_translate" of "wmt17_translate/de-en"
+    if Path(place).is_file():
+        raise UsageError(f"{where} is a file; name the directory that holds {family}/")
+    try:
+        with reading(name, f"{place}/{family}"):
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        for found in sorted(Path(place, family).rglob("dataset_info.json")):
+            if not (found.parent / "features.json").exists():
+                raise _unreadable(name, found.parent, "it has no features.json") from None
+    except UsageError:
+        if family.isidentifier() and Path(place, family).exists():
+            raise
     if family not in tfds.list_builders(with_community_datasets=False):
         raise UsageError(
             f"data.name={name} is unknown: neither {embedded}, nor a set in {where}, nor one of "
@@ -157,6 +171,34 @@ def prepared(name: str, data_dir: str | None, *, embedded: str) -> Any:
         f"data.name={name} is not in {where}: prepare it with "
         f'python -c "import tensorflow_datasets; {call}" on a machine with network, '
         f"or set data.data_dir{by_hand}"
+    )
+
+
+@contextmanager
+def reading(name: str, place: str) -> Iterator[None]:
+    """Within it, files of a set that are missing or damaged are refused in one line.
+
+    Args:
+      name: of the set.
+      place: where its files lie.
+
+    Raises:
+      UsageError: says what is wrong with which file.
+    """
+    try:
+        yield
+    except (tfds.core.DatasetNotFoundError, UsageError):
+        raise
+    except (OSError, ValueError, KeyError, json_format.Error, tf.errors.OpError) as error:
+        # Without what TensorFlow puts around it.
+        text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(str(error).split())).strip()
+        raise _unreadable(name, place, text) from error
+
+
+def _unreadable(name: str, place: str | Path, why: str) -> UsageError:
+    return UsageError(
+        f"data.name={name} cannot be read from {place} ({why}); prepare the set again, or set "
+        "data.data_dir to another directory"
     )
 
 
@@ -180,6 +222,9 @@ def record_files(info: Any, split: str) -> tuple[tuple[str, ...], tuple[int, ...
             "tensorflow_datasets.builder(..., file_format='tfrecord')"
         )
     files = info.splits[split].file_instructions
+    for file in files:
+        if not os.path.exists(file.filename):
+            raise _unreadable(info.name, info.data_dir, f"{Path(file.filename).name} is missing")
     return tuple(file.filename for file in files), tuple(file.examples_in_shard for file in files)
 
 
@@ -225,7 +270,8 @@ def _arrays(builder: Any, split: str, keys: tuple[str, str]) -> Split:
         decoders=tfds.decode.PartialDecoding({image: True, label: True}),
         read_config=tfds.ReadConfig(try_autocache=False),
     )
-    batches = list(stored.batch(_READ_BATCH).as_numpy_iterator())
+    with reading(builder.info.full_name, builder.info.data_dir):
+        batches = list(stored.batch(_READ_BATCH).as_numpy_iterator())
     return Split(
         np.concatenate([batch[image] for batch in batches]),
         np.concatenate([batch[label] for batch in batches]).astype(np.int32),

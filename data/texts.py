@@ -43,7 +43,10 @@ class Corpus(Protocol):
 
 @dataclass(frozen=True)
 class _Tfds:
-    """A set that TFDS prepared; `held_out` is its split for tests."""
+    """A set that TFDS prepared; `held_out` is its split for tests.
+
+    `read` refuses damaged files with a UsageError.
+    """
 
     info: Any
     languages: tuple[str, ...]
@@ -65,7 +68,12 @@ class _Tfds:
         with tf.device("CPU:0"):
             stored = tf.data.TFRecordDataset(paths).batch(_READ_BATCH)
             parsed = stored.map(lambda records: tf.io.parse_example(records, features))
-            for batch in parsed.prefetch(1).as_numpy_iterator():
+            batches = parsed.prefetch(1).as_numpy_iterator()
+            while True:
+                with sources.reading(self.info.full_name, self.info.data_dir):
+                    batch = next(batches, None)
+                if batch is None:
+                    break
                 yield {language: texts.tolist() for language, texts in batch.items()}
 
     def _stored(self, split: str) -> Any:
