@@ -53,7 +53,7 @@ def load(path: str) -> RunConfig:
     Raises:
       UsageError: if the file is missing, fails, or returns anything else than a RunConfig.
     """
-    name, *argument = path.split(":", 1)
+    name, argument = _split(path)
     if not Path(name).is_file():
         raise UsageError(f"--config={path} is not a file{_did_you_mean_file(name)}")
     spec = importlib.util.spec_from_file_location("run_config", name)
@@ -69,6 +69,16 @@ def load(path: str) -> RunConfig:
         kind = type(config).__name__
         raise UsageError(f"--config={path}: get_config() must return a RunConfig, not {kind}")
     return config
+
+
+def _split(path: str) -> tuple[str, list[str]]:
+    """The file, and the argument if there is one; either may have colons of its own."""
+    words = path.split(":")
+    for count in range(1, len(words) + 1):
+        if Path(name := ":".join(words[:count])).is_file():
+            return name, [":".join(words[count:])] if count < len(words) else []
+    stem, suffix, _ = path.partition(".py:")
+    return stem + suffix.rstrip(":"), []
 
 
 def _parse_known(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:

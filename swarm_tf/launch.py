@@ -7,6 +7,7 @@ signals and the exit code. What it does can be seen with --dry-run, and be done 
 from __future__ import annotations
 
 import ctypes
+import difflib
 import os
 import re
 import shlex
@@ -168,33 +169,64 @@ class _Own:
     dry_run: bool
 
 
+# As every mpirun has them: Open MPI's all of the first, MPICH's some of the second.
+_RANKS = ("-n", "-np", "--n", "--np", "-c")
+_HOSTS = ("--hosts", "--host", "-host", "-hosts", "-H")
+
+
 def _parse(arguments: list[str]) -> tuple[_Own, list[str]]:
     """What is for swarmrun, and the script with what is for it."""
-    ranks, hosts, dry_run, rest = "", None, False, list(arguments)
-    while rest and rest[0] in ("-n", "-np", "--hosts", "--dry-run", "-h", "--help"):
-        flag = rest.pop(0)
+    ranks: str | None = None
+    hosts: str | None = None
+    dry_run, rest = False, list(arguments)
+    while rest and rest[0].startswith("-") and rest[0] != "-m":
+        flag, equals, value = rest.pop(0).partition("=")
         if flag in ("-h", "--help"):
             print(USAGE)
             sys.exit(0)
-        if flag == "--dry-run":
+        if flag in (*_RANKS, *_HOSTS) and not equals:
+            value = rest.pop(0) if rest else ""
+        if flag == "--dry-run" and not equals:
             dry_run = True
-        elif flag == "--hosts":
-            hosts = rest.pop(0) if rest else ""
+        elif flag in _HOSTS:
+            hosts = value
+        elif flag in _RANKS:
+            ranks = value
+            if not re.fullmatch("0*[1-9][0-9]*", ranks):
+                raise UsageError(f"{flag} {ranks} must be a number of ranks, at least 1; {USAGE}")
         else:
-            ranks = rest.pop(0) if rest else ""
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise UsageError(f"-n {ranks} must be a number of ranks, at least 1; {USAGE}")
+            raise UsageError(f"{flag} is no flag of swarmrun{_meant(flag)}; {USAGE}")
     if hosts is not None and not re.fullmatch(r"[^\s:,]+(:\d+)?(,[^\s:,]+(:\d+)?)*", hosts):
         raise UsageError(
             f"--hosts {hosts} must be HOST or HOST:RANKS, with commas between; {USAGE}"
         )
+    if ranks is None:
+        where = f" before {rest[0]}: what follows the script is for the script" if rest else ""
+        raise UsageError(f"-n RANKS is missing{where}; {USAGE}")
     if not rest:
         raise UsageError(f"name the script to run; {USAGE}")
     if rest == ["-m"]:
         raise UsageError(f"name the module to run; {USAGE}")
+    if re.fullmatch(r"python[0-9.]*", Path(rest[0]).name):
+        script = f" and write {' '.join(rest[1:2])}" if rest[1:] else ""
+        raise UsageError(
+            f"{rest[0]} is for swarmrun to start ({sys.executable}); leave it out{script}; {USAGE}"
+        )
     if rest[0] != "-m" and not Path(rest[0]).is_file():
-        raise UsageError(f"{rest[0]} is not a file; {USAGE}")
+        there = map(str, Path(rest[0]).parent.glob("*.py"))
+        near = difflib.get_close_matches(rest[0], there, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{rest[0]} is not a file{hint}; {USAGE}")
     return _Own(int(ranks), hosts, dry_run), rest
+
+
+def _meant(flag: str) -> str:
+    if number := re.fullmatch(r"--?np?(\d+)", flag):
+        return f"; did you mean -n {number[1]}?"
+    near = difflib.get_close_matches(flag, [*_RANKS, *_HOSTS, "--dry-run"], n=1, cutoff=0.7)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return "; a flag of the script comes after the script, and one of mpirun needs mpirun itself"
 
 
 def _mpiruns() -> Iterator[str]:

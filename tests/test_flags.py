@@ -84,6 +84,16 @@ def test_argument_of_the_file(path):
     assert parse(f"{path}:resnet20")[0].model.name == "resnet20"
 
 
+@pytest.mark.parametrize("argument", ["", ":resnet20", ":a:b"])
+def test_a_path_may_have_colons(tmp_path, argument):
+    file = tmp_path / "a:b" / "c:d.py"
+    file.parent.mkdir()
+    file.write_text(SOURCE)
+    assert parse(f"{file}{argument}")[0].model.name == (argument[1:] or "resnet8")
+    missing = refusal(f"--config={file.parent}/c:.py{argument}", "--workdir=w")
+    assert missing.endswith(f"is not a file; did you mean {file}?")
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [

@@ -27,8 +27,23 @@ def test_more_ranks_than_cores_are_allowed():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ([], "-n"),
+        ([], "-n RANKS is missing;"),
+        ([__file__, "-n", "2"], f"-n RANKS is missing before {__file__}"),
+        (["--dry-run", __file__], "-n RANKS is missing before"),
         (["-n"], "number of ranks"),
+        (["--np", "0", "x.py"], "--np 0 must"),
+        (["-n=", "x.py"], "-n  must be a number of ranks"),
+        (["-n", "²", "x.py"], "-n ² must"),
+        (["-n", "x.py"], "-n x.py must be a number of ranks"),
+        (["-n2", __file__], "-n2 is no flag of swarmrun; did you mean -n 2"),
+        (["-np2", __file__], "did you mean -n 2"),
+        (["--ranks", "2", __file__], "--ranks is no flag of swarmrun; a flag of the script"),
+        (["-n", "2", "--bind-to", "none", __file__], "--bind-to is no flag of swarmrun"),
+        (["-n", "2", "--dryrun", __file__], "did you mean --dry-run"),
+        (["-n", "2", "--config=c.py", __file__], "comes after the script"),
+        (["-n", "2", "python", __file__], f"leave it out and write {__file__}"),
+        (["-n", "2", sys.executable, __file__], f"leave it out and write {__file__}"),
+        (["-n", "2", __file__.replace("launch", "lunch")], f"did you mean {__file__}"),
         (["-n", "0", "x.py"], "-n 0"),
         (["-n", "many", "x.py"], "-n many"),
         (["-n", "2"], "script"),
@@ -39,9 +54,23 @@ def test_more_ranks_than_cores_are_allowed():
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, word):
-    with pytest.raises(UsageError, match=word) as refusal:
+    with pytest.raises(UsageError) as refusal:
         launch.plan(arguments)
+    assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["-n", "2"], ["-np", "2"], ["--n", "2"], ["--np", "2"], ["-n=2"], ["--np=2"], ["-c", "2"]],
+)
+@pytest.mark.parametrize(
+    "hosts", [["-H", "a,b"], ["--host", "a,b"], ["-hosts", "a,b"], ["--hosts=a,b"]]
+)
+def test_flags_are_those_of_any_mpirun(flags, hosts):
+    expected, _, _ = launch.plan(["-n", "2", "--hosts", "a,b", __file__])
+    assert launch.plan([*flags, *hosts, __file__])[0] == expected
+    assert launch.plan([*hosts, *flags, __file__])[0] == expected
 
 
 def test_dry_run_prints_the_command_and_starts_nothing():
