@@ -179,6 +179,16 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._first_batch = None
         self._last, self._caller = _Last.of(self)
 
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Ranks that go in step begin an epoch together.
+
+        Between epochs one may validate or save for long, which is no reason to give it up; and
+        one that has stopped early is noticed here, before others wait for its next step.
+        """
+        if self.synchronous and self.transport is not None and self.weights is not None:
+            together = {"the epoch": epoch}
+            world.agree(self.transport, "the start of an epoch", together, world.FIRST_SECONDS)
+
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Meet the other ranks, before the first batch.
 

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from swarm_tf import gradients, validation, world
 from swarm_tf.algorithm import Algorithm
-from swarm_tf.errors import UsageError
+from swarm_tf.errors import CollectiveError, UsageError
 from swarm_tf.metrics import Counters
 from swarm_tf.transport import jobs
 from swarm_tf.transport.base import Array
@@ -53,6 +53,7 @@ class AllReduce(Algorithm):
         self.settings |= {"backend": backend, "bucket_mib": size}
         if backend == "horovod" and self.transport is not None:
             _start_horovod(self.transport.size)
+        self._error: Exception | None = None
         self._background: jobs.Background | None = None
         self._averaged: dict[int, tuple[Array, jobs.Handle | None]] = {}
 
@@ -75,11 +76,20 @@ class AllReduce(Algorithm):
         """The gradients of the next step may come."""
         assert self.transport is not None
         self._first_step = self.local_step()
-        self._compared = False
+        self._compared, self._error = False, None
         self._exposed.assign(0.0)
         self._reductions.assign(0)
         self._background = jobs.Background(self.transport.rank)
         self._background.start()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """End with the reason, if gradients could not be averaged."""
+        if self._error is not None:  # within the step it would come as a page of TensorFlow's
+            raise CollectiveError(
+                f"{self._error}; all ranks must take equally many steps: one may have stopped "
+                "early, or have fewer batches"
+            ) from None
+        super().on_train_batch_end(batch, logs)
 
     def boundary(self, step: int) -> None:
         """Make sure that no gradient was applied without averaging."""
@@ -198,7 +208,7 @@ class AllReduce(Algorithm):
 
     def _start(self, number: int, array: Array) -> np.int32:
         """Bucket `number` of a step is complete on this rank."""
-        if self._background is None:  # the ranks have not met yet
+        if self._background is None or self._error is not None:  # not met yet, or no more
             self._averaged[number] = array.copy(), None
             return np.int32(number)
         assert self.transport is not None
@@ -213,9 +223,12 @@ class AllReduce(Algorithm):
         means = []
         for number in range(count):
             mean, handle = self._averaged.pop(number)
-            if handle is not None:
-                handle.wait()
-            means.append(mean)
+            if handle is not None and self._error is None:
+                try:
+                    handle.wait()
+                except (TimeoutError, CollectiveError) as error:
+                    self._error = error
+            means.append(mean if self._error is None else np.zeros_like(mean))
         return means
 
 

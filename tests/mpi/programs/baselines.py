@@ -1,8 +1,11 @@
 """Every baseline on four ranks against its update rule, written down in NumPy for all ranks."""
 
+import time
+
 import checks
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import swarm_tf
@@ -14,6 +17,7 @@ from swarm_tf.baselines.dpsgd import DPSGD
 from swarm_tf.baselines.local_sgd import LocalSGD
 from swarm_tf.baselines.noloco import NoLoCo
 from swarm_tf.baselines.sgp import SGP
+from swarm_tf.errors import CollectiveError
 from swarm_tf.trainer import Trainer
 
 mpi = world.transport()
@@ -366,6 +370,40 @@ def adpsgd():
     assert callback.counters.exchanges_failed == 0
 
 
+def a_long_validation_is_waited_for():
+    """On one rank, and longer than ranks wait for each other within an epoch."""
+    x, y = (part[0] for part in DATA[RANK])
+    for make in (AllReduce, LocalSGD):
+        model = linear()
+        validating = keras.callbacks.LambdaCallback(on_test_end=lambda logs: time.sleep(3))
+        callbacks = [make(timeout_seconds=1), validating]
+        held_back = (x, y) if RANK == 2 else None
+        model.fit(
+            x, y, epochs=2, batch_size=2, verbose=0, callbacks=callbacks, validation_data=held_back
+        )
+
+
+def a_rank_that_stops_early_is_named_in_one_line():
+    class Stop(keras.callbacks.Callback):
+        def __init__(self, hook):
+            super().__init__()
+            setattr(self, hook, self.stop)
+
+        def stop(self, number, logs=None):
+            self.model.stop_training = RANK == 1 and number == 1
+
+    x, y = (part[0] for part in DATA[RANK])
+    for make in (AllReduce, LocalSGD):
+        model, callback = linear(), make(timeout_seconds=5)
+        with pytest.raises(CollectiveError) as caught:
+            model.fit(x, y, epochs=9, batch_size=2, verbose=0,
+                      callbacks=[callback, Stop("on_epoch_end")])  # fmt: skip
+        assert "rank 1 is at 'the end of training', but rank 0 at 'the start of an epoch'" in str(
+            caught.value
+        )
+        assert "\n" not in str(caught.value)
+
+
 if __name__ == "__main__":
     checks.run(
         allreduce,
@@ -380,4 +418,6 @@ if __name__ == "__main__":
         sgp,
         diloco,
         noloco,
+        a_long_validation_is_waited_for,
+        a_rank_that_stops_early_is_named_in_one_line,
     )
