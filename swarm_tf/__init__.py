@@ -2,9 +2,17 @@
 
 ```python
 import keras, swarm_tf
-ds = load(...).shard(swarm_tf.size(), swarm_tf.rank())
-model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
-model.fit(ds, epochs=10, callbacks=[swarm_tf.SwarmCallback(local_steps=4, bits=8)])
+from sklearn.datasets import load_digits
+from swarm_tf.devices import claim_gpu
+
+claim_gpu()  # one for each rank, where there are any
+digits, mine = load_digits(), slice(swarm_tf.rank(), None, swarm_tf.size())
+model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "softmax")])
+model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
+swarm = swarm_tf.SwarmCallback(local_steps=4, bits=8)
+model.fit(digits.data[mine] / 16, digits.target[mine], epochs=10, callbacks=[swarm])
+if swarm_tf.rank() == 0:
+    model.save("model.keras")
 ```
 """
 

@@ -1,0 +1,49 @@
+"""The first example of the README: pasted into a file it trains, alone and on two ranks."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import swarm_tf
+
+SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
+README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+
+# What every rank holds afterwards, and what it has exchanged.
+AFTERWARDS = """
+import numpy as np
+flat = np.concatenate([weight.ravel() for weight in model.get_weights()])
+np.save(f"rank{swarm_tf.rank()}.npy", flat)
+print("exchanges", swarm.counters.exchanges)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_it_trains_as_it_stands(tmp_path, ranks):
+    (tmp_path / "script.py").write_text(EXAMPLE + AFTERWARDS)
+    start = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]
+    done = subprocess.run(
+        [*start, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    each = [np.load(tmp_path / f"rank{rank}.npy") for rank in range(ranks)]
+    for weights in each[1:]:
+        np.testing.assert_array_equal(weights, each[0])
+    exchanges = [int(count) for count in re.findall(r"exchanges (\d+)", done.stdout)]
+    assert len(exchanges) == ranks
+    if ranks > 1:
+        assert min(exchanges) > 20
+    digits = load_digits()
+    told = keras.models.load_model(tmp_path / "model.keras").predict(digits.data / 16, verbose=0)
+    assert (told.argmax(axis=1) == digits.target).mean() > 0.9
+
+
+def test_the_package_shows_the_same_example():
+    assert EXAMPLE in swarm_tf.__doc__
