@@ -3,9 +3,7 @@
 ```python
 import keras, swarm_tf
 from sklearn.datasets import load_digits
-from swarm_tf.devices import claim_gpu
 
-claim_gpu()  # one for each rank, where there are any
 digits, mine = load_digits(), slice(swarm_tf.rank(), None, swarm_tf.size())
 model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "softmax")])
 model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
