@@ -40,6 +40,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: `swarmrun` and bad flags need not wait for TensorFlow.
+    if name == "callbacks":
+        _check_tensorflow()
+        return importlib.import_module("swarm_tf.callbacks")
     if name not in _HOMES:
         raise AttributeError(f"module 'swarm_tf' has no attribute {name!r}")
     if name in ("Algorithm", "SwarmCallback", "Trainer"):

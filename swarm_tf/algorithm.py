@@ -421,28 +421,40 @@ class _Last(keras.callbacks.Callback):  # type: ignore[misc]
         Returns:
           it, and the frame of the loop that trains; None where a loop calls the hooks itself.
         """
-        frame = sys._getframe(2)
-        for _ in range(_FRAMES):
-            caller = frame.f_back
-            if caller is None:
-                break
-            among = frame.f_locals.get("self")
-            if isinstance(among, keras.callbacks.CallbackList):
-                mine = (c for c in among.callbacks if isinstance(c, _Last))
-                last = next((c for c in mine if c.algorithm is algorithm), None)
-                if last is None:
-                    last = _Last(algorithm)
-                    last.set_model(algorithm.model)
-                    among.callbacks.append(last)
-                return last, caller
-            frame = caller
-        return None, None
+        frame = _frame_of_list()
+        if frame is None:
+            return None, None
+        among = frame.f_locals["self"]
+        mine = (c for c in among.callbacks if isinstance(c, _Last))
+        last = next((c for c in mine if c.algorithm is algorithm), None)
+        if last is None:
+            last = _Last(algorithm)
+            last.set_model(algorithm.model)
+            among.callbacks.append(last)
+        return last, frame.f_back
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.algorithm._conclude()
 
 
 _FRAMES = 10  # of callers within which Keras' list of callbacks is
+
+
+def callback_list() -> keras.callbacks.CallbackList | None:
+    """Keras' list that calls a hook right now; None if a loop calls the hook itself."""
+    frame = _frame_of_list()
+    return None if frame is None else frame.f_locals["self"]
+
+
+def _frame_of_list() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_FRAMES):
+        if frame is None:
+            break
+        if isinstance(frame.f_locals.get("self"), keras.callbacks.CallbackList):
+            return frame
+        frame = frame.f_back
+    return None
 
 
 def _is_running(frame: FrameType | None) -> bool:

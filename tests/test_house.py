@@ -26,7 +26,7 @@ ORDER = [
     ["rendezvous"],
     ["member"],
     ["algorithm"],
-    ["callback", "trainer"],
+    ["callback", "callbacks", "trainer"],
     ["baselines"],
     ["algorithms"],
     ["run", "doctor"],

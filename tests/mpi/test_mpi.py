@@ -139,6 +139,10 @@ def test_a_rank_whose_weights_are_not_finite_is_healed_or_left_out():
     passes(3, "ill.py")
 
 
+def test_keras_callbacks_on_several_ranks():
+    passes(2, "callbacks.py")
+
+
 def test_a_signal_ends_all_ranks_whatever_they_do():
     passes(2, "signals_in_fit.py")
 
