@@ -1,0 +1,80 @@
+"""Runs specimens on this rank, one after another: `-m zoo REPORT NAME...`.
+
+REPORT is a directory; rank r writes r.jsonl: for each specimen a line when it begins and one when
+it is over, with what failed. After a failure both ranks end: what is left of it must not be taken
+for a fault of the next one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import swarm_tf
+from zoo import pair, specimens, watch
+
+DEADLINE = 150.0  # seconds; the slowest need a few on a quiet machine
+AFTER_A_FAILURE = 15.0  # how long a rank that failed waits for the other one
+
+
+def main(report: Path, names: list[str]) -> None:
+    every = specimens.collect()
+    rank = swarm_tf.rank()
+    pair.exchange(os.getpid(), "the start of the zoo")
+    with (
+        open(report / f"{rank}.jsonl", "a", buffering=1) as lines,
+        open(report / f"{rank}.stacks", "a") as stacks,
+    ):
+
+        def write(**event: Any) -> None:
+            lines.write(json.dumps(event) + "\n")
+
+        write(pid=os.getpid())
+        for name in names:
+            write(begins=name)
+            faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
+            began = time.monotonic()
+            failure = run(every[name])
+            write(over=name, failure=failure, seconds=round(time.monotonic() - began, 2))
+            try:
+                waits = AFTER_A_FAILURE if failure else pair.SECONDS
+                failed = any(pair.exchange(bool(failure), "the end of the specimen", waits))
+            except TimeoutError:
+                failed = True
+            faulthandler.cancel_dump_traceback_later()
+            if failed:
+                os._exit(3)
+
+
+def run(function: Any) -> str:
+    """What fails in a specimen; empty if nothing does."""
+    keras.config.set_dtype_policy("float32")
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(100 + swarm_tf.rank())  # ranks start differently
+    watch.TRAININGS.clear()
+    watch.CHECKED.count = specimens.REFUSALS.count = 0
+    try:
+        function()
+        if watch.TRAININGS or not specimens.REFUSALS.count + watch.CHECKED.count:
+            watch.check()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-6:]]
+        return f"{type(error).__name__}: {error}\n  {' < '.join(reversed(where))}"
+    finally:
+        watch.TRAININGS.clear()
+        gc.collect()
+    return ""
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

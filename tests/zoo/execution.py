@@ -1,0 +1,115 @@
+"""Eager, compiled, in blocks of steps."""
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.watch import swarm
+
+
+def fit(rows=24 * BATCH, build=True, **options):
+    first = [keras.Input([INPUTS])] if build else []
+    model = keras.Sequential([*first, layers.Dense(8, "relu"), layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", **options)
+    data = tf.data.Dataset.from_tensor_slices(numbers(rows)).batch(BATCH)
+    model.fit(data, epochs=2, verbose=0, callbacks=[swarm()])
+    return model
+
+
+@specimen
+def run_eagerly():
+    """No graph at all."""
+    fit(run_eagerly=True)
+
+
+@specimen
+def jit_compile():
+    """The step is one XLA program."""
+    fit(jit_compile=True)
+
+
+@specimen
+def jit_compile_and_unbuilt():
+    """Built within it."""
+    fit(jit_compile=True, build=False)
+
+
+@specimen
+def three_steps_per_execution():
+    """24 batches in blocks of 3."""
+    fit(steps_per_execution=3)
+
+
+@specimen
+def eight_steps_per_execution():
+    """The last block has 4 of 8 batches, of which the last is half full."""
+    fit(rows=20 * BATCH - 4, steps_per_execution=8)
+
+
+@specimen
+def eight_steps_per_execution_and_unbuilt():
+    """The ranks meet after the first block."""
+    fit(build=False, steps_per_execution=8)
+
+
+@specimen
+def steps_per_execution_without_iterations():
+    """No optimizer counts the steps of a block."""
+
+    class Model(keras.Sequential):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x) - y))
+            for weight, gradient in zip(
+                self.trainable_weights, tape.gradient(loss, self.trainable_weights), strict=True
+            ):
+                weight.assign_sub(0.01 * gradient)
+            return {"loss": loss}
+
+    model = Model([keras.Input([INPUTS]), layers.Dense(1)])
+    model.compile(steps_per_execution=3)
+    x, y = numbers()
+    model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[swarm()])
+
+
+@specimen
+def default_strategy():
+    """Within the scope of tf.distribute's own default."""
+    with tf.distribute.get_strategy().scope():
+        fit()
+
+
+@specimen
+def one_device_strategy():
+    """One replica, so there is nothing to refuse."""
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        fit()
+
+
+@specimen
+def mirrored_strategy():
+    """Several replicas in one process are not seen by the library."""
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < 2:
+        raise AssertionError(f"the zoo starts TensorFlow with two CPU devices, not {len(devices)}")
+    with refused("tf.distribute"), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        fit()
+
+
+@specimen
+def modes():
+    """blocking, pull, and each codec."""
+    for options in (
+        {"mode": "blocking"},
+        {"mode": "pull"},
+        {"codec": "float32"},
+        {"codec": "bfloat16"},
+        {"bits": 4},
+        {"bits": 16},
+    ):
+        model = keras.Sequential([keras.Input([INPUTS]), layers.Dense(8, "relu"), layers.Dense(1)])
+        model.compile("sgd", "mse")
+        x, y = numbers()
+        model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[swarm(**options)])
