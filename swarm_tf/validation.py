@@ -173,6 +173,11 @@ def _rules() -> dict[str, _Rule]:
     from swarm_tf.local_steps import DISTRIBUTIONS
     from swarm_tf.topology import TOPOLOGIES
 
+    # A callback may be given a graph, whose edges stand here then.
+    graph = (
+        lambda value: not isinstance(value, str) or value in TOPOLOGIES,
+        f"one of {', '.join(TOPOLOGIES)}",
+    )
     return {
         "algorithm": _one_of(tuple(ALGORITHMS)),
         "seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
@@ -219,16 +224,16 @@ def _rules() -> dict[str, _Rule]:
         "swarm.codec": _one_of(CODECS),
         "swarm.bits": _one_of(BITS),
         "swarm.max_staleness": _at_least(1),
-        "swarm.topology": _one_of(TOPOLOGIES),
+        "swarm.topology": graph,
         "swarm.degree": _at_least(1),
         "swarm.timeout_seconds": _POSITIVE,
         "allreduce.backend": _one_of(ALLREDUCE_BACKENDS),
         "allreduce.bucket_mib": _POSITIVE,
         "local_sgd.local_steps": _at_least(1),
         "local_sgd.switch": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-        "dpsgd.topology": _one_of(TOPOLOGIES),
+        "dpsgd.topology": graph,
         "dpsgd.degree": _at_least(1),
-        "adpsgd.topology": _one_of(TOPOLOGIES),
+        "adpsgd.topology": graph,
         "adpsgd.degree": _at_least(1),
         "adpsgd.max_staleness": _at_least(1),
         "diloco.local_steps": _at_least(1),
