@@ -198,8 +198,18 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._first_batch = batch
         if self.transport is None or self.weights is not None:
             return
-        if state.is_built(self.model):
+        if state.is_built(self.model) and self._has_slots():
             self._meet()
+
+    def _has_slots(self) -> bool:
+        """Whether every optimizer of the model's own has slots, if they are averaged.
+
+        Those of the compiled one can be made; which weights another one steps, only it knows.
+        """
+        if not self.settings["average_optimizer"]:
+            return True
+        owned = state.optimizers(self.model).values()
+        return all(one.built for one in owned if one is not self.model.optimizer)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Do what is due; end, if a signal asks for it."""
