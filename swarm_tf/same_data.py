@@ -52,8 +52,11 @@ class FirstBatch:
     def _note(self, data: Any) -> tf.Tensor:
         total = tf.constant(1, tf.int64)
         for number, tensor in enumerate(tf.nest.flatten(data, expand_composites=True)):
-            if not tf.is_tensor(tensor) or tensor.dtype in (tf.variant, tf.resource):
-                continue  # as None, for weights of samples that there are none of
+            if tensor is None:  # sample weights, where there are none
+                continue
+            tensor = tf.convert_to_tensor(tensor)
+            if tensor.dtype in (tf.variant, tf.resource):
+                continue
             numbers = tf.reshape(tensor, [-1])[:_ELEMENTS]
             if numbers.dtype == tf.string:
                 numbers = tf.strings.to_hash_bucket_fast(numbers, 2**31)
