@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from swarm_tf import state
 from swarm_tf.algorithm import Algorithm
@@ -227,11 +228,16 @@ def _eager_block(train_step: Callable[[Any], Logs], batches: Any) -> Block:
 def _traced_block(
     train_step: Callable[[Any], Logs], batches: Any, spec: Any, jit_compile: bool
 ) -> Block:
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def one_step(batch: Any) -> Logs:
+        with tf.variable_creator_scope(_create_at_once):
+            return train_step(batch)
+
     # A function of its own, as in `model.fit`: so `tf.random` draws the same numbers. Functions
     # are called through their one trace: TensorFlow warns of a fifth tf.function from here.
-    step = tf.function(
-        tf.autograph.experimental.do_not_convert(train_step), jit_compile=jit_compile
-    ).get_concrete_function(_without_optionals(spec))
+    step = tf.function(one_step, jit_compile=jit_compile).get_concrete_function(
+        _without_optionals(spec)
+    )
     kinds = tf.nest.map_structure(tf.type_spec_from_value, step.structured_outputs)
     no_logs = tf.experimental.Optional.empty(kinds)
 
@@ -258,6 +264,18 @@ def _traced_block(
 
     block(0)
     return block
+
+
+def _create_at_once(create: Callable[..., tf.Variable], **what: Any) -> tf.Variable:
+    """A variable that a trace makes, with its value.
+
+    tf.function itself would postpone the value and trace a second time, and it fails where the
+    step has control dependencies around it.
+    """
+    if not callable(what["initial_value"]):  # a tensor of the trace
+        return create(**what)
+    with tf.init_scope():
+        return ResourceVariable(**what)
 
 
 def _without_optionals(batch: Any) -> Any:
