@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
-from swarm_tf import state
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.errors import UsageError
 
@@ -189,10 +188,6 @@ class Trainer:
         batches = iter(dataset if endless else dataset.repeat())
         if self.model.run_eagerly or tf.config.functions_run_eagerly():
             return _eager_block(self.model.train_step, batches)
-        # A callback may have wrapped the step so that slots can't be made within it.
-        own_step = type(self.model).train_step is not keras.Model.train_step
-        if state.is_built(self.model) and not own_step:
-            state.build_optimizer(self.model)
         jit_compile = self.model.jit_compile if self._jit_compile is None else self._jit_compile
         return _traced_block(self.model.train_step, batches, dataset.element_spec, jit_compile)
 
