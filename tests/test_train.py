@@ -259,9 +259,9 @@ def test_a_rank_that_crashes_ends_the_job_with_its_traceback(tmp_path):
         "import train\n"
         "from swarm_tf import trainer, world\n"
         "run = trainer.Trainer._run\n"
-        "def crash(self, batches, count, hooks, last):\n"
-        "    if world.rank() == 1 and last > 20: raise RuntimeError('out of luck')\n"
-        "    return run(self, batches, count, hooks, last)\n"
+        "def crash(self, block, count):\n"
+        "    if world.rank() == 1 and self.steps_taken > 20: raise RuntimeError('out of luck')\n"
+        "    return run(self, block, count)\n"
         "trainer.Trainer._run = crash\n"
         f"sys.exit(train.main(['train.py', {DIGITS!r}, '--workdir={tmp_path}/run']))\n"
     )
