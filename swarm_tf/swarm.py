@@ -8,7 +8,7 @@ SwarmSGD: Nadiradze, Sabour, Davies, Li, Alistarh, NeurIPS 2021, arXiv 1910.1230
     read q_j, verify; correction_i is the opposite     <-    REPLY q_j, checksums, blocks accepted
 
 A `Node` turns messages into messages: `handle` and `poll` return what to send. The thread that
-moves them (`transport.service`) may belong to any transport, and a test may deliver them in any
+moves them (`transport.dispatcher`) may belong to any transport, and a test may deliver them in any
 order. Whatever the order, the corrections of an exchange are exact opposites and each is applied
 once, so the mean of all models does not move.
 """
