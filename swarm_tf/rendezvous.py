@@ -152,7 +152,7 @@ def _described(
 def _raise_difference(variables: list[keras.Variable], transport: Transport) -> None:
     """Name the first variable that is another one on another rank; names may differ."""
     mine = [
-        [path, f"{dtype} {shape} {'trainable' if v.trainable else 'frozen'}"]
+        [path, f"{dtype} {tuple(shape)} {'trainable' if v.trainable else 'frozen'}"]
         for (path, shape, dtype), v in _described(variables)
     ]
     first, *others = gather_over(transport, mine, "the shapes of all variables")

@@ -126,7 +126,7 @@ def test_models_that_differ_are_named_whole():
         layers = [keras.layers.Dense(2), keras.layers.Dense(units, name=long)]
         models.append(keras.Sequential([keras.Input([3]), *layers]))
         models[-1].compile("sgd", "mse")
-    match = rf"variable 2 is \S*{long}/kernel float32 \[2, 2\] .* and .*{long}/kernel .* \[2, 3\]"
+    match = rf"variable 2 is \S*{long}/kernel float32 \(2, 2\) .* and .*{long}/kernel .* \(2, 3\)"
     _refused(models, match)
 
 

@@ -143,7 +143,7 @@ def weights_loaded_by_a_callback():
     class Load(kc.Callback):
         def on_train_begin(self, logs=None):
             if RANK() == 0:
-                self.model.set_weights([w + 3 for w in self.model.get_weights()])
+                self.model.set_weights([w + 0.3 for w in self.model.get_weights()])
 
     fit(swarm(), Load())
 
