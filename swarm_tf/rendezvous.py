@@ -32,8 +32,9 @@ def join(
     """Make sure that all ranks train the same thing, then let all begin with rank 0's variables.
 
     Every variable becomes equal, whether it is averaged later or not: weights, frozen ones and
-    statistics, the optimizers' slots, steps and rates, each in its own type. But if this model
-    has been trained so before, and nobody has changed it since, ranks go on with what they have.
+    statistics, the optimizers' slots, steps and rates, each in its own type. But where the last
+    training left each rank with weights of its own (`average_at_end=False`), and nobody has
+    changed them since, ranks go on with what they have.
 
     Args:
       common: what must be the same on all ranks, JSON values by name.
@@ -59,20 +60,22 @@ def join(
     variables = state.all_variables(model)
     shapes = [[*entry[1:], v.trainable] for entry, v in _described(variables)]
     values = state.digest(variables)
-    goes_on = not equal_slots and _left_with.get(model) == state.digest(model.weights)
+    weights = state.digest(model.weights)
     mine = {
         "common": common,
         "shapes": hashlib.blake2b(json.dumps(shapes).encode(), digest_size=16).hexdigest(),
         "vocabularies": state.vocabularies(model),
         "values": values,
-        "goes on": goes_on,
+        "weights": weights,
+        "goes on": not equal_slots and _left_with.get(model) == weights,
     }
     every = gather_over(transport, mine, _WHAT)
     check_equal([one["common"] for one in every])
     if len({one["shapes"] for one in every}) > 1:
         _raise_difference(variables, transport)
     _check_vocabularies([one["vocabularies"] for one in every])
-    goes_on = all(one["goes on"] for one in every)
+    apart = len({one["weights"] for one in every}) > 1
+    goes_on = apart and all(one["goes on"] for one in every)
     if not goes_on and len({one["values"] for one in every}) > 1:
         consensus.equalize(variables, transport)
         state.finalize_layers(model)
