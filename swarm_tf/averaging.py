@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build, too_many
-from swarm_tf.codec.base import Bools, Floats
+from swarm_tf.codec.base import Bools, Decoded, Floats
 from swarm_tf.exchange import Reason
 from swarm_tf.published import Published
 
@@ -113,7 +113,7 @@ class Averaging:
         if attempt >= len(self._codecs(chunk)) or offer.length != self.lengths[chunk]:
             return Reason.OTHER_MODEL
         codec = self._codec_of(chunk, offer)
-        if codec is None or not codec.fits(offer):
+        if codec is None or not codec.fits(offer, question=self.one_sided):
             return Reason.OTHER_CODEC
         own = self._encode(chunk, codec, offer.seed, offer.scales)
         if not own.finite:
@@ -123,12 +123,22 @@ class Averaging:
         return own, self._average(chunk, codec, own, offer)
 
     def conclude(
-        self, chunk: int, own: Encoded, reply: Encoded, accepted: Bools, *, strict: bool
+        self,
+        chunk: int,
+        own: Encoded,
+        reply: Encoded,
+        accepted: Bools,
+        *,
+        strict: bool,
+        stays: bool = False,
     ) -> Bools | None:
         """Apply the initiator's correction; returns the blocks that were averaged.
 
         None, with `strict`, if the reply is damaged: the partner averaged blocks that cannot be
         read here, so it must be asked for once more.
+
+        Args:
+          stays: the initiator does not change; only its partner has.
         """
         chunk %= len(self.lengths)
         codec = self._codec_of(chunk, own)
@@ -139,6 +149,10 @@ class Averaging:
             readable = codec.decode(own, reply).accepted
             if (accepted & own.usable & ~readable).any():
                 return None
+        if stays:
+            decoded = codec.decode(own, reply, None, accepted)
+            self._keep(decoded)
+            return decoded.accepted
         return self._average(chunk, codec, own, reply, accepted)
 
     def _encode(self, chunk: int, codec: Codec, seed: int, steps: Floats) -> Encoded:
@@ -164,11 +178,14 @@ class Averaging:
             chunk, lambda onto: codec.decode(own, other, onto, allowed)
         )
         if self.keeps_last:
-            alone = codec.decode(own, other, None, allowed)
-            self.last = alone.accepted, alone.correction
+            self._keep(codec.decode(own, other, None, allowed))
         scales = self.published.scales[chunk]
         if not isinstance(codec, Lattice):
             scales.exact(decoded.spread)
         else:
             scales.update(codec.bits, own.scales, decoded.accepted, decoded.spread)
         return decoded.accepted
+
+    def _keep(self, decoded: Decoded) -> None:
+        if self.keeps_last:
+            self.last = decoded.accepted, decoded.correction

@@ -29,9 +29,9 @@ class SwarmCallback(Algorithm):
     averages a quantized copy with a random neighbour, while training goes on.
 
     ```python
-    ds = load(...).shard(swarm_tf.size(), swarm_tf.rank())
+    data = data.shard(swarm_tf.size(), swarm_tf.rank())
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss)
-    model.fit(ds, epochs=10, callbacks=[swarm_tf.SwarmCallback(local_steps=4, bits=8)])
+    model.fit(data, epochs=10, callbacks=[swarm_tf.SwarmCallback(local_steps=4, bits=8)])
     ```
 
     All ranks start from rank 0's weights. Alone, without a launcher, it does nothing and says so.
@@ -169,7 +169,9 @@ class SwarmCallback(Algorithm):
     def end(self, step: int) -> None:
         """Serve until all ranks are done."""
         assert self.member is not None
-        for exchange in self.member.finish(step, lambda: super(SwarmCallback, self).asked):
+        for exchange in self.member.finish(
+            step, lambda: super(SwarmCallback, self).asked, self.neighbors
+        ):
             self.on_exchange_end(exchange)
 
     def abandon(self, *, exits: bool = False) -> None:

@@ -3,8 +3,8 @@
     python -m swarm_tf.history DIR
 
 DIR holds what `SwarmCallback(record=DIR)` wrote on all ranks. Exit code 0 if each chunk was
-averaged once on either side, by exact opposites, and the mean of all models held; 1 and the first
-violations if not.
+averaged once on either side, by exact opposites, and the mean of all models held (but for what
+ranks have left that trained on after their partner's end); 1 and the first violations if not.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _check_training(entries: Entries, figures: Counter[str]) -> list[str]:
     ]
     violations += _check_exchanges(of_kind["averaged"], mode, figures)
     if mode != "pull" and not of_kind["adopted"] and len(ends) == size:
-        moved = sum(end["corrections"] for end in ends)
+        moved = sum(end["corrections"] + end["withheld"] for end in ends)
         allowed = _TOLERANCE * max(sum(end["size"] for end in ends), 1e-30)
         if not abs(moved) <= allowed:
             violations.append(

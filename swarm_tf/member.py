@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -21,6 +22,7 @@ from swarm_tf.transport.dispatcher import Service
 from swarm_tf.weights import FlatWeights
 
 _LONGEST_PAUSE = 0.05
+_FOLLOW_SECONDS = 1.0
 _log = logging.getLogger("swarm_tf")
 
 
@@ -73,6 +75,7 @@ class Member:
             self.node.record = Record(
                 record, transport.rank, transport.size, transport.sessions, mode
             )
+        self._followed = -math.inf
         self._jitter = np.random.default_rng([seed, transport.rank, 1])
 
     @property
@@ -187,11 +190,17 @@ class Member:
             self.node.record.boundary(before, corrections, after)
         self.node.published.publish(after)
 
-    def finish(self, step: int, asked: Callable[[], bool] = lambda: False) -> list[Exchange]:
+    def finish(
+        self,
+        step: int,
+        asked: Callable[[], bool] = lambda: False,
+        neighbors: Sequence[int] = (),
+    ) -> list[Exchange]:
         """Serve until all ranks have finished their steps; then the last corrections apply.
 
         Args:
           asked: whether a signal wants all to finish now; it may come while this rank waits.
+          neighbors: ranks to follow in mode "pull", where nobody else changes this one.
 
         Raises:
           TimeoutError: a rank that is still needed gives no sign of life; names it.
@@ -199,7 +208,7 @@ class Member:
         """
         self.node.finish(step, asked())  # from here on it asks those who train whether they live
         self._service.wake()
-        self._until(lambda: self._missing(), "it to finish its steps", asked)
+        self._until(lambda: self._missing(neighbors), "it to finish its steps", asked)
         self._until(lambda: self.node.owed(), "its answer", asked)
         if gone := self.node.failed | self.node.left:
             self.node.close()
@@ -230,8 +239,22 @@ class Member:
         with contextlib.suppress(Exception):  # what ended the service, perhaps
             self._service.stop()
 
-    def _missing(self) -> list[int]:
-        return sorted(set(range(self.transport.size)) - self.node.done)
+    def _missing(self, neighbors: Sequence[int]) -> list[int]:
+        missing = set(range(self.transport.size)) - self.node.done
+        if self.mode == "pull":
+            self._follow(sorted(missing.intersection(neighbors)))
+        return sorted(missing)
+
+    def _follow(self, ranks: Sequence[int]) -> None:
+        """Average with one of `ranks` that is ahead, about once a second."""
+        node, now = self.node, time.monotonic()
+        ahead = [rank for rank in ranks if node.heard[rank][1] > node.step]
+        if not ahead or node.asked_at is not None or now - self._followed < _FOLLOW_SECONDS:
+            return
+        self._followed = now
+        self._adopt()
+        self._apply()
+        self._ask(int(self._jitter.choice(ahead)), node.step)
 
     def _until(
         self, awaited: Callable[[], list[int]], what: str, asked: Callable[[], bool]

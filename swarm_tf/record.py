@@ -36,19 +36,33 @@ class Record:
         self._path = Path(directory) / f"rank{rank}.jsonl"
         self._rank, self._training = rank, training
         # Sums over all weights, in float64.
-        self._totals = dict.fromkeys(("start", "end", "steps", "corrections", "size"), 0.0)
+        self._totals = dict.fromkeys(
+            ("start", "end", "steps", "corrections", "withheld", "size"), 0.0
+        )
         self._published: float | None = None
         self._write(kind="start", ranks=size, mode=mode)
 
     def averaged(
-        self, initiator: int, exchange: int, chunk: int, accepted: Bools, correction: Any
+        self,
+        initiator: int,
+        exchange: int,
+        chunk: int,
+        accepted: Bools,
+        correction: Any,
+        *,
+        stays: bool = False,
     ) -> None:
         """A chunk was averaged here: its blocks that were, and what that adds to the weights.
 
         The responder's correction is written down with the other sign, so both sides write the
         same if they were exact opposites.
+
+        Args:
+          stays: that was not added, since the partner has ended, and after fewer steps.
         """
         values = np.asarray(correction, np.float32)
+        if stays:
+            self._totals["withheld"] += float(values.sum(dtype=float))
         values = (values if initiator == self._rank else -values) + np.float32(0)  # no -0
         self._write(
             kind="averaged",

@@ -61,8 +61,9 @@ def join(
     shapes = [[*entry[1:], v.trainable] for entry, v in _described(variables)]
     values = state.digest(variables)
     weights = state.digest(model.weights)
+    kinds = sorted(type(optimizer).__name__ for optimizer in owned.values())
     mine = {
-        "common": common,
+        "common": common | {"the kind of the model's optimizer": ", ".join(kinds)},
         "shapes": hashlib.blake2b(json.dumps(shapes).encode(), digest_size=16).hexdigest(),
         "vocabularies": state.vocabularies(model),
         "values": values,

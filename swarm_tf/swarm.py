@@ -11,6 +11,9 @@ A `Node` turns messages into messages: `handle` and `poll` return what to send. 
 moves them (`transport.dispatcher`) may belong to any transport, and a test may deliver them in any
 order. Whatever the order, the corrections of an exchange are exact opposites and each is applied
 once, so the mean of all models does not move.
+
+A node that has ended its own steps serves until all have. To those who have taken more steps than
+it, its old model has no weight: it takes its half of an exchange, and they leave theirs.
 """
 
 from __future__ import annotations
@@ -370,12 +373,14 @@ class Node:
             self.count(messages_dropped=1)
             return []
         exchange.heard = self._clock()
+        # One that has ended earlier follows those who train on, and does not hold them back.
+        stays = message.sender in self.done and message.step < exchange.step
         accepted = self.averaging.conclude(
-            chunk, own, other, message.accepted, strict=self._retry is not None
+            chunk, own, other, message.accepted, strict=self._retry is not None, stays=stays
         )
         if accepted is None:
             return []
-        self._recorded(self.rank, exchange.id, chunk)
+        self._recorded(self.rank, exchange.id, chunk, stays=stays)
         if self.mode == "pull":  # the question has no payload, the answer has
             exchange.payload_bytes += other.payload_bytes
         told = accepted if self.mode == "pull" else message.accepted
@@ -579,9 +584,9 @@ class Node:
             Kind.REPLY, message.exchange, message.chunk, encoded=own, accepted=accepted
         )
 
-    def _recorded(self, initiator: int, exchange: int, chunk: int) -> None:
+    def _recorded(self, initiator: int, exchange: int, chunk: int, *, stays: bool = False) -> None:
         if self.record is not None and self.averaging.last is not None:
-            self.record.averaged(initiator, exchange, chunk, *self.averaging.last)
+            self.record.averaged(initiator, exchange, chunk, *self.averaging.last, stays=stays)
 
     def _waiting_ids(self) -> set[tuple[int, int]]:
         return {(w.sender, w.exchange) for w in self._waiting}

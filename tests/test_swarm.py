@@ -862,6 +862,34 @@ def test_who_is_done_ends_nobody_else():
     assert not any(node.asked for node in swarm.nodes)
 
 
+@pytest.mark.parametrize("name", ["float32", "lattice8"])
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_one_that_ended_earlier_follows_and_holds_nobody_back(name, chunks):
+    swarm = Swarm(2, codecs.build(*CODECS[name]), chunks=chunks)
+    a, b = (np.concatenate(m) for m in swarm.models)
+    swarm.nodes[1].finish(50)
+    swarm.settle()  # node 0 is told
+    far = np.abs(a - b).max()
+    for step in (51, 60, 70, 80, 90):
+        swarm.steps[0] = step
+        assert not _exchange(swarm, 0, 1).failure
+        np.testing.assert_array_equal(np.concatenate(swarm.models[0]), a)
+        now = np.abs(np.concatenate(swarm.models[1]) - a).max()
+        assert now < 0.6 * far
+        far = now
+
+
+def test_one_that_ended_later_weighs_as_any_other():
+    swarm = _pair()
+    a, b = _even(swarm)
+    swarm.nodes[1].finish(50)
+    swarm.settle()
+    swarm.steps[0] = 50
+    _exchange(swarm, 0, 1)
+    for model in swarm.models:
+        np.testing.assert_array_equal(np.concatenate(model), (a + b) / 2)
+
+
 # Blocking.
 
 

@@ -120,17 +120,18 @@ class Codec(ABC):
           scales: float32 [blocks]; ignored by codecs without a lattice.
         """
 
-    def fits(self, encoded: Encoded) -> bool:
+    def fits(self, encoded: Encoded, *, question: bool = False) -> bool:
         """Whether what came over the wire has the form that this codec gives it.
 
-        A question has no payload.
+        Args:
+          question: it has no payload; see `Encoded.question`.
         """
         blocks = blocks_of(encoded.length)
         shape = tuple(encoded.payload.shape)
         return (
             encoded.wire_id == self.wire_id
             and encoded.checksums.shape == (self.words, blocks)
-            and (0 in shape or shape == (blocks, self.width))
+            and (0 in shape if question else shape == (blocks, self.width))
             and tf.as_dtype(encoded.payload.dtype) == self.dtype
             and self._scales_fit(encoded.scales, blocks)
         )

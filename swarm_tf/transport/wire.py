@@ -20,6 +20,10 @@ from swarm_tf.exchange import Kind, Message, Reason
 from swarm_tf.transport.base import ALIGNMENT, Bytes
 
 VERSION = 1
+SEEDS = 2**62
+"""A seed is smaller; kernels take it as int64."""
+EXCHANGES = 2**48
+"""No node comes to so many; and who believed in such a one would not hear the next ones."""
 
 _HEADER = struct.Struct("<4sBBBBBBHQIIQQQQII")
 _FINGERPRINT = 14  # its place in the header
@@ -86,6 +90,8 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
         kind, reason, dtype = Kind(kind), Reason(reason), _DTYPES[dtype]
     except (ValueError, IndexError):
         raise Unreadable(f"rank {sender} speaks of things unknown here") from None
+    if seed >= SEEDS or exchange >= EXCHANGES:
+        raise Unreadable(f"rank {sender} names numbers that nobody draws or reaches")
     blocks, at = blocks_of(length), _HEADER.size
     arrays = 4 * (n_scales + words * blocks) if wire_id else 0
     arrays += -(-blocks // 8) if has_accepted else 0

@@ -78,6 +78,8 @@ BAD = {
     "scale negative": lambda e: replace(e, scales=-e.scales),
     "scale 0": lambda e: replace(e, scales=0 * e.scales),
     "another type": lambda e: replace(e, payload=tf.cast(e.payload, tf.float32)),
+    "no payload": lambda e: replace(e, payload=e.payload[:, :0]),
+    "seed 2^63": lambda e: replace(e, seed=2**63),
     "checksums twice": lambda e: replace(e, checksums=np.concatenate([e.checksums] * 2)),
 }
 
@@ -134,8 +136,23 @@ def _mutated(rng, head, payload):
 
 
 def test_a_hundred_thousand_mutated_messages():
-    """Handled on this thread, in the dispatcher's own way, so that it takes seconds."""
-    network, rng = LocalNetwork(3), np.random.default_rng(0)
+    """Handled on this thread, in the dispatcher's own way, so that it takes seconds.
+
+    A node begins anew after every few hundred: one that has heard of a late exchange listens to
+    no earlier one of that sender.
+    """
+    rng = np.random.default_rng(0)
+    dropped = averaged = 0
+    for _ in range(250):
+        node = _mutated_messages(rng, 400)
+        dropped += node.counters.messages_dropped
+        averaged += node.counters.exchanges + node.counters.exchanges_served
+    assert dropped > 50_000
+    assert averaged > 100, "what is only changed where it does no harm is heard"
+
+
+def _mutated_messages(rng, count):
+    network = LocalNetwork(3)
     node = _node(1, 1.0, ("lattice", 8))
     service = Service(node, network[1], FINGERPRINT)
     dispatcher = Dispatcher(network[1])
@@ -151,7 +168,7 @@ def test_a_hundred_thousand_mutated_messages():
     ]
     heads = [wire.pack(message, FINGERPRINT) for message in seeds]
     node.ask(0, 3)
-    for number in range(100_000):
+    for number in range(count):
         head, payload = heads[rng.integers(len(heads))]
         # Most heads are refused before anything costs; a payload is copied by the network.
         network[0].send(1, *_mutated(rng, head, payload))
@@ -159,7 +176,6 @@ def test_a_hundred_thousand_mutated_messages():
             dispatcher._move()
             network[0].receive()
             service.check()
-    assert node.counters.messages_dropped > 50_000
     y = _copy(node)
     assert np.isfinite(y).all()
     assert np.abs(y - 1).max() < 0.1, "only what a real exchange would do"
@@ -178,6 +194,7 @@ def test_a_hundred_thousand_mutated_messages():
     assert other.counters.exchanges == 1
     np.testing.assert_allclose(_copy(other), _copy(node), rtol=0, atol=1e-5)
     np.testing.assert_allclose(_copy(node) + _copy(other), before, rtol=1e-6)
+    return node
 
 
 def test_two_trainings_on_one_transport_do_not_hear_each_other():

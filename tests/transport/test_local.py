@@ -222,6 +222,28 @@ def test_two_ranks_with_one_step_a_boundary(mode):
         assert _distance(ranks) < 0.06
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_that_stopped_early_follows_the_one_that_trains_on(mode):
+    network = LocalNetwork(2)
+
+    def action(rank):
+        own = Quadratic(network[rank], mode=mode)
+        own.member.start()
+        steps = 4 if rank else 120
+        for step in range(1, steps + 1):
+            own.step()
+            time.sleep(0.02)  # 2.4 s: in mode pull it asks once a second
+            own.member.boundary(step, lambda: 1 - rank)
+        own.member.finish(steps, neighbors=[1 - rank])
+        return own
+
+    trains_on, stopped = in_threads(2, action)
+    # It is at its own target; were it averaged with the other one, it would be far from there.
+    apart = np.abs(trains_on.target - stopped.target).mean()
+    assert np.abs(trains_on.x - trains_on.target).mean() < 0.01 * apart
+    assert np.abs(stopped.x - trains_on.x).mean() < (0.5 if mode == "pull" else 0.05) * apart
+
+
 def test_uneven_speeds_stop_nobody():
     def pause(rank):
         return 0.05 if rank == 2 else 0.01

@@ -1,8 +1,8 @@
 """Runs specimens on this rank, one after another: `-m zoo REPORT NAME...`.
 
 REPORT is a directory; rank r writes r.jsonl: for each specimen a line when it begins and one when
-it is over, with what failed. After a failure both ranks end: what is left of it must not be taken
-for a fault of the next one.
+it is over, with what failed. After a training that failed both ranks end: what is left of it must
+not be taken for a fault of the next one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 import swarm_tf
 from zoo import pair, specimens, watch
@@ -27,6 +28,10 @@ AFTER_A_FAILURE = 15.0  # how long a rank that failed waits for the other one
 
 
 def main(report: Path, names: list[str]) -> None:
+    # Two devices, for programs that want several; they share the one thread.
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration() for _ in range(2)]
+    tf.config.set_logical_device_configuration(cpu, two)
     every = specimens.collect()
     rank = swarm_tf.rank()
     pair.exchange(os.getpid(), "the start of the zoo")
@@ -43,37 +48,37 @@ def main(report: Path, names: list[str]) -> None:
             write(begins=name)
             faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
             began = time.monotonic()
-            failure = run(every[name])
+            failure, broken = run(every[name])
             write(over=name, failure=failure, seconds=round(time.monotonic() - began, 2))
             try:
-                waits = AFTER_A_FAILURE if failure else pair.SECONDS
-                failed = any(pair.exchange(bool(failure), "the end of the specimen", waits))
+                waits = AFTER_A_FAILURE if broken else pair.SECONDS
+                broken = any(pair.exchange(broken, "the end of the specimen", waits))
             except TimeoutError:
-                failed = True
+                broken = True
             faulthandler.cancel_dump_traceback_later()
-            if failed:
+            if broken:
                 os._exit(3)
 
 
-def run(function: Any) -> str:
-    """What fails in a specimen; empty if nothing does."""
+def run(function: Any) -> tuple[str, bool]:
+    """What fails in a specimen, empty if nothing does; and whether a training has failed."""
     keras.config.set_dtype_policy("float32")
     keras.backend.clear_session()
     keras.utils.set_random_seed(100 + swarm_tf.rank())  # ranks start differently
-    watch.TRAININGS.clear()
-    watch.CHECKED.count = specimens.REFUSALS.count = 0
+    specimens.SHOWN.clear()
     try:
         function()
-        if watch.TRAININGS or not specimens.REFUSALS.count + watch.CHECKED.count:
+        if watch.TRAININGS or not specimens.SHOWN:
             watch.check()
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         where = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-6:]]
-        return f"{type(error).__name__}: {error}\n  {' < '.join(reversed(where))}"
+        only_wrong = isinstance(error, AssertionError) and all(t.ended for t in watch.TRAININGS)
+        return f"{type(error).__name__}: {error}\n  {' < '.join(reversed(where))}", not only_wrong
     finally:
         watch.TRAININGS.clear()
         gc.collect()
-    return ""
+    return "", False
 
 
 if __name__ == "__main__":

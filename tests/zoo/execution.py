@@ -1,4 +1,4 @@
-"""Eager, compiled, in blocks of steps."""
+"""Eager, compiled, in blocks of steps; ways to exchange."""
 
 import keras
 import tensorflow as tf
@@ -8,12 +8,12 @@ from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
 from zoo.watch import swarm
 
 
-def fit(rows=24 * BATCH, build=True, **options):
+def fit(rows=24 * BATCH, build=True, callback=None, **options):
     first = [keras.Input([INPUTS])] if build else []
     model = keras.Sequential([*first, layers.Dense(8, "relu"), layers.Dense(1)])
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", **options)
     data = tf.data.Dataset.from_tensor_slices(numbers(rows)).batch(BATCH)
-    model.fit(data, epochs=2, verbose=0, callbacks=[swarm()])
+    model.fit(data, epochs=2, verbose=0, callbacks=[callback or swarm()])
     return model
 
 
@@ -98,18 +98,16 @@ def mirrored_strategy():
         fit()
 
 
-@specimen
-def modes():
-    """blocking, pull, and each codec."""
-    for options in (
-        {"mode": "blocking"},
-        {"mode": "pull"},
-        {"codec": "float32"},
-        {"codec": "bfloat16"},
-        {"bits": 4},
-        {"bits": 16},
-    ):
-        model = keras.Sequential([keras.Input([INPUTS]), layers.Dense(8, "relu"), layers.Dense(1)])
-        model.compile("sgd", "mse")
-        x, y = numbers()
-        model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[swarm(**options)])
+def _specimen(name, options):
+    def how_it_exchanges():
+        fit(callback=swarm(**options))
+
+    how_it_exchanges.__name__ = name
+    how_it_exchanges.__doc__ = f"SwarmCallback({options})."
+    specimen(how_it_exchanges)
+
+
+_specimen("blocking", {"mode": "blocking"})
+_specimen("pull", {"mode": "pull"})
+_specimen("float32", {"codec": "float32"})
+_specimen("four_bits", {"bits": 4})

@@ -7,8 +7,8 @@ from keras import layers
 
 import swarm_tf
 from zoo import pair
-from zoo.specimens import BATCH, INPUTS, numbers, specimen
-from zoo.watch import LastLook, assert_equal_on_ranks, swarm
+from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.watch import LastLook, failing, swarm
 
 RANK = swarm_tf.rank
 
@@ -75,13 +75,8 @@ def backup_and_restore_after_ours():
             if len(seen) == 3:
                 raise RuntimeError("power cut")
 
-    from zoo.watch import forget_failed
-
-    try:
+    with failing(RuntimeError, "power cut"):
         fit(swarm(), kc.BackupAndRestore(path), Fails())
-    except RuntimeError as error:
-        assert str(error) == "power cut", error
-    forget_failed()
     fit(swarm(), kc.BackupAndRestore(path), Fails())
     assert seen == [0, 1, 2, 2, 3], f"epochs begun: {seen}"
 
@@ -182,17 +177,8 @@ def logs():
 @specimen
 def two_of_ours_in_one_list():
     """A mistake that does no harm, or is refused."""
-    model = network()
     try:
-        fit(swarm(), swarm(local_steps=2), model=model)
+        fit(swarm(), swarm(local_steps=2))
     except swarm_tf.UsageError as error:
-        every = pair.exchange(str(error), "the refusal")
-        assert all(every), every
-        from zoo.specimens import REFUSALS
-        from zoo.watch import forget_failed
-
-        REFUSALS.count += 1
-        forget_failed()
-        return
-    for v in model.weights:
-        assert_equal_on_ranks(v, v.path)
+        with refused("callback"):
+            raise error

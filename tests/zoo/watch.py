@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 import swarm_tf
-from zoo import pair
+from zoo import pair, specimens
 
 
 @dataclass
@@ -54,14 +55,6 @@ class Training:
 
 TRAININGS: list[Training] = []
 """Those not yet checked."""
-
-
-@dataclass
-class _Checked:
-    count: int = 0
-
-
-CHECKED = _Checked()
 
 
 class _Watched:
@@ -105,25 +98,41 @@ class LastLook(keras.callbacks.Callback):
         self.watching.training.look()
 
 
-def forget_failed() -> None:
-    """Those that an exception has ended need not be right."""
-    TRAININGS[:] = [training for training in TRAININGS if training.ended]
+@contextmanager
+def failing(kind: type[BaseException], text: str = "") -> Iterator[None]:
+    """The training in it must end by such an error, and need not be right."""
+    try:
+        yield
+    except kind as error:
+        if text not in str(error):
+            raise
+        specimens.SHOWN.append(text)
+        TRAININGS[:] = [training for training in TRAININGS if training.ended]
+    else:
+        raise AssertionError(f"no {kind.__name__} came out of the training")
 
 
-def check(*, equal: bool = True, averages: bool = True) -> None:
+def check(*, equal: bool = True, averages: bool = True, goes_on: bool = False) -> None:
     """Hold all trainings since the last check to what must be true of them.
 
+    A training that goes on from an earlier one of the same model, which nobody has changed since,
+    starts with equal weights, but each rank keeps its optimizer's slots.
+
     Args:
+      goes_on: the first one goes on from one that was checked before.
       equal: they end equal, at the right mean; of the last training of each model.
       averages: the ranks have exchanged something.
     """
     last = {id(training.model): training for training in TRAININGS}
-    mine = []
+    mine: list[dict[str, Any]] = []
+    known: set[int] = set()
     for training in TRAININGS:
+        local_slots = id(training.model) in known or (goes_on and not mine)
+        known.add(id(training.model))
         now = training if equal and last[id(training.model)] is training else None
         mine.append(
             {
-                "start": training.at_start,
+                "start": training.at_start[: len(training.model.weights) if local_slots else None],
                 "exchanges": training.exchanges,
                 "ended": training.ended,
                 "before": training.before,
@@ -138,13 +147,14 @@ def check(*, equal: bool = True, averages: bool = True) -> None:
     counts = [len(one) for one in every]
     assert len(set(counts)) == 1, f"rank 0 has met in {counts[0]} trainings, rank 1 in {counts[1]}"
     assert counts[0], "the ranks have never met in a training"
-    CHECKED.count += counts[0]
+    specimens.SHOWN.append("trainings")
     for number, (zero, one) in enumerate(zip(*every, strict=True)):
         _check_training(f"training {number}: ", zero, one, averages)
 
 
 def _check_training(what: str, zero: Any, one: Any, averages: bool) -> None:
-    assert zero["ended"] and one["ended"], f"{what}has not ended on both ranks"
+    assert zero["ended"], f"{what}has not ended on rank 0"
+    assert one["ended"], f"{what}has not ended on rank 1"
     exchanges = zero["exchanges"] + one["exchanges"]
     assert not averages or exchanges > 0, f"{what}no exchange"
     assert_same(f"{what}starts differently", zero["start"], one["start"])
