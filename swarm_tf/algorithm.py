@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -274,6 +274,10 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         world.end(self)
         self._caller = None
         self._training.close()
+
+    def when_over(self, action: Callable[[], None]) -> None:
+        """Call `action` when this training is over: by its end on all ranks, or by a failure."""
+        self._training.callback(action)
 
     def local_step(self) -> int:
         """Training steps that this rank has taken with this callback: batches."""

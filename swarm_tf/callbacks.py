@@ -10,8 +10,11 @@ import keras
 
 from swarm_tf import validation, world
 from swarm_tf.algorithm import Algorithm, callback_list
+from swarm_tf.consensus_checkpoint import ConsensusCheckpoint
 from swarm_tf.errors import UsageError
 from swarm_tf.transport.base import Transport
+
+__all__ = ["AverageMetrics", "ConsensusCheckpoint", "on_rank_zero"]
 
 _log = logging.getLogger("swarm_tf")
 
@@ -20,7 +23,7 @@ _DECIDES = (
     keras.callbacks.ReduceLROnPlateau,
     keras.callbacks.ModelCheckpoint,
 )
-_CHANGES_TRAINING = (
+_ON_ALL_RANKS = (
     keras.callbacks.EarlyStopping,
     keras.callbacks.ReduceLROnPlateau,
     keras.callbacks.LearningRateScheduler,
@@ -28,6 +31,7 @@ _CHANGES_TRAINING = (
     keras.callbacks.SwapEMAWeights,
     keras.callbacks.BackupAndRestore,
     Algorithm,
+    ConsensusCheckpoint,
 )
 
 
@@ -37,12 +41,12 @@ def on_rank_zero(callback: keras.callbacks.Callback) -> keras.callbacks.Callback
     For what writes: ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor.
 
     Raises:
-      UsageError: it changes the training itself, which then would change on rank 0 only.
+      UsageError: it changes the training itself, or works with the other ranks'.
     """
-    if isinstance(callback, _CHANGES_TRAINING):
+    if isinstance(callback, _ON_ALL_RANKS):
         raise UsageError(
-            f"on_rank_zero({type(callback).__name__}): it changes the training, and so must be on "
-            "all ranks; AverageMetrics before it lets them decide alike"
+            f"on_rank_zero({type(callback).__name__}): it must be on all ranks; AverageMetrics "
+            "before those that decide lets them decide alike"
         )
     return callback if world.rank() == 0 else keras.callbacks.Callback()
 

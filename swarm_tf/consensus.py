@@ -62,26 +62,27 @@ def mean(weights: FlatWeights, transport: Transport, timeout: float = START_SECO
     """
     chunks = copy(weights)
     jobs.average(transport, chunks, timeout)
-    if _finite(chunks):
+    if finite(chunks):
         return chunks
     # Every rank sees this, since all have the same mean.
     own = copy(weights)
-    flags = gather_over(transport, _finite(own), "the mean of finite models", timeout)
-    finite = [rank for rank, flag in enumerate(flags) if flag]
+    flags = gather_over(transport, finite(own), "the mean of finite models", timeout)
+    well = [rank for rank, flag in enumerate(flags) if flag]
     others = [rank for rank, flag in enumerate(flags) if not flag]
     told = _log.error if transport.rank == 0 else _log.debug
-    if not finite or not others:
+    if not well or not others:
         told("the mean of all ranks' weights is not finite: %s", _whose(others))
         return chunks
     told("%s; the mean is taken without %s", _whose(others), "it" if len(others) == 1 else "them")
-    chunks = own if transport.rank in finite else [np.zeros_like(chunk) for chunk in own]
+    chunks = own if transport.rank in well else [np.zeros_like(chunk) for chunk in own]
     jobs.average(transport, chunks, timeout)
     for chunk in chunks:
-        chunk *= chunk.dtype.type(transport.size / len(finite))
+        chunk *= chunk.dtype.type(transport.size / len(well))
     return chunks
 
 
-def _finite(chunks: Chunks) -> bool:
+def finite(chunks: Chunks) -> bool:
+    """Whether every number is."""
     # Neither of the two loses a NaN, and both are quicker than looking at each number.
     ends = [end for chunk in chunks if chunk.size for end in (chunk.min(), chunk.max())]
     return bool(np.isfinite(ends).all())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -41,3 +44,27 @@ def _sync_directory(path: Path) -> None:
 def reason(error: OSError) -> str:
     """Why a file could not be written, in one line."""
     return os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+
+
+class _H5(io.BytesIO):
+    """A file of weights in memory.
+
+    HDF5 does not come through a full disk: what it could not write it tries again when Python
+    ends, and that is a segmentation fault.
+    """
+
+    def __str__(self) -> str:  # Keras looks at the end of the name
+        return "memory.weights.h5"
+
+
+def weights_of(model: Any, without: Sequence[Any] = ()) -> memoryview:
+    """The file that `model.save_weights` would write, in memory.
+
+    Args:
+      without: parts of the model that are left out, such as its optimizer.
+    """
+    import keras  # only here: this module is light
+
+    file = _H5()
+    keras.saving.save_weights(model, file, objects_to_skip=without)
+    return file.getbuffer()

@@ -4,7 +4,6 @@ NaN and infinities are written as null: JSON has no number for them, and pandas 
 """
 
 import contextlib
-import io
 import itertools
 import json
 import logging
@@ -208,7 +207,7 @@ class MetricsWriter:
         Args:
           model: of Keras, built.
         """
-        self._result("consensus.weights.h5", lambda: _h5(model))
+        self._result("consensus.weights.h5", lambda: files.weights_of(model))
 
     def summary(self, summary: Summary) -> None:
         """Writes summary.json, whole or not at all."""
@@ -370,23 +369,6 @@ def _plain(value: Any) -> Any:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(_plain(content), indent=2, allow_nan=False)}\n".encode()
-
-
-class _H5(io.BytesIO):
-    """A file of weights in memory.
-
-    HDF5 does not come through a full disk: what it could not write it tries again when Python
-    ends, and that is a segmentation fault.
-    """
-
-    def __str__(self) -> str:  # Keras looks at the end of the name
-        return "memory.weights.h5"
-
-
-def _h5(model: Any) -> memoryview:
-    file = _H5()
-    model.save_weights(file)
-    return file.getbuffer()
 
 
 def _append(file: FileIO, line: bytes) -> None:

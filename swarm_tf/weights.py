@@ -131,6 +131,17 @@ class FlatWeights:
             for place, part in zip(self._wide, parts, strict=True):
                 self.variables[place].assign(part.reshape(self.variables[place].shape))
 
+    def split(self, chunks: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """What `copy` returns, as one array of its shape for each of `variables`."""
+        flat = np.concatenate([np.zeros(0, np.float32), *chunks[: len(self.lengths)]])
+        parts = zip(self.variables, self._starts, self.sizes, strict=True)
+        arrays = [flat[start : start + size].reshape(v.shape) for v, start, size in parts]
+        if self._wide:
+            ends = np.cumsum([self.sizes[place] for place in self._wide])
+            for place, part in zip(self._wide, np.split(chunks[-1], ends[:-1]), strict=True):
+                arrays[place] = part.reshape(self.variables[place].shape)
+        return arrays
+
     def _value(self, place: int) -> tf.Tensor:
         """A weight with what its type could not hold: float32 or float64, of its shape."""
         value: Any = self.variables[place].value

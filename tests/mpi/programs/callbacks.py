@@ -2,6 +2,8 @@
 
 import logging
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import checks
@@ -12,7 +14,8 @@ import pytest
 import swarm_tf
 from swarm_tf import world
 from swarm_tf.baselines.allreduce import AllReduce
-from swarm_tf.callbacks import AverageMetrics, on_rank_zero
+from swarm_tf.callbacks import AverageMetrics, ConsensusCheckpoint, on_rank_zero
+from swarm_tf.weights import FlatWeights
 
 mpi = world.transport()
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
@@ -159,8 +162,115 @@ def only_rank_zero_writes():
     net.load_weights(directory / "all.weights.h5")
 
 
+class Told(ConsensusCheckpoint):
+    """Keeps what it gives for each mark."""
+
+    def _started(self):
+        means = super()._started()
+        if not hasattr(self, "told"):
+            self.told, give, end = {}, means.give, means.end
+
+            def give_and_tell(chunks):
+                self.told[means.mark] = [chunk.copy() for chunk in chunks]
+                give(chunks)
+
+            def end_and_tell(chunks, passed):
+                for mark in range(1, passed + 1):
+                    self.told.setdefault(mark, [chunk.copy() for chunk in chunks])
+                end(chunks, passed)
+
+            means.give, means.end = give_and_tell, end_and_tell
+        return means
+
+
+def the_mean_is_written_while_all_train():
+    """The file of each mark holds the mean of what the ranks gave for it."""
+    slow = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: time.sleep(0.02))
+    for every, name, marks in (("epoch", "epoch", 3), (5, "step", 6)):
+        directory = Path(everywhere(tempfile.mkdtemp())[0])
+        writing = Told(directory / f"{{{name}}}.weights.h5", every)
+        net, _ = fit(swarm(), slow, writing, epochs=3)
+        ends_equal(net)
+        assert list(writing.told) == list(range(1, marks + 1))
+        mpi.gather(b"", "the files", 60)
+        for mark, own in writing.told.items():
+            ranks = everywhere([chunk.tolist() for chunk in own])
+            net.load_weights(directory / f"{mark if every == 'epoch' else 5 * mark}.weights.h5")
+            for got, *given in zip(FlatWeights(net.weights).copy(), *ranks, strict=True):
+                np.testing.assert_allclose(got, np.mean(given, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def the_mean_is_of_those_who_train_and_are_finite():
+    """Rank 0 ends early; then rank 1 alone is the mean; one that is not finite is left out."""
+    directory = Path(everywhere(tempfile.mkdtemp())[0])
+    last = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            last.append(self.model.get_weights())
+
+    # Not averaged in between: ranks differ.
+    callback = swarm_tf.SwarmCallback(10_000, timeout_seconds=30)
+    writing = ConsensusCheckpoint(directory / "{epoch}.weights.h5")
+    pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: time.sleep(0.01))
+    fit(Look(), writing, pause, callback, epochs=1 + 2 * RANK)
+    mpi.gather(b"", "the files", 60)
+    rank = everywhere(np.concatenate([w.ravel() for w in last[-1]]).tolist())[1]
+    reading = model()
+    reading.load_weights(directory / "3.weights.h5")
+    np.testing.assert_allclose(
+        np.concatenate([w.ravel() for w in reading.get_weights()]), rank, rtol=1e-5, atol=1e-6
+    )
+
+    class Break(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if RANK == 1 and epoch == 0:
+                self.model.layers[-1].bias.assign([np.nan])
+
+    writing = ConsensusCheckpoint(directory / "whole.weights.h5")
+    callback = swarm_tf.SwarmCallback(10_000, timeout_seconds=30)
+    fit(Break(), writing, pause, callback, epochs=1)
+    mpi.gather(b"", "the files", 60)
+    reading.load_weights(directory / "whole.weights.h5")
+    assert all(np.isfinite(w).all() for w in reading.get_weights())
+
+
+def a_rank_without_batches_delays_no_mean():
+    directory = Path(everywhere(tempfile.mkdtemp())[0])
+    fit(swarm(), ConsensusCheckpoint(directory / "{step}.weights.h5", 4), rows=40 if RANK else 0)
+    mpi.gather(b"", "the files", 60)
+    assert (directory / "28.weights.h5").exists()
+
+
+def a_mean_that_cannot_be_written_is_told():
+    SAID.clear()
+    net, _ = fit(swarm(), ConsensusCheckpoint("/proc/none/mean.weights.h5"), epochs=2)
+    told = [line for line in SAID if "cannot be written" in line]
+    assert len(told) == (2 if RANK == 0 else 0)
+    ends_equal(net)
+
+
+def a_training_that_failed_leaves_no_mean_under_way():
+    directory = Path(everywhere(tempfile.mkdtemp())[0])
+
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("as of a crash")
+
+    writing = ConsensusCheckpoint(directory / "mean.weights.h5", 3)
+    with pytest.raises(RuntimeError, match="as of a crash"):
+        fit(swarm(), writing, Crash())
+    net, _ = fit(swarm(), writing, epochs=2)
+    ends_equal(net)
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if "checkpoints" in name]
+    mpi.gather(b"", "the files", 60)
+    assert (directory / "mean.weights.h5").exists()
+
+
 def what_must_be_everywhere_is_refused():
     for callback in (
+        ConsensusCheckpoint("mean.weights.h5"),
         keras.callbacks.EarlyStopping(), keras.callbacks.ReduceLROnPlateau(), swarm(),
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate),
     ):  # fmt: skip
@@ -182,5 +292,8 @@ if __name__ == "__main__":
         metrics_become_the_mean_over_examples, what_one_rank_has_all_get, ranks_stop_together,
         rates_fall_together, a_rank_that_ends_before_the_others_is_left_out,
         ranks_end_equal_in_any_order, a_backup_of_each_rank_goes_on_from_there,
-        only_rank_zero_writes, what_must_be_everywhere_is_refused, a_wrong_place_is_told,
+        only_rank_zero_writes, the_mean_is_written_while_all_train,
+        the_mean_is_of_those_who_train_and_are_finite, a_rank_without_batches_delays_no_mean,
+        a_mean_that_cannot_be_written_is_told, a_training_that_failed_leaves_no_mean_under_way,
+        what_must_be_everywhere_is_refused, a_wrong_place_is_told,
     )  # fmt: skip
