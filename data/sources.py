@@ -29,6 +29,8 @@ _DIGITS_TEST = 360
 
 _TEST_SPLITS = ("test", "validation")  # in this order; ImageNet's labelled one is validation
 
+_FRAME = 16  # bytes around each record of a TFRecord file
+
 _READ_BATCH = 1024  # batches cost less to hand over than images one by one
 
 
@@ -259,7 +261,15 @@ def _fits_memory(name: str, info: Any, image_key: str, splits: tuple[str, str]) 
 
 
 def _records(builder: Any, split: str, keys: tuple[str, str]) -> Records:
-    return Records(*record_files(builder.info, split), builder.info.features, keys)
+    info = builder.info
+    paths, counts = record_files(info, split)
+    # Nobody reads the records before training. TFDS counts their bytes without frames.
+    counted = int(info.splits[split].num_bytes or 0) + _FRAME * sum(counts)
+    missing = counted - sum(map(os.path.getsize, paths))
+    if missing > 0:
+        why = f"the files of split {split} are cut off: {missing} bytes are missing"
+        raise _unreadable(info.name, info.data_dir, why)
+    return Records(paths, counts, info.features, keys)
 
 
 def _arrays(builder: Any, split: str, keys: tuple[str, str]) -> Split:

@@ -14,6 +14,7 @@ from data.pairs import Pairs
 from data.partition import Indices
 from data.texts import Corpus
 from data.vocabulary import Vocabulary
+from swarm_tf import files
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from swarm_tf.validation import refuse_unused
@@ -179,8 +180,8 @@ def _tokenize(
         except OSError as error:
             raise UsageError(
                 f"data.cache_dir={config.cache_dir or workdir} cannot take the tokens of "
-                f"data.name={config.name} ({error.strerror}); name a directory that can be written "
-                "and has room for them"
+                f"data.name={config.name} ({files.reason(error)}); name a directory that can "
+                "be written and has room for them"
             ) from error
 
     first(prepare, "the vocabulary and the tokens")

@@ -98,6 +98,16 @@ def test_images_are_refused_in_one_line(version, damage, words):
 
 
 @pytest.mark.parametrize("name", ["shard cut off", "no shard"])
+def test_a_streamed_set_is_refused_in_one_line(version, name, monkeypatch):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 1000)
+    damage, words = DAMAGES[name]
+    damage(version)
+    words = "split train are cut off: [0-9]+ bytes" if name == "shard cut off" else words
+    with pytest.raises(UsageError, match=words):
+        sources.read("mnist", str(version.parent.parent))
+
+
+@pytest.mark.parametrize("name", ["shard cut off", "no shard"])
 def test_texts_are_refused_in_one_line(tmp_path, name):
     pairs = tfds.features.Translation(("de", "en"))
     splits = {"train": 300, "test": 20}
