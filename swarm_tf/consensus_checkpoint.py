@@ -34,9 +34,10 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     When a rank comes to a mark (every so many steps, or the end of an epoch) it copies its weights
     and trains on. A thread beside it takes the mean when the slowest rank has come there too, and
-    rank 0's writes it, as `model.save_weights` would: the mean of what is averaged, rank 0's of
-    all else. A rank that is ahead at the next mark before the last mean is there gives its weights
-    a little later. One whose training has ended, or whose weights are not finite, is left out.
+    rank 0's writes it, for `model.load_weights`: the mean of what is averaged, rank 0's of all
+    else, no optimizer. A rank that is at the next mark before the last mean is there gives its
+    weights a little later. One whose training has ended, or whose weights are not finite, is left
+    out.
 
     ```python
     callbacks = [SwarmCallback(), ConsensusCheckpoint("mean-{epoch}.weights.h5")]

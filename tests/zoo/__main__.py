@@ -33,6 +33,7 @@ def main(report: Path, names: list[str]) -> None:
     two = [tf.config.LogicalDeviceConfiguration() for _ in range(2)]
     tf.config.set_logical_device_configuration(cpu, two)
     every = specimens.collect()
+    gc.freeze()  # a collection after each specimen need not look through TensorFlow again
     rank = swarm_tf.rank()
     pair.exchange(os.getpid(), "the start of the zoo")
     with (
