@@ -56,6 +56,7 @@ def _specimens(name):
         else:
             fit(callback)
 
+    # A plain model is in other tests of each algorithm too.
     for function, words in (
         (plain, "a plain model"),
         (gan, "a GAN of two optimizers"),
@@ -63,7 +64,7 @@ def _specimens(name):
     ):
         function.__name__ = f"{name}_{function.__name__}"
         function.__doc__ = f"{name}: {words}."
-        specimen(function)
+        specimen(function, slow=words == "a plain model" or name == "sgp_overlap")
 
 
 for _name in ALGORITHMS:

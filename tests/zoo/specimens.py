@@ -18,10 +18,16 @@ from zoo import pair
 SPECIMENS: dict[str, Callable[[], None]] = {}
 """By "file.function"."""
 
+SLOW: set[str] = set()
+"""Those of a large family that are run when the code changes that they are about."""
 
-def specimen(function: Callable[[], None]) -> Callable[[], None]:
+
+def specimen(function: Callable[[], None], *, slow: bool = False) -> Callable[[], None]:
     """Adds a function to the zoo."""
-    SPECIMENS[f"{function.__module__.rpartition('.')[2]}.{function.__name__}"] = function
+    name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+    SPECIMENS[name] = function
+    if slow:
+        SLOW.add(name)
     return function
 
 

@@ -147,7 +147,13 @@ def results(request, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", list(specimens.collect()))
+def _parameters():
+    for name in specimens.collect():
+        marks = [pytest.mark.slow] if name in specimens.SLOW else []
+        yield pytest.param(name, marks=marks, id=name)
+
+
+@pytest.mark.parametrize("name", _parameters())
 def test_specimen(name, results):
     failure, _ = results[name]
     assert not failure, f"{name}: {specimens.SPECIMENS[name].__doc__}\n{failure}"
