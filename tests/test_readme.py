@@ -39,7 +39,8 @@ def test_it_trains_as_it_stands(tmp_path, ranks):
     exchanges = [int(count) for count in re.findall(r"exchanges (\d+)", done.stdout)]
     assert len(exchanges) == ranks
     if ranks > 1:
-        assert min(exchanges) > 20
+        # 280 steps, of which 16 at most go by until an exchange is waited for.
+        assert min(exchanges) > 10
     digits = load_digits()
     told = keras.models.load_model(tmp_path / "model.keras").predict(digits.data / 16, verbose=0)
     assert (told.argmax(axis=1) == digits.target).mean() > 0.9
