@@ -148,9 +148,9 @@ def results(request, tmp_path_factory):
 
 
 def _parameters():
-    for name in specimens.collect():
-        marks = [pytest.mark.slow] if name in specimens.SLOW else []
-        yield pytest.param(name, marks=marks, id=name)
+    names = specimens.collect()
+    slow = {name: [pytest.mark.slow] for name in specimens.SLOW}
+    return [pytest.param(name, marks=slow.get(name, []), id=name) for name in names]
 
 
 @pytest.mark.parametrize("name", _parameters())
