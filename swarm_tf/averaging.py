@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build, too_many
-from swarm_tf.codec.base import Bools, Decoded, Floats
+from swarm_tf.codec.base import Bools, Floats
 from swarm_tf.exchange import Reason
 from swarm_tf.published import Published
 
@@ -150,9 +150,7 @@ class Averaging:
             if (accepted & own.usable & ~readable).any():
                 return None
         if stays:
-            decoded = codec.decode(own, reply, None, accepted)
-            self._keep(decoded)
-            return decoded.accepted
+            return self._read(codec, own, reply, accepted)
         return self._average(chunk, codec, own, reply, accepted)
 
     def _encode(self, chunk: int, codec: Codec, seed: int, steps: Floats) -> Encoded:
@@ -178,7 +176,7 @@ class Averaging:
             chunk, lambda onto: codec.decode(own, other, onto, allowed)
         )
         if self.keeps_last:
-            self._keep(codec.decode(own, other, None, allowed))
+            self._read(codec, own, other, allowed)
         scales = self.published.scales[chunk]
         if not isinstance(codec, Lattice):
             scales.exact(decoded.spread)
@@ -186,6 +184,8 @@ class Averaging:
             scales.update(codec.bits, own.scales, decoded.accepted, decoded.spread)
         return decoded.accepted
 
-    def _keep(self, decoded: Decoded) -> None:
-        if self.keeps_last:
-            self.last = decoded.accepted, decoded.correction
+    def _read(self, codec: Codec, own: Encoded, other: Encoded, allowed: Bools | None) -> Bools:
+        """What averaging would do to the chunk as it was offered; nothing is changed."""
+        decoded = codec.decode(own, other, None, allowed)
+        self.last = decoded.accepted, decoded.correction
+        return decoded.accepted

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ _log = logging.getLogger("swarm_tf")
 
 _TAG = 1007  # see jobs.session_tag
 _ENDING = ".weights.h5"
-_SHORTEST_SLEEP, _LONGEST_SLEEP = 0.0005, 0.02
+_LONGEST_SLEEP = 0.02  # seconds: nobody waits for a mean
 
 
 class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
@@ -175,8 +174,7 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             )
 
     def _path_of(self, mark: int) -> Path:
-        step = 0 if self.every == "epoch" else mark * int(self.every)
-        fields = {"epoch": mark} if self.every == "epoch" else {"step": step}
+        fields = {"epoch": mark} if self.every == "epoch" else {"step": mark * int(self.every)}
         try:
             return Path(self.filepath.format(**fields))
         except (KeyError, IndexError, ValueError):
@@ -295,12 +293,13 @@ class _Means(threading.Thread):
         return count + training > 0
 
     def _average(self, array: Array) -> None:
-        sleep = _SHORTEST_SLEEP
+        jobs.run([self._unless_abandoned(array)], _LONGEST_SLEEP)
+
+    def _unless_abandoned(self, array: Array) -> jobs.Job:
         for _ in jobs.mean(self._transport, array, self._tag, math.inf):
             if self.abandoned:
                 raise _Abandoned
-            time.sleep(sleep)
-            sleep = min(1.5 * sleep, _LONGEST_SLEEP)
+            yield
 
 
 class _Abandoned(Exception):

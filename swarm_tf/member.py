@@ -208,7 +208,7 @@ class Member:
         """
         self.node.finish(step, asked())  # from here on it asks those who train whether they live
         self._service.wake()
-        self._until(lambda: self._missing(neighbors), "it to finish its steps", asked)
+        self._until(self._missing, "it to finish its steps", asked, neighbors)
         self._until(lambda: self.node.owed(), "its answer", asked)
         if gone := self.node.failed | self.node.left:
             self.node.close()
@@ -239,11 +239,8 @@ class Member:
         with contextlib.suppress(Exception):  # what ended the service, perhaps
             self._service.stop()
 
-    def _missing(self, neighbors: Sequence[int]) -> list[int]:
-        missing = set(range(self.transport.size)) - self.node.done
-        if self.mode == "pull":
-            self._follow(sorted(missing.intersection(neighbors)))
-        return sorted(missing)
+    def _missing(self) -> list[int]:
+        return sorted(set(range(self.transport.size)) - self.node.done)
 
     def _follow(self, ranks: Sequence[int]) -> None:
         """Average with one of `ranks` that is ahead, about once a second."""
@@ -257,7 +254,11 @@ class Member:
         self._ask(int(self._jitter.choice(ahead)), node.step)
 
     def _until(
-        self, awaited: Callable[[], list[int]], what: str, asked: Callable[[], bool]
+        self,
+        awaited: Callable[[], list[int]],
+        what: str,
+        asked: Callable[[], bool],
+        neighbors: Sequence[int] = (),
     ) -> None:
         """Wait until `awaited()` is empty, as long as those ranks are heard of."""
         began = time.monotonic()
@@ -265,6 +266,8 @@ class Member:
             self._service.check()
             if asked():
                 self.node.end_by_signal()
+            if self.mode == "pull":
+                self._follow([rank for rank in ranks if rank in neighbors])
             now = time.monotonic()
             for rank in ranks:
                 heard, step = self.node.heard.get(rank, (now, 0))

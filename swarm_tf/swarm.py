@@ -29,7 +29,7 @@ import numpy as np
 
 from swarm_tf.admission import Admission, State
 from swarm_tf.averaging import Averaging
-from swarm_tf.codec import Codec
+from swarm_tf.codec import SEEDS, Codec
 from swarm_tf.codec.base import Encoded, Floats
 from swarm_tf.exchange import Exchange, Kind, Message, Reason, Served
 from swarm_tf.metrics import Counters
@@ -303,7 +303,7 @@ class Node:
     def _start(self, partner: int, step: int) -> Outbox:
         now = self._clock()
         self._count += 1
-        seed = int(self._seeds.integers(2**62))
+        seed = int(self._seeds.integers(SEEDS))
         exchange = Exchange(self._count, partner, step, seed, now, heard=now, asked=now)
         exchange.to_send.extend(range(self._chunks))
         with self._changed:
@@ -333,7 +333,7 @@ class Node:
             chunk = exchange.to_send.popleft()
             own = None
             if not exchange.adopts:
-                own = self.averaging.offer(chunk, (exchange.seed + chunk) % 2**62)
+                own = self.averaging.offer(chunk, (exchange.seed + chunk) % SEEDS)
                 if not own.finite:  # NaN does not travel; chunks before it may have been averaged
                     self.ill = True
                     exchange.failure = Reason.NOT_FINITE.sentence(self.rank)

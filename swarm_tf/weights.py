@@ -14,7 +14,7 @@ size, and the noise of a lattice would make second moments negative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -126,10 +126,8 @@ class FlatWeights:
         """Overwrite the variables with chunks, or with what `copy` returns."""
         self._assign([tf.convert_to_tensor(c) for c in chunks[: len(self.lengths)]])
         if len(chunks) > len(self.lengths):
-            ends = np.cumsum([self.sizes[place] for place in self._wide])
-            parts = np.split(np.asarray(chunks[-1]), ends[:-1])
-            for place, part in zip(self._wide, parts, strict=True):
-                self.variables[place].assign(part.reshape(self.variables[place].shape))
+            for place, value in self._split_wide(np.asarray(chunks[-1])):
+                self.variables[place].assign(value)
 
     def split(self, chunks: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """What `copy` returns, as one array of its shape for each of `variables`."""
@@ -137,10 +135,15 @@ class FlatWeights:
         parts = zip(self.variables, self._starts, self.sizes, strict=True)
         arrays = [flat[start : start + size].reshape(v.shape) for v, start, size in parts]
         if self._wide:
-            ends = np.cumsum([self.sizes[place] for place in self._wide])
-            for place, part in zip(self._wide, np.split(chunks[-1], ends[:-1]), strict=True):
-                arrays[place] = part.reshape(self.variables[place].shape)
+            for place, value in self._split_wide(chunks[-1]):
+                arrays[place] = value
         return arrays
+
+    def _split_wide(self, flat: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """The weights of float64, by place in `variables`."""
+        ends = np.cumsum([self.sizes[place] for place in self._wide])
+        for place, part in zip(self._wide, np.split(flat, ends[:-1]), strict=True):
+            yield place, part.reshape(self.variables[place].shape)
 
     def _value(self, place: int) -> tf.Tensor:
         """A weight with what its type could not hold: float32 or float64, of its shape."""

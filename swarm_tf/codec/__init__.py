@@ -2,7 +2,7 @@
 
 import functools
 
-from swarm_tf.codec.base import BLOCK, Codec, Encoded, blocks_of
+from swarm_tf.codec.base import BLOCK, SEEDS, Codec, Encoded, blocks_of
 from swarm_tf.codec.floats import BFLOAT16, FLOAT16, FLOAT32, Float
 from swarm_tf.codec.lattice import Lattice
 from swarm_tf.codec.scales import BlockScales, too_many
@@ -23,6 +23,7 @@ def build(name: str, bits: int = 8) -> Codec:
 
 __all__ = [
     "BLOCK",
+    "SEEDS",
     "BlockScales",
     "Codec",
     "Encoded",

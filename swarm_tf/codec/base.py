@@ -20,6 +20,9 @@ from tensorflow.compiler.tf2xla.python import xla
 BLOCK = 1024
 """Weights that share a scale and a checksum."""
 
+SEEDS = 2**62
+"""The seed of an exchange is smaller; kernels take it as int64."""
+
 _LANES = 32  # measured: XLA vectorises folds of up to 64 lanes
 
 FLOAT32_DIGITS = 2.0**-22
@@ -215,7 +218,7 @@ def weights_in_blocks(length: int) -> Floats:
 
 
 def seed_tensor(seed: int) -> npt.NDArray[np.int64]:
-    """An exchange's seed, up to 2^62, as `dither_keys` wants it: int64 [2]."""
+    """An exchange's seed, below `SEEDS`, as `dither_keys` wants it: int64 [2]."""
     return np.array([seed, 0], np.int64)
 
 

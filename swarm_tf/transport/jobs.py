@@ -102,12 +102,12 @@ def average(transport: Transport, arrays: Sequence[Array], timeout: float) -> No
     run([mean(transport, array, tag, timeout) for tag, array in enumerate(arrays)])
 
 
-def run(jobs: Sequence[Job]) -> None:
-    """Carry out the jobs, all at once, on this thread."""
+def run(jobs: Sequence[Job], longest_sleep: float = _LONGEST_SLEEP) -> None:
+    """Carry out the jobs, all at once, on this thread; it sleeps so long at most in between."""
     jobs, sleep = list(jobs), _SHORTEST_SLEEP
     while jobs := [job for job in jobs if not _over(job)]:
         time.sleep(sleep)
-        sleep = min(1.1 * sleep, _LONGEST_SLEEP)
+        sleep = min(1.1 * sleep, longest_sleep)
 
 
 def _over(job: Job) -> bool:

@@ -15,13 +15,11 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf.codec import Encoded, blocks_of
+from swarm_tf.codec import SEEDS, Encoded, blocks_of
 from swarm_tf.exchange import Kind, Message, Reason
 from swarm_tf.transport.base import ALIGNMENT, Bytes
 
 VERSION = 1
-SEEDS = 2**62
-"""A seed is smaller; kernels take it as int64."""
 EXCHANGES = 2**48
 """No node comes to so many; and who believed in such a one would not hear the next ones."""
 
