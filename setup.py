@@ -36,8 +36,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "swarmrun = swarm_tf.launch:main",
-            "swarm-tf = swarm_tf.doctor:command",
+            "swarmrun = swarm_tf.launch.swarmrun:main",
+            "swarm-tf = swarm_tf.__main__:main",
         ]
     },
 )

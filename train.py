@@ -13,14 +13,16 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from swarm_tf import UsageError, config, ending, flags, metrics, quiet, validation, world
+from swarm_tf import UsageError, config, validation
+from swarm_tf.cluster import signals, startup_logs, world
+from swarm_tf.runner import flags, metrics
 
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS deprecations of its own
     # From here to the last file: a signal ends the run in good order.
-    with ending.listening():
+    with signals.listening():
         return trained(argv)
 
 
@@ -52,12 +54,13 @@ def read(argv: list[str]) -> tuple[config.RunConfig, str]:
 
 def build(settings: config.RunConfig, workdir: str):
     """Everything a run needs; TensorFlow is loaded here, after the flags were found good."""
-    with quiet.start():
+    with startup_logs.start():
         import keras
 
     import tasks
-    from swarm_tf import devices, optimizers
-    from swarm_tf.run import Run
+    from swarm_tf.cluster import devices
+    from swarm_tf.runner import optimizers
+    from swarm_tf.runner.run import Run
 
     train = settings.train
     devices.limit_threads(train.threads)

@@ -18,7 +18,8 @@ from typing import NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from swarm_tf import UsageError, quiet
+from swarm_tf import UsageError
+from swarm_tf.cluster import startup_logs
 
 FILES = ("config.json", "vocabulary.model", "consensus.weights.h5")
 
@@ -85,11 +86,11 @@ def read(file: str | None) -> list[str]:
 
 def load(workdir: Path, *, beams: int, alpha: float):
     """The translator of a run; TensorFlow is loaded here, after the flags were found good."""
-    with quiet.start():
+    with startup_logs.start():
         import models
     from data import vocabulary
     from models.translator import Translator
-    from swarm_tf import devices
+    from swarm_tf.cluster import devices
     from swarm_tf.config import ModelConfig
     from tasks.translation import network
 

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 
 from benchmarks.timing import medians
-from swarm_tf import world
-from swarm_tf.transport import jobs
+from swarm_tf.cluster import world
+from swarm_tf.transport import collectives
 
 
 def main() -> int:
@@ -33,7 +33,7 @@ def main() -> int:
 
     def ours() -> None:
         MPI.COMM_WORLD.Barrier()
-        jobs.average(transport, parts, 600)
+        collectives.average(transport, parts, 600)
 
     def mpis() -> None:
         MPI.COMM_WORLD.Barrier()

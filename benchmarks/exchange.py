@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import memcpy
-from swarm_tf import codec, world
-from swarm_tf.member import Member
+from swarm_tf import codec
+from swarm_tf.cluster import world
+from swarm_tf.driver import Member
 from swarm_tf.weights import FlatWeights
 
 PAUSE_LIMIT, CPU_LIMIT = 4.0, 12.0

@@ -78,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(place: Path, rounds: int) -> tuple[str, list[Start]]:
     """The MPI of an environment, and all its launchers, in turn in every round."""
-    ask = "from swarm_tf import launch, launcher; print(launcher.mpi_name(launch.mpi_library()))"
+    ask = (
+        "from swarm_tf.cluster.environment import mpi_name; "
+        "from swarm_tf.launch.swarmrun import mpi_library; print(mpi_name(mpi_library()))"
+    )
     mpi = subprocess.run(
         [place / "bin/python", "-c", ask],
         check=True,

@@ -25,7 +25,8 @@ from rich.table import Table
 
 from benchmarks.entrants import Entrant, Failed, entrants, train
 from benchmarks.runs import Run, comparing, number, parse, read, write_table
-from swarm_tf import UsageError, flags
+from swarm_tf import UsageError
+from swarm_tf.runner import flags
 
 WIDTH = 170  # columns of the table
 

@@ -6,7 +6,7 @@
 # from the top of the repository, with the environment active that has swarm-tf and its recipes,
 # and with the data prepared as configs/cifar10_resnet20.py says. Nodes, GPUs and hours are
 # for you to change: sbatch's own flags (--ntasks=32, --time=12:00:00) win over those below. With
-# MPICH say SWARM_MPI=pmi2 sbatch ...; "srun -n 2 python -m swarm_tf.doctor" tells what fits.
+# MPICH say SWARM_MPI=pmi2 sbatch ...; "srun -n 2 python -m swarm_tf doctor" tells what fits.
 #
 # Two minutes before the limit all ranks hear of it and write the mean model and the summary. After
 # a node has failed Slurm starts the job anew, from its first step.

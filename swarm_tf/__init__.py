@@ -23,18 +23,18 @@ from swarm_tf.errors import UsageError
 
 if TYPE_CHECKING:
     from swarm_tf.algorithm import Algorithm
-    from swarm_tf.callback import SwarmCallback
+    from swarm_tf.cluster.world import rank, size
+    from swarm_tf.swarmsgd import SwarmCallback
     from swarm_tf.trainer import Trainer
-    from swarm_tf.world import rank, size
 
 __all__ = ["Algorithm", "SwarmCallback", "Trainer", "UsageError", "rank", "size"]
 
 _HOMES = {
     "Algorithm": "swarm_tf.algorithm",
-    "SwarmCallback": "swarm_tf.callback",
+    "SwarmCallback": "swarm_tf.swarmsgd",
     "Trainer": "swarm_tf.trainer",
-    "rank": "swarm_tf.world",
-    "size": "swarm_tf.world",
+    "rank": "swarm_tf.cluster.world",
+    "size": "swarm_tf.cluster.world",
 }
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import keras
 
-from swarm_tf import consensus, devices, ending, rendezvous, state, validation, world
+from swarm_tf import consensus, rendezvous, state, validation
+from swarm_tf.cluster import devices, signals, world
 from swarm_tf.errors import UsageError
-from swarm_tf.metrics import Counters
+from swarm_tf.events import Counters
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
@@ -147,7 +148,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     @property
     def asked(self) -> bool:
         """Whether a signal asks this rank to end."""
-        return ending.asked() is not None
+        return signals.asked() is not None
 
     @property
     def rounds(self) -> int:
@@ -173,7 +174,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
                 _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
             return
         self._clean_up()
-        self._training.enter_context(ending.listening())
+        self._training.enter_context(signals.listening())
         self.weights = None
         self._began_at = self._step
         self._first_batch = None

@@ -11,7 +11,7 @@ from typing import Any
 
 # Each class is a keras.callbacks.Callback that takes the keys of config.NAME.
 ALGORITHMS = {
-    "swarm": "swarm_tf.callback:SwarmCallback",
+    "swarm": "swarm_tf.swarmsgd:SwarmCallback",
     "single": "swarm_tf.algorithm:Single",
     "allreduce": "swarm_tf.baselines.allreduce:AllReduce",
     "local_sgd": "swarm_tf.baselines.local_sgd:LocalSGD",

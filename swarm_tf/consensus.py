@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from swarm_tf import state
-from swarm_tf.transport import jobs
+from swarm_tf.cluster.world import START_SECONDS, gather_over
+from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
-from swarm_tf.world import START_SECONDS, gather_over
 
 Chunks = list[npt.NDArray[Any]]
 """As `FlatWeights.copy` returns them."""
@@ -61,7 +61,7 @@ def mean(weights: FlatWeights, transport: Transport, timeout: float = START_SECO
     A rank whose weights are not all finite is left out, and named in the log.
     """
     chunks = copy(weights)
-    jobs.average(transport, chunks, timeout)
+    collectives.average(transport, chunks, timeout)
     if finite(chunks):
         return chunks
     # Every rank sees this, since all have the same mean.
@@ -75,7 +75,7 @@ def mean(weights: FlatWeights, transport: Transport, timeout: float = START_SECO
         return chunks
     told("%s; the mean is taken without %s", _whose(others), "it" if len(others) == 1 else "them")
     chunks = own if transport.rank in well else [np.zeros_like(chunk) for chunk in own]
-    jobs.average(transport, chunks, timeout)
+    collectives.average(transport, chunks, timeout)
     for chunk in chunks:
         chunk *= chunk.dtype.type(transport.size / len(well))
     return chunks

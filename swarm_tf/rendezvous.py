@@ -10,9 +10,9 @@ from typing import Any
 import keras
 
 from swarm_tf import consensus, state
+from swarm_tf.cluster.world import gather_over
 from swarm_tf.errors import UsageError
 from swarm_tf.transport.base import Transport
-from swarm_tf.world import gather_over
 
 _WHAT = "the start of training"
 

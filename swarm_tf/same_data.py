@@ -14,13 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Transport
 
 _ELEMENTS = 4096
 """Of each tensor that are looked at."""
 
-_TAG = 1008  # the last of a training; see jobs.session_tag
+_TAG = 1008  # the last of a training; see collectives.session_tag
 _log = logging.getLogger("swarm_tf")
 
 
@@ -88,7 +88,7 @@ class SameData:
         self._theirs = np.zeros(1, np.int64)
         self._sent: Callable[[], bool] | None = None
         self._came: Callable[[], bool] | None = None
-        self._tag = jobs.session_tag(transport, _TAG)
+        self._tag = collectives.session_tag(transport, _TAG)
         if transport.rank > 0:
             self._came = transport.irecv(self._theirs, transport.rank - 1, self._tag)
 

@@ -4,7 +4,7 @@ import keras
 
 import data
 import models
-from swarm_tf import world
+from swarm_tf.cluster import world
 from swarm_tf.config import RunConfig
 from swarm_tf.validation import refuse_unused
 from tasks.crossentropy import Crossentropy

@@ -10,7 +10,7 @@ import data.translation
 import models
 from data.translation import Translation
 from models.translator import Translator
-from swarm_tf import world
+from swarm_tf.cluster import world
 from swarm_tf.config import ModelConfig, RunConfig
 from tasks import token_metrics
 from tasks.crossentropy import Crossentropy

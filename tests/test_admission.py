@@ -2,8 +2,8 @@
 
 import pytest
 
-from swarm_tf.admission import Admission, State
-from swarm_tf.exchange import Reason
+from swarm_tf.protocol.gate import Admission, State
+from swarm_tf.protocol.messages import Reason
 
 RANK = 3
 LOWER, HIGHER = 1, 5

@@ -5,8 +5,9 @@ import inspect
 
 import pytest
 
-from swarm_tf import algorithms, config
+from swarm_tf import config
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.runner import algorithms
 
 
 def run_config(algorithm, **sections):

@@ -6,7 +6,7 @@ import sys
 # ctypes.PyDLL keeps Python's lock, as mpi4py does while MPI starts.
 PROGRAM = """
 import ctypes, sys
-from swarm_tf.deadline import deadline
+from swarm_tf.cluster.deadline import deadline
 limit, takes = map(int, sys.argv[1:])
 with deadline(limit, "waited for nobody"):
     ctypes.PyDLL(None).sleep(takes)

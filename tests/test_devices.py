@@ -6,7 +6,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from swarm_tf import devices
+from swarm_tf.cluster import devices
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from swarm_tf import doctor
+from swarm_tf.launch import doctor
 
 SWARM_TF = str(Path(sys.executable).parent / "swarm-tf")
 HERE = doctor.Rank("a", 8, 2, 2, False, {"Keras": "3.1", "MPI": "x"})

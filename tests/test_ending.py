@@ -11,38 +11,39 @@ import keras
 import pytest
 import tensorflow as tf
 
-from swarm_tf import ending, evaluation
+from swarm_tf.cluster import signals
+from swarm_tf.runner import evaluation
 
 
 def _asked():
     """What is asked, at the latest in ten seconds: another thread takes it in."""
     deadline = time.monotonic() + 10
-    while not ending.asked() and time.monotonic() < deadline:
+    while not signals.asked() and time.monotonic() < deadline:
         time.sleep(0.01)
-    return ending.asked()
+    return signals.asked()
 
 
 def _anything(number, frame):
     """A handler; a shell starts what it puts into the background with SIGINT ignored."""
 
 
-@pytest.mark.parametrize("number", ending.SIGNALS)
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_first_signal_is_remembered(number):
     before = signal.signal(number, _anything)
     try:
-        with ending.listening():
-            assert ending.asked() is None
+        with signals.listening():
+            assert signals.asked() is None
             os.kill(os.getpid(), number)
             assert _asked() is number
         assert signal.getsignal(number) is _anything
-        assert ending.asked() is None
+        assert signals.asked() is None
     finally:
         signal.signal(number, before)
 
 
 def test_inner_one_does_nothing():
-    with ending.listening():
-        with ending.listening():
+    with signals.listening():
+        with signals.listening():
             pass
         os.kill(os.getpid(), signal.SIGUSR1)
         assert _asked() is signal.SIGUSR1
@@ -50,7 +51,7 @@ def test_inner_one_does_nothing():
 
 def test_other_threads_leave_signals_alone():
     def listen():
-        with ending.listening():
+        with signals.listening():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     seen, before = [], signal.getsignal(signal.SIGTERM)
@@ -62,8 +63,8 @@ def test_other_threads_leave_signals_alone():
 
 def test_a_second_signal_ends_the_process_even_in_a_long_operation():
     code = (
-        "import hashlib; from swarm_tf import ending\n"
-        "with ending.listening():\n"
+        "import hashlib; from swarm_tf.cluster import signals\n"
+        "with signals.listening():\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)  # minutes, in C\n"
     )
@@ -84,18 +85,18 @@ def test_a_signal_ends_a_test_on_the_way():
     model.compile(loss="mse")
     data = tf.data.Dataset.from_tensors((tf.ones([4, 1]), tf.ones([4, 1])))
     assert evaluation.evaluate(model, data.repeat(3))["loss"] > 0
-    with ending.listening():
+    with signals.listening():
         signal.raise_signal(signal.SIGUSR1)
         assert evaluation.evaluate(model, data.repeat()) == {}  # which has no end
-    assert ending.asked() is None
+    assert signals.asked() is None
 
 
 def test_what_was_ignored_stays_ignored():
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with ending.listening():
+        with signals.listening():
             signal.raise_signal(signal.SIGUSR1)
-            assert ending.asked() is None
+            assert signals.asked() is None
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR1, before)

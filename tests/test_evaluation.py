@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import evaluation
+from swarm_tf.runner import evaluation
 
 
 def test_moving_statistics_become_the_mean_over_the_batches():

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from swarm_tf import config, flags
+from swarm_tf import config
 from swarm_tf.errors import UsageError
+from swarm_tf.runner import flags
 from swarm_tf.validation import validate
 
 SOURCE = """

@@ -15,8 +15,9 @@ import keras
 import pytest
 import test_metrics
 
-from swarm_tf import files, metrics
+from swarm_tf import files
 from swarm_tf.errors import UsageError
+from swarm_tf.runner import metrics
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")

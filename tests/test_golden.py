@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from swarm_tf.callback import SwarmCallback
+from swarm_tf.swarmsgd import SwarmCallback
 from swarm_tf.trainer import Trainer
 from swarm_tf.transport.local import LocalNetwork
 from tests.transport.ranks import in_threads

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from swarm_tf import history
+from swarm_tf.history import check
 from swarm_tf.transport.local import Faults, LocalNetwork
 from tests.transport.ranks import Quadratic, in_threads
 
@@ -34,7 +34,7 @@ def _train(directory, network, mode="nonblocking", codec=("lattice", 4), steps=4
         return own.member.counters.exchanges
 
     assert sum(in_threads(size, action)) > 4
-    return history.read(directory)
+    return check.read(directory)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def entries(tmp_path_factory):
 
 
 def test_a_sound_run_is_proven(entries):
-    figures, violations = history.check(entries)
+    figures, violations = check.check(entries)
     assert violations == []
     assert figures["exchanges"] > 10
     assert figures["blocks"] > 10
@@ -52,7 +52,7 @@ def test_a_sound_run_is_proven(entries):
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
 def test_so_is_one_on_a_network_that_harms_messages(tmp_path, mode):
     faults = Faults(drop=0.05, duplicate=0.1, corrupt=0.05, delay=0.005, seed=1)
-    _, violations = history.check(_train(tmp_path, LocalNetwork(3, faults), mode))
+    _, violations = check.check(_train(tmp_path, LocalNetwork(3, faults), mode))
     assert violations == []
 
 
@@ -120,7 +120,7 @@ HARM = {
 def test_a_record_that_was_tampered_with_is_not_proven(entries, harm):
     changed = [dict(entry) for entry in entries]
     harm(changed)
-    _, violations = history.check(changed)
+    _, violations = check.check(changed)
     assert any(HARM[harm] in words for words in violations), violations
 
 

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from swarm_tf import UsageError, launch, launcher
+from swarm_tf import UsageError
+from swarm_tf.cluster import environment
+from swarm_tf.launch import swarmrun
 
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
 def test_the_script_and_its_arguments_go_to_mpirun_untouched():
-    command, _, _ = launch.plan(["-n", "3", __file__, "-n", "7", "--dry-run"])
+    command, _, _ = swarmrun.plan(["-n", "3", __file__, "-n", "7", "--dry-run"])
     assert Path(command[0]).name in ("mpirun", "mpiexec")
     assert command[1:] == ["-n", "3", sys.executable, __file__, "-n", "7", "--dry-run"]
 
 
 def test_more_ranks_than_cores_are_allowed():
-    _, environment, _ = launch.plan(["-n", str(2 * os.cpu_count()), __file__])
-    assert environment["PRTE_MCA_rmaps_default_mapping_policy"] == "slot:oversubscribe"
+    _, variables, _ = swarmrun.plan(["-n", str(2 * os.cpu_count()), __file__])
+    assert variables["PRTE_MCA_rmaps_default_mapping_policy"] == "slot:oversubscribe"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_more_ranks_than_cores_are_allowed():
 )
 def test_wrong_arguments_are_one_line(arguments, word):
     with pytest.raises(UsageError) as refusal:
-        launch.plan(arguments)
+        swarmrun.plan(arguments)
     assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -68,9 +70,9 @@ def test_wrong_arguments_are_one_line(arguments, word):
     "hosts", [["-H", "a,b"], ["--host", "a,b"], ["-hosts", "a,b"], ["--hosts=a,b"]]
 )
 def test_flags_are_those_of_any_mpirun(flags, hosts):
-    expected, _, _ = launch.plan(["-n", "2", "--hosts", "a,b", __file__])
-    assert launch.plan([*flags, *hosts, __file__])[0] == expected
-    assert launch.plan([*hosts, *flags, __file__])[0] == expected
+    expected, _, _ = swarmrun.plan(["-n", "2", "--hosts", "a,b", __file__])
+    assert swarmrun.plan([*flags, *hosts, __file__])[0] == expected
+    assert swarmrun.plan([*hosts, *flags, __file__])[0] == expected
 
 
 def test_dry_run_prints_the_command_and_starts_nothing():
@@ -83,7 +85,7 @@ def test_dry_run_prints_the_command_and_starts_nothing():
 
 def test_hosts_go_to_mpirun_with_what_their_ranks_need(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    command, _, _ = launch.plan(["-n", "3", "--hosts", "a:2,b", __file__])
+    command, _, _ = swarmrun.plan(["-n", "3", "--hosts", "a:2,b", __file__])
     hosts = command.index("--host" if "--host" in command else "-hosts")
     assert command[hosts + 1] == "a:2,b"
     assert command[-2:] == [sys.executable, __file__]
@@ -105,11 +107,11 @@ def test_hosts_go_to_mpirun_with_what_their_ranks_need(monkeypatch):
     ],
 )
 def test_an_mpi_has_a_short_name(library, name):
-    assert launcher.mpi_name(library) == name
+    assert environment.mpi_name(library) == name
 
 
 @pytest.mark.parametrize(
-    ("environment", "library", "built_for", "can"),
+    ("variables", "library", "built_for", "can"),
     [
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI v5.0.11", "", True),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "MPICH Version 5.0.2", "", False),
@@ -121,16 +123,16 @@ def test_an_mpi_has_a_short_name(library, name):
         ({"SLURM_MPI_TYPE": "pmi2"}, "MPICH Version 5.0.2", "", True),
     ],
 )
-def test_what_a_launcher_can_start(monkeypatch, tmp_path, environment, library, built_for, can):
-    if "SLURM_MPI_TYPE" in environment:
-        environment = environment | {"SLURM_STEP_NUM_TASKS": "2"}
+def test_what_a_launcher_can_start(monkeypatch, tmp_path, variables, library, built_for, can):
+    if "SLURM_MPI_TYPE" in variables:
+        variables = variables | {"SLURM_STEP_NUM_TASKS": "2"}
     ompi_info = tmp_path / "ompi_info"
     ompi_info.write_text(f"#!/bin/sh\necho mca:pmix:{built_for}:version:x\n")
     ompi_info.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    for name, value in environment.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert launcher.can_start(library) is can
+    assert environment.can_start(library) is can
 
 
 @pytest.mark.parametrize("code", [0, 3])

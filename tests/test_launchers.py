@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.launchers import BINDING, OPEN_MPI
 from benchmarks.network import Network, Unavailable
-from swarm_tf import UsageError, launch
+from swarm_tf import UsageError
+from swarm_tf.launch import swarmrun
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -49,13 +50,13 @@ def refused(done):
 
 @pytest.fixture(scope="module")
 def library():
-    return launch.mpi_library()
+    return swarmrun.mpi_library()
 
 
 @pytest.mark.matrix
 def test_mpirun(tmp_path):
     # What it wants as root and beyond the cores is what `swarmrun --dry-run` shows.
-    command, environment, _ = launch.plan(["-n", "2", "train.py"])
+    command, environment, _ = swarmrun.plan(["-n", "2", "train.py"])
     done = run(command[0], "-n", 2, "python", *SMALL, f"--workdir={tmp_path}", **environment)
     trained(done, tmp_path, 2)
 
@@ -64,7 +65,7 @@ def test_mpirun(tmp_path):
 def test_swarmrun_starts_modules_and_scripts(tmp_path):
     done = run("swarmrun", "-n", 2, *SMALL, f"--workdir={tmp_path}")
     trained(done, tmp_path, 2)
-    done = run("swarmrun", "-n", 2, "-m", "swarm_tf.doctor")
+    done = run("swarmrun", "-n", 2, "-m", "swarm_tf", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("\nOK\n")
     # Five each; one that both ask for at once serves both.
@@ -130,10 +131,10 @@ def test_mpi_without_threads_is_refused(tmp_path):
 
 @pytest.mark.matrix
 def test_the_mpirun_of_another_mpi_is_refused(monkeypatch, library):
-    monkeypatch.setenv("PATH", str(Path(launch.find_mpirun(library)).parent))
+    monkeypatch.setenv("PATH", str(Path(swarmrun.find_mpirun(library)).parent))
     other = "MPICH Version: 4.2" if "Open MPI" in library else "Open MPI v5.0.1, package: x"
     with pytest.raises(UsageError, match=r"mpi(run|exec)\S* is not of (MPICH|Open MPI)"):
-        launch.find_mpirun(other)
+        swarmrun.find_mpirun(other)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from swarm_tf import metrics
 from swarm_tf.errors import UsageError
+from swarm_tf.runner import metrics
 
 SUMMARY = metrics.Summary(
     algorithm="swarm",

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from swarm_tf import optimizers
 from swarm_tf.config import OptimizerConfig
+from swarm_tf.runner import optimizers
 
 
 def rates(steps: int, per_epoch: int, **fields) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from swarm_tf.codec.base import Decoded
-from swarm_tf.published import Published
+from swarm_tf.protocol.replica import Published
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from swarm_tf import quiet
+from swarm_tf.cluster import startup_logs
 
 
 def test_other_lines_come_after(capfd):
-    with quiet.start():
+    with startup_logs.start():
         os.write(2, b"I0000 00:00:1.2 3 port.cc:153] oneDNN custom operations are on.\n")
         os.write(2, b"something went wrong\n")
         assert capfd.readouterr().err == ""
@@ -18,7 +18,7 @@ def test_other_lines_come_after(capfd):
 
 
 def test_an_error_passes_with_what_was_written_before_it(capfd):
-    @quiet.start()
+    @startup_logs.start()
     def broken_import():
         os.write(2, b"libcuda is broken\n")
         raise ImportError
@@ -29,6 +29,9 @@ def test_an_error_passes_with_what_was_written_before_it(capfd):
 
 
 def test_tensorflow_starts_without_a_word():
-    code = "from swarm_tf import quiet\nwith quiet.start():\n    import tensorflow"
+    code = (
+        "from swarm_tf.cluster import startup_logs\n"
+        "with startup_logs.start():\n    import tensorflow"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stderr == ""

@@ -13,7 +13,7 @@ import tfds_standin
 
 import models
 from swarm_tf import config as c
-from swarm_tf import optimizers
+from swarm_tf.runner import optimizers
 from swarm_tf.validation import validate
 
 ROOT = Path(__file__).parent.parent

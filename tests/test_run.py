@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import keras
 import pytest
 
-from swarm_tf import run
+from swarm_tf.runner import run
 
 
 class Watch:

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from swarm_tf.slowdown import Slowdown
+from swarm_tf.runner.slowdown import Slowdown
 from swarm_tf.trainer import Trainer
 from tests.test_trainer import batches, make
 
@@ -37,7 +37,7 @@ def test_it_sleeps_once_a_step_and_changes_nothing(fit):
 
 def test_the_sleep_is_the_rest_of_the_longer_step(monkeypatch):
     slept = []
-    monkeypatch.setattr("swarm_tf.slowdown.time.sleep", slept.append)
+    monkeypatch.setattr("swarm_tf.runner.slowdown.time.sleep", slept.append)
     Slowdown(3.0)._sleep(0.5)
     Slowdown(1.0, 0.75)._sleep(0.5)
     Slowdown(3.0, 0.75)._sleep(0.5)

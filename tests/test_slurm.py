@@ -12,7 +12,7 @@ import pytest
 import tfds_standin
 
 from benchmarks.slurm import LoopbackSlurm, Missing, until
-from swarm_tf import launch
+from swarm_tf.launch import swarmrun
 
 ROOT = Path(__file__).parent.parent
 PYTHON = str(Path(sys.executable))
@@ -36,7 +36,7 @@ def slurm():
 @pytest.fixture(scope="module")
 def plugins():
     """The one that fits the MPI of this environment, and one that does not."""
-    return ("pmix", "pmi2") if "Open MPI" in launch.mpi_library() else ("pmi2", "none")
+    return ("pmix", "pmi2") if "Open MPI" in swarmrun.mpi_library() else ("pmi2", "none")
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 import tensorflow as tf
 
 from swarm_tf import codec as codecs
-from swarm_tf.admission import State
 from swarm_tf.codec import BLOCK
-from swarm_tf.exchange import Kind, Message, Reason
-from swarm_tf.swarm import Node
-from swarm_tf.transport import wire
+from swarm_tf.protocol import wire
+from swarm_tf.protocol.gate import State
+from swarm_tf.protocol.messages import Kind, Message, Reason
+from swarm_tf.protocol.node import Node
 
 FINGERPRINT = 0x5EED
 

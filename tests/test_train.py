@@ -12,7 +12,7 @@ import pytest
 import tfds_standin
 
 import tasks
-from swarm_tf import evaluation, flags
+from swarm_tf.runner import evaluation, flags
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
@@ -257,7 +257,7 @@ def test_a_rank_that_crashes_ends_the_job_with_its_traceback(tmp_path):
         "import os, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(ROOT)!r})\n"
         "import train\n"
-        "from swarm_tf import trainer, world\n"
+        "from swarm_tf import trainer\nfrom swarm_tf.cluster import world\n"
         "run = trainer.Trainer._run\n"
         "def crash(self, block, count):\n"
         "    if world.rank() == 1 and self.steps_taken > 20: raise RuntimeError('out of luck')\n"

@@ -21,7 +21,7 @@ from models.stack import Size
 from models.transformer_xl import TransformerXL
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
-from swarm_tf.evaluation import evaluate
+from swarm_tf.runner.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")

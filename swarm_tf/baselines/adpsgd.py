@@ -17,7 +17,7 @@ from typing import Any
 
 import networkx as nx
 
-from swarm_tf.callback import SwarmCallback
+from swarm_tf.swarmsgd import SwarmCallback
 
 
 class ADPSGD(SwarmCallback):

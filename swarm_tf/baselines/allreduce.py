@@ -18,11 +18,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import gradients, validation, world
+from swarm_tf import gradients, validation
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.cluster import world
 from swarm_tf.errors import CollectiveError, UsageError
-from swarm_tf.metrics import Counters
-from swarm_tf.transport import jobs
+from swarm_tf.events import Counters
+from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
 _UNLIKE = 1e-3
@@ -54,8 +55,8 @@ class AllReduce(Algorithm):
         if backend == "horovod" and self.transport is not None:
             _start_horovod(self.transport.size)
         self._error: Exception | None = None
-        self._background: jobs.Background | None = None
-        self._averaged: dict[int, tuple[Array, jobs.Handle | None]] = {}
+        self._background: collectives.Background | None = None
+        self._averaged: dict[int, tuple[Array, collectives.Handle | None]] = {}
 
     def set_model(self, model: keras.Model) -> None:
         """From now on the optimizer gets the mean of all ranks' gradients."""
@@ -79,7 +80,7 @@ class AllReduce(Algorithm):
         self._compared, self._error = False, None
         self._exposed.assign(0.0)
         self._reductions.assign(0)
-        self._background = jobs.Background(self.transport.rank)
+        self._background = collectives.Background(self.transport.rank)
         self._background.start()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -213,9 +214,9 @@ class AllReduce(Algorithm):
             return np.int32(number)
         assert self.transport is not None
         mean = array.copy()
-        tag = jobs.session_tag(self.transport, number)
-        job = jobs.mean(self.transport, mean, tag, self.timeout_seconds)
-        self._averaged[number] = mean, self._background.submit(job)
+        tag = collectives.session_tag(self.transport, number)
+        collective = collectives.mean(self.transport, mean, tag, self.timeout_seconds)
+        self._averaged[number] = mean, self._background.submit(collective)
         return np.int32(number)
 
     def _finish(self, count: int) -> list[Array]:

@@ -20,7 +20,7 @@ from swarm_tf import consensus, validation
 from swarm_tf import topology as topologies
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.codec import BLOCK
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 
 
 class DPSGD(Algorithm):
@@ -54,11 +54,11 @@ class DPSGD(Algorithm):
     def begin(self, common: dict[str, Any]) -> None:
         """Nothing has been published yet."""
         assert self.transport is not None
-        self._background = jobs.Background(self.transport.rank)
+        self._background = collectives.Background(self.transport.rank)
         self._background.start()
         self._published: consensus.Chunks = []
         self._theirs: list[dict[int, Any]] = []
-        self._swaps: list[jobs.Handle] = []
+        self._transfers: list[collectives.Handle] = []
 
     def boundary(self, step: int) -> None:
         """Add what the neighbours' last models say; publish the own one."""
@@ -81,13 +81,13 @@ class DPSGD(Algorithm):
         transport, timeout = self.transport, self.timeout_seconds
         self._published = chunks
         self._theirs = [{other: np.empty_like(c) for other in self.mixing} for c in chunks]
-        self._swaps = [
+        self._transfers = [
             self._background.submit(
-                jobs.swap(
+                collectives.sendrecv(
                     transport,
                     dict.fromkeys(self.mixing, own),
                     into,
-                    jobs.session_tag(transport, number),
+                    collectives.session_tag(transport, number),
                     timeout,
                 )
             )
@@ -95,13 +95,13 @@ class DPSGD(Algorithm):
         ]
 
     def _wait(self) -> None:
-        for swap in self._swaps:
-            swap.wait()
+        for transfer in self._transfers:
+            transfer.wait()
 
     def _corrections(self) -> list[tf.Tensor | None]:
         """sum_j W_ij (x_j - x_i) of the models published last; None before the first."""
         assert self.weights is not None
-        if not self._swaps:
+        if not self._transfers:
             return [None] * len(self.weights.lengths)
         self._wait()
         corrections: list[tf.Tensor | None] = []

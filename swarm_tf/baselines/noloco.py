@@ -16,7 +16,7 @@ import numpy as np
 
 from swarm_tf import consensus
 from swarm_tf.baselines.outer import Outer
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 
 
 class NoLoCo(Outer):
@@ -64,7 +64,7 @@ class NoLoCo(Outer):
         beta = np.float32(settings["outer_learning_rate"])
         alpha = np.float32(settings["outer_momentum"])
         gamma = np.float32(settings["attraction"])
-        theirs = self._swap([*self.slow, *fast])
+        theirs = self._sendrecv([*self.slow, *fast])
         their_slow, their_fast = theirs[: len(fast)], theirs[len(fast) :]
         every = zip(self.slow, their_slow, fast, their_fast, self.momentum, strict=True)
         for phi, their_phi, theta, their_theta, momentum in every:
@@ -75,11 +75,11 @@ class NoLoCo(Outer):
 
     def average(self, chunks: consensus.Chunks) -> None:
         """With the partner of the round."""
-        for own, theirs in zip(chunks, self._swap(chunks), strict=True):
+        for own, theirs in zip(chunks, self._sendrecv(chunks), strict=True):
             own += theirs
             own /= 2
 
-    def _swap(self, chunks: consensus.Chunks) -> consensus.Chunks:
+    def _sendrecv(self, chunks: consensus.Chunks) -> consensus.Chunks:
         """The `chunks` of the round's partner; without a partner one's own."""
         partner = self.partner(self.round)
         if partner is None:
@@ -87,9 +87,11 @@ class NoLoCo(Outer):
         assert self.transport is not None
         theirs = [np.empty_like(chunk) for chunk in chunks]
         every = enumerate(zip(chunks, theirs, strict=True))
-        jobs.run(
+        collectives.run(
             [
-                jobs.swap(self.transport, {partner: a}, {partner: b}, tag, self.timeout_seconds)
+                collectives.sendrecv(
+                    self.transport, {partner: a}, {partner: b}, tag, self.timeout_seconds
+                )
                 for tag, (a, b) in every
             ]
         )

@@ -10,7 +10,7 @@ import numpy as np
 from swarm_tf import consensus, validation
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.state import moving_statistics
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.weights import FlatWeights
 
 
@@ -45,7 +45,7 @@ class Outer(Algorithm, ABC):
     def average(self, chunks: consensus.Chunks) -> None:
         """Overwrite `chunks` with their mean over those who take the outer step together."""
         assert self.transport is not None
-        jobs.average(self.transport, chunks, self.timeout_seconds)
+        collectives.average(self.transport, chunks, self.timeout_seconds)
 
     def next_boundary(self, step: int) -> int:
         """Every H steps."""

@@ -18,11 +18,11 @@ import numpy as np
 
 from swarm_tf import consensus, validation
 from swarm_tf.algorithm import Algorithm
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
 # For each part of the state: the transfers of a round, and what they bring, by its sender.
-_Coming = list[tuple[jobs.Handle, dict[int, Array]]]
+_Coming = list[tuple[collectives.Handle, dict[int, Array]]]
 
 
 class SGP(Algorithm):
@@ -57,7 +57,7 @@ class SGP(Algorithm):
         """Nothing is under way."""
         assert self.weights is not None
         assert self.transport is not None
-        self._background = jobs.Background(self.transport.rank)
+        self._background = collectives.Background(self.transport.rank)
         self._background.start()
         self._round, self.weight = 0, 1.0
         self._z = consensus.copy(self.weights)
@@ -113,8 +113,8 @@ class SGP(Algorithm):
         coming = []
         for part, array in enumerate(kept):
             # Two rounds overlap.
-            tag = jobs.session_tag(self.transport, 2 * part + round % 2)
+            tag = collectives.session_tag(self.transport, 2 * part + round % 2)
             own, into = dict.fromkeys(out, array), {r: np.empty_like(array) for r in sources}
-            swap = jobs.swap(self.transport, own, into, tag, self.timeout_seconds)
+            swap = collectives.sendrecv(self.transport, own, into, tag, self.timeout_seconds)
             coming.append((self._background.submit(swap), into))
         return kept, coming

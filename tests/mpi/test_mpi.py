@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swarm_tf import UsageError, history, launch
+from swarm_tf import UsageError
+from swarm_tf.history import check
+from swarm_tf.launch import swarmrun
 
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[2]
@@ -21,7 +23,7 @@ HANG = 400.0  # seconds; ten times what a quiet machine needs
 
 def _no_mpi() -> str:
     try:
-        launch.find_mpirun(launch.mpi_library())
+        swarmrun.find_mpirun(swarmrun.mpi_library())
     except UsageError as error:
         return str(error)
     return ""
@@ -150,7 +152,7 @@ def test_a_signal_ends_all_ranks_whatever_they_do():
 def test_the_exchanges_of_a_real_run_are_proven(tmp_path):
     passes(3, "recorded.py", tmp_path)
     for mode in ("nonblocking", "blocking", "pull"):
-        figures, violations = history.check(history.read(tmp_path / mode))
+        figures, violations = check.check(check.read(tmp_path / mode))
         assert violations == []
         assert figures["exchanges"] > 10
 

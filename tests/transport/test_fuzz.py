@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from swarm_tf import codec as codecs
 from swarm_tf.codec import BLOCK
-from swarm_tf.exchange import Kind, Message, Reason
-from swarm_tf.swarm import Node
-from swarm_tf.transport import wire
-from swarm_tf.transport.dispatcher import Dispatcher, Service
+from swarm_tf.dispatcher import Dispatcher, Service
+from swarm_tf.protocol import wire
+from swarm_tf.protocol.messages import Kind, Message, Reason
+from swarm_tf.protocol.node import Node
 from swarm_tf.transport.local import LocalNetwork
 
 FINGERPRINT = 7

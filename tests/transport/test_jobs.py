@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.transport.local import LocalNetwork
 from tests.transport.ranks import in_threads
 
@@ -18,7 +18,7 @@ def test_mean_is_the_mean_and_the_same_bits_everywhere(size, length):
 
     def action(rank):
         array = rows[rank].copy()
-        jobs.run([jobs.mean(network[rank], array, 3, 10)])
+        collectives.run([collectives.mean(network[rank], array, 3, 10)])
         return array
 
     means = in_threads(size, action)
@@ -29,7 +29,7 @@ def test_mean_is_the_mean_and_the_same_bits_everywhere(size, length):
 def test_a_mean_costs_the_least_that_is_possible():
     """2 (N - 1) / N times the array, from each rank."""
     network = LocalNetwork(4)
-    in_threads(4, lambda rank: jobs.average(network[rank], [np.zeros(1000, np.float32)], 10))
+    in_threads(4, lambda rank: collectives.average(network[rank], [np.zeros(1000, np.float32)], 10))
     assert [network[rank].bytes_sent for rank in range(4)] == [2 * 3 * 1000] * 4
 
 
@@ -41,7 +41,9 @@ def test_swap_takes_any_pattern():
     def action(rank):
         into = {r: np.zeros(2, np.float32) for r in out if rank in out[r]}
         own = np.full(2, rank, np.float32)
-        jobs.run([jobs.swap(network[rank], dict.fromkeys(out[rank], own), into, 0, 10)])
+        collectives.run(
+            [collectives.sendrecv(network[rank], dict.fromkeys(out[rank], own), into, 0, 10)]
+        )
         return {r: array.tolist() for r, array in into.items()}
 
     assert in_threads(3, action) == [
@@ -56,11 +58,12 @@ def test_jobs_in_the_background_may_start_in_any_order():
     turns = [(0, 1, 2), (2, 1, 0), (1, 2, 0)]
 
     def action(rank):
-        background = jobs.Background(rank)
+        background = collectives.Background(rank)
         background.start()
         arrays = [np.full(10, 10 * tag + rank, np.float32) for tag in range(3)]
         handles = [
-            background.submit(jobs.mean(network[rank], arrays[tag], tag, 10)) for tag in turns[rank]
+            background.submit(collectives.mean(network[rank], arrays[tag], tag, 10))
+            for tag in turns[rank]
         ]
         for handle in handles:
             handle.wait()
@@ -73,30 +76,30 @@ def test_jobs_in_the_background_may_start_in_any_order():
 def test_a_missing_rank_is_named():
     network = LocalNetwork(3)
     with pytest.raises(TimeoutError, match=r"^rank 1 waited 0.1 s for ranks \[0\]$"):
-        jobs.average(network[1], [np.zeros(5, np.float32)], 0.1)
+        collectives.average(network[1], [np.zeros(5, np.float32)], 0.1)
 
 
 def test_a_job_that_fails_in_the_background_is_heard_of():
     network = LocalNetwork(2)
-    background = jobs.Background(0)
+    background = collectives.Background(0)
     background.start()
-    lost = background.submit(jobs.mean(network[0], np.zeros(5, np.float32), 0, 0.05))
+    lost = background.submit(collectives.mean(network[0], np.zeros(5, np.float32), 0, 0.05))
     with pytest.raises(TimeoutError, match=r"rank 0 waited 0.05 s for ranks \[1\]"):
         lost.wait()
     background.stop()
     assert not background.is_alive()
     with pytest.raises(RuntimeError, match="stopped"):
-        background.submit(jobs.mean(network[0], np.zeros(5, np.float32), 0, 1))
+        background.submit(collectives.mean(network[0], np.zeros(5, np.float32), 0, 1))
 
 
 def test_stop_lets_jobs_finish():
     network = LocalNetwork(2)
-    background = jobs.Background(0)
+    background = collectives.Background(0)
     background.start()
     array = np.zeros(4, np.float32)
-    background.submit(jobs.mean(network[0], array, 0, 10))
+    background.submit(collectives.mean(network[0], array, 0, 10))
     other = np.full(4, 2, np.float32)
-    late = threading.Timer(0.1, jobs.average, (network[1], [other], 10))
+    late = threading.Timer(0.1, collectives.average, (network[1], [other], 10))
     late.start()
     background.stop()
     assert array.tolist() == [1] * 4

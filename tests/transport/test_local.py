@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.transport.local import Faults, LocalNetwork
 from tests.transport.ranks import Quadratic, in_threads
 
@@ -89,7 +89,7 @@ def test_collectives():
         transport = network[rank]
         gathered = transport.gather(bytes([rank] * rank), "a test", 10)
         arrays = [np.full(5, rank, np.float32), np.full(3, 10 * rank, np.float32)]
-        jobs.average(transport, arrays, 10)
+        collectives.average(transport, arrays, 10)
         roots = [np.full(5, rank + 1, np.float32)]
         transport.broadcast(roots)
         return gathered, arrays, roots
@@ -106,7 +106,7 @@ def test_mean_has_the_same_bits_everywhere():
 
     def action(rank):
         array = np.random.default_rng(rank).normal(size=1000).astype(np.float32)
-        jobs.average(network[rank], [array], 10)
+        collectives.average(network[rank], [array], 10)
         return array.tobytes()
 
     assert len(set(in_threads(3, action))) == 1

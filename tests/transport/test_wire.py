@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from swarm_tf import codec as codecs
 from swarm_tf.codec import BLOCK, blocks_of
-from swarm_tf.exchange import Kind, Message, Reason
-from swarm_tf.transport import wire
+from swarm_tf.protocol import wire
+from swarm_tf.protocol.messages import Kind, Message, Reason
 
 FINGERPRINT = 2**64 - 5
 CODECS = [("float32", 8), ("bfloat16", 8), ("float16", 8)] + [

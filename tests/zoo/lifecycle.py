@@ -5,7 +5,8 @@ import numpy as np
 from keras import layers
 
 import swarm_tf
-from swarm_tf import consensus, world
+from swarm_tf import consensus
+from swarm_tf.cluster import world
 from zoo import pair
 from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
 from zoo.watch import TRAININGS, assert_equal_on_ranks, check, failing, swarm

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from swarm_tf import UsageError, launch
+from swarm_tf import UsageError
+from swarm_tf.launch import swarmrun
 from zoo import specimens
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ STILL = 240.0  # seconds without any progress; ranks end themselves before, if t
 
 def _no_mpi():
     try:
-        launch.find_mpirun(launch.mpi_library())
+        swarmrun.find_mpirun(swarmrun.mpi_library())
     except UsageError as error:
         return str(error)
     return ""

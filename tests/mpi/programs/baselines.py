@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 import swarm_tf
-from swarm_tf import world
 from swarm_tf.baselines.adpsgd import ADPSGD
 from swarm_tf.baselines.allreduce import AllReduce
 from swarm_tf.baselines.diloco import DiLoCo
@@ -17,6 +16,7 @@ from swarm_tf.baselines.dpsgd import DPSGD
 from swarm_tf.baselines.local_sgd import LocalSGD
 from swarm_tf.baselines.noloco import NoLoCo
 from swarm_tf.baselines.sgp import SGP
+from swarm_tf.cluster import world
 from swarm_tf.errors import CollectiveError
 from swarm_tf.trainer import Trainer
 

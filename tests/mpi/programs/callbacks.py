@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import swarm_tf
-from swarm_tf import world
 from swarm_tf.baselines.allreduce import AllReduce
 from swarm_tf.callbacks import AverageMetrics, ConsensusCheckpoint, on_rank_zero
+from swarm_tf.cluster import world
 from swarm_tf.weights import FlatWeights
 
 mpi = world.transport()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import keras
 
-from swarm_tf import world
+from swarm_tf.cluster import world
 
 
 def run(*checks: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import swarm_tf
 from swarm_tf import config as c
-from swarm_tf.run import Run
+from swarm_tf.runner.run import Run
 
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
 assert SIZE == 2

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 import swarm_tf
-from swarm_tf import consensus, world
-from swarm_tf.exchange import Exchange
+from swarm_tf import consensus
+from swarm_tf.cluster import world
+from swarm_tf.protocol.messages import Exchange
 
 mpi = world.transport()
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()

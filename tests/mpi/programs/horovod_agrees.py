@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 import swarm_tf
-from swarm_tf import world
 from swarm_tf.baselines.allreduce import AllReduce
+from swarm_tf.cluster import world
 from swarm_tf.trainer import Trainer
 
 mpi = world.transport()

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 
 import swarm_tf
-from swarm_tf import world
 from swarm_tf.baselines.allreduce import AllReduce
 from swarm_tf.baselines.local_sgd import LocalSGD
+from swarm_tf.cluster import world
 
 mpi = world.transport()
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from swarm_tf import world
+from swarm_tf.cluster import world
 
 world.gather(None, "the test")
 if "SLURM_RESTART_COUNT" not in os.environ:

@@ -2,7 +2,7 @@
 
 import time
 
-from swarm_tf import world
+from swarm_tf.cluster import world
 
 mpi = world.transport()
 assert mpi.gather(b"", "before", 60) == [b""] * mpi.size

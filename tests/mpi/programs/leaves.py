@@ -7,8 +7,8 @@ import keras
 import numpy as np
 
 import swarm_tf
-from swarm_tf import world
 from swarm_tf.baselines.local_sgd import LocalSGD
+from swarm_tf.cluster import world
 
 RANK = swarm_tf.rank()
 FAILS = "failing at"

@@ -2,10 +2,10 @@
 
 import time
 
-from swarm_tf import launcher, world
+from swarm_tf.cluster import environment, world
 
 world.START_SECONDS = 3
-if launcher.rank() == 1:
+if environment.rank() == 1:
     print(f"failing at {time.time()}", flush=True)
     time.sleep(100)
 world.transport()

@@ -4,7 +4,8 @@ import time
 
 from checks import run
 
-from swarm_tf import UsageError, world
+from swarm_tf import UsageError
+from swarm_tf.cluster import world
 
 RANK, SIZE = world.rank(), world.size()
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 import swarm_tf
-from swarm_tf import world
+from swarm_tf.cluster import world
 
 mpi = world.transport()
 RANK = swarm_tf.rank()

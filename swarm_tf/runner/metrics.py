@@ -13,60 +13,20 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
-from swarm_tf import files, launcher
+from swarm_tf import files
+from swarm_tf.cluster import environment
 from swarm_tf.errors import UsageError
 
 _log = logging.getLogger("swarm_tf")
 
 _LEAST_ROOM = 1 << 16
 """Bytes without which a run need not start."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What one rank counted. Immutable, so one thread may read what another one replaces.
-
-    `total += Counters(exchanges=1, bytes_sent=n)` counts an exchange.
-    """
-
-    exchanges: int = 0  # initiated here and applied
-    exchanges_failed: int = 0  # initiated here and given up or refused
-    exchanges_served: int = 0  # initiated by others, answered here
-    bytes_sent: int = 0  # everything: headers, replies, repetitions
-    messages_dropped: int = 0  # damaged, or of another model or version
-    payload_bytes: int = 0  # the encoded models in the requests of `exchanges`
-    blocks_skipped: int = 0  # whose checksum failed, of blocks_total
-    blocks_total: int = 0
-    exposed_seconds: float = 0.0  # the training loop stood still for averaging
-    staleness_sum: int = 0  # local steps between publish and apply
-    staleness_count: int = 0
-    adoptions: int = 0  # a neighbour's model was taken in place of one with NaN or Inf
-
-    def __add__(self, other: "Counters") -> "Counters":
-        return Counters(
-            *(getattr(self, item.name) + getattr(other, item.name) for item in fields(self))
-        )
-
-    @property
-    def staleness_mean(self) -> float:
-        """Local steps between publish and apply; 0 before the first exchange."""
-        return self.staleness_sum / max(self.staleness_count, 1)
-
-    @property
-    def payload_bytes_per_exchange(self) -> float:
-        """Bytes of one encoded model; 0 before the first exchange."""
-        return self.payload_bytes / max(self.exchanges, 1)
-
-
-def merge(counters: Iterable[Counters]) -> Counters:
-    """The sums over all ranks; `exposed_seconds` too, so divide it by the ranks."""
-    return sum(counters, start=Counters())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +274,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         """Terminal or not is the stream's word, or under a launcher SWARM_TF_LIVE's (0, 1)."""
         self._stream = stream or sys.stdout
-        default = "1" if self._stream.isatty() and launcher.size() == 1 else "0"
+        default = "1" if self._stream.isatty() and environment.size() == 1 else "0"
         self._live = os.environ.get("SWARM_TF_LIVE", default) == "1"
         self._width = 0
         self._fails = False

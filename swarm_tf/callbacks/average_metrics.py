@@ -1,4 +1,4 @@
-"""Keras callbacks for trainings on several ranks; docs/callbacks.md has those of Keras itself."""
+"""AverageMetrics: metrics of all ranks, so that callbacks decide alike."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 
 import keras
 
-from swarm_tf import validation, world
+from swarm_tf import validation
 from swarm_tf.algorithm import Algorithm, callback_list
-from swarm_tf.consensus_checkpoint import ConsensusCheckpoint
+from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
 from swarm_tf.transport.base import Transport
-
-__all__ = ["AverageMetrics", "ConsensusCheckpoint", "on_rank_zero"]
 
 _log = logging.getLogger("swarm_tf")
 
@@ -23,32 +21,6 @@ _DECIDES = (
     keras.callbacks.ReduceLROnPlateau,
     keras.callbacks.ModelCheckpoint,
 )
-_ON_ALL_RANKS = (
-    keras.callbacks.EarlyStopping,
-    keras.callbacks.ReduceLROnPlateau,
-    keras.callbacks.LearningRateScheduler,
-    keras.callbacks.TerminateOnNaN,
-    keras.callbacks.SwapEMAWeights,
-    keras.callbacks.BackupAndRestore,
-    Algorithm,
-    ConsensusCheckpoint,
-)
-
-
-def on_rank_zero(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
-    """`callback` on rank 0, and one that does nothing on the others.
-
-    For what writes: ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor.
-
-    Raises:
-      UsageError: it changes the training itself, or works with the other ranks'.
-    """
-    if isinstance(callback, _ON_ALL_RANKS):
-        raise UsageError(
-            f"on_rank_zero({type(callback).__name__}): it must be on all ranks; AverageMetrics "
-            "before those that decide lets them decide alike"
-        )
-    return callback if world.rank() == 0 else keras.callbacks.Callback()
 
 
 class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]

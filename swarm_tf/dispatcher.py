@@ -6,10 +6,11 @@ import logging
 import threading
 import weakref
 
-from swarm_tf.exchange import Message
-from swarm_tf.swarm import Node
-from swarm_tf.transport import wire
-from swarm_tf.transport.base import Bytes, Transport
+from swarm_tf.buffers import Bytes
+from swarm_tf.protocol import wire
+from swarm_tf.protocol.messages import Message
+from swarm_tf.protocol.node import Node
+from swarm_tf.transport.base import Transport
 
 _SHORTEST_SLEEP = 0.0001
 _LONGEST_SLEEP = 0.01

@@ -14,10 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import algorithms, consensus, ending, evaluation, world
+from swarm_tf import consensus
+from swarm_tf.cluster import signals, world
 from swarm_tf.config import RunConfig, to_dict
-from swarm_tf.metrics import Counters, MetricsWriter, Progress, Status, Summary, merge
-from swarm_tf.slowdown import Slowdown
+from swarm_tf.events import Counters, merge
+from swarm_tf.runner import algorithms, evaluation
+from swarm_tf.runner.metrics import MetricsWriter, Progress, Status, Summary
+from swarm_tf.runner.slowdown import Slowdown
 from swarm_tf.state import moving_statistics
 from swarm_tf.trainer import Trainer
 from swarm_tf.weights import FlatWeights
@@ -73,7 +76,7 @@ class Run:
         with self._writer as writer:
             world.together(lambda: self._describe(writer))
             log = _Log(self, Progress() if world.rank() == 0 else None)
-            with ending.listening():
+            with signals.listening():
                 self.trainer.fit(
                     self.train_data,
                     steps=self.steps,
@@ -89,7 +92,7 @@ class Run:
                 if not ended_by:
                     self.log(self.steps, **_prefixed("test", own))
                     final = self._final(own)
-                    if asked := ending.asked():
+                    if asked := signals.asked():
                         final, ended_by = {}, asked.name
                     summary = dataclasses.replace(summary, final=final, ended_by=ended_by)
                     numbers = {k: v for k, v in final.items() if not isinstance(v, str)}
@@ -133,7 +136,7 @@ class Run:
 
     def _ended_by(self) -> str | None:
         """The signal that ended the training of some rank, on all of them."""
-        asked = ending.asked()
+        asked = signals.asked()
         every = world.gather(
             asked.name if asked else None, "the tests of all ranks' models", world.FIRST_SECONDS
         )

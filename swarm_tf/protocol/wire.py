@@ -15,9 +15,10 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from swarm_tf import buffers
+from swarm_tf.buffers import Bytes
 from swarm_tf.codec import SEEDS, Encoded, blocks_of
-from swarm_tf.exchange import Kind, Message, Reason
-from swarm_tf.transport.base import ALIGNMENT, Bytes
+from swarm_tf.protocol.messages import Kind, Message, Reason
 
 VERSION = 1
 EXCHANGES = 2**48
@@ -132,7 +133,7 @@ def attach(message: Message, payload: Bytes) -> Message:
 def _as_tensor(rows: Bytes, dtype: tf.DType) -> tf.Tensor:
     """uint8 [blocks, bytes] as numbers [blocks, n], without a copy if the memory is aligned."""
     same_size = rows.view(f"u{dtype.size}")
-    if rows.size and rows.ctypes.data % ALIGNMENT == 0:
+    if rows.size and buffers.is_aligned(rows):
         tensor = tf.experimental.dlpack.from_dlpack(same_size.__dlpack__())
     else:
         tensor = tf.convert_to_tensor(same_size)

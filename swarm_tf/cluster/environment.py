@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from swarm_tf import programs
+from swarm_tf.cluster import subprocesses
 
 OPEN_MPI = "Open MPI's mpirun"
 """A `name` of a launcher."""
@@ -119,7 +119,7 @@ def can_start(library: str) -> bool:
     if started.endswith("none"):
         return False
     # Version 4 may have been built for Slurm's older plugins.
-    code, output, _ = programs.ask("ompi_info", "--parsable")
+    code, output, _ = subprocesses.ask("ompi_info", "--parsable")
     return code != 0 or re.search(r"mca:pmix:s[12]:", output) is not None
 
 

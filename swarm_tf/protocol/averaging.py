@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from swarm_tf.codec import Codec, Encoded, Lattice, blocks_of, build, too_many
 from swarm_tf.codec.base import Bools, Floats
-from swarm_tf.exchange import Reason
-from swarm_tf.published import Published
+from swarm_tf.protocol.messages import Reason
+from swarm_tf.protocol.replica import Published
 
 _NO_SCALES = np.zeros(0, np.float32)
 

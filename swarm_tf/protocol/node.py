@@ -27,13 +27,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from swarm_tf.admission import Admission, State
-from swarm_tf.averaging import Averaging
 from swarm_tf.codec import SEEDS, Codec
 from swarm_tf.codec.base import Encoded, Floats
-from swarm_tf.exchange import Exchange, Kind, Message, Reason, Served
-from swarm_tf.metrics import Counters
-from swarm_tf.record import Record
+from swarm_tf.events import Counters
+from swarm_tf.history.record import Record
+from swarm_tf.protocol.averaging import Averaging
+from swarm_tf.protocol.gate import Admission, State
+from swarm_tf.protocol.messages import Exchange, Kind, Message, Reason, Served
 
 Outbox = list[tuple[int, Message]]
 """(destination rank, message) pairs."""

@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from swarm_tf import world
+from swarm_tf.cluster import world
 from swarm_tf.codec import Codec
-from swarm_tf.exchange import Exchange, Reason
-from swarm_tf.metrics import Counters
-from swarm_tf.record import Record
-from swarm_tf.swarm import Node
+from swarm_tf.dispatcher import Service
+from swarm_tf.events import Counters
+from swarm_tf.history.record import Record
+from swarm_tf.protocol.messages import Exchange, Reason
+from swarm_tf.protocol.node import Node
 from swarm_tf.transport.base import Transport
-from swarm_tf.transport.dispatcher import Service
 from swarm_tf.weights import FlatWeights
 
 _LONGEST_PAUSE = 0.05

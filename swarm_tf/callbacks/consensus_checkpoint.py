@@ -14,16 +14,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import consensus, files, state, validation, world
+from swarm_tf import consensus, files, state, validation
 from swarm_tf.algorithm import Algorithm, callback_list
+from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
-from swarm_tf.transport import jobs
+from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array, Transport
 from swarm_tf.weights import FlatWeights
 
 _log = logging.getLogger("swarm_tf")
 
-_TAG = 1007  # see jobs.session_tag
+_TAG = 1007  # see collectives.session_tag
 _ENDING = ".weights.h5"
 _LONGEST_SLEEP = 0.02  # seconds: nobody waits for a mean
 
@@ -227,7 +228,7 @@ class _Means(threading.Thread):
         super().__init__(name=f"swarm-tf checkpoints of rank {rank}", daemon=True)
         self.mark = 1
         self.abandoned = False
-        self._tag = jobs.session_tag(self._transport, _TAG)
+        self._tag = collectives.session_tag(self._transport, _TAG)
         self._write = write
         self._changed = threading.Condition()
         self._given: consensus.Chunks | None = None
@@ -293,10 +294,10 @@ class _Means(threading.Thread):
         return count + training > 0
 
     def _average(self, array: Array) -> None:
-        jobs.run([self._unless_abandoned(array)], _LONGEST_SLEEP)
+        collectives.run([self._unless_abandoned(array)], _LONGEST_SLEEP)
 
-    def _unless_abandoned(self, array: Array) -> jobs.Job:
-        for _ in jobs.mean(self._transport, array, self._tag, math.inf):
+    def _unless_abandoned(self, array: Array) -> collectives.Collective:
+        for _ in collectives.mean(self._transport, array, self._tag, math.inf):
             if self.abandoned:
                 raise _Abandoned
             yield

@@ -16,10 +16,10 @@ from swarm_tf import state, validation
 from swarm_tf import topology as topologies
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.config import MODES
+from swarm_tf.driver import Member
 from swarm_tf.errors import UsageError
-from swarm_tf.exchange import Exchange, Reason
-from swarm_tf.member import Member
-from swarm_tf.metrics import Counters
+from swarm_tf.events import Counters
+from swarm_tf.protocol.messages import Exchange, Reason
 
 
 class SwarmCallback(Algorithm):

@@ -132,7 +132,3 @@ def main() -> None:
         print(f"{len(violations)} violations in {words}")
         sys.exit(1)
     print(f"every chunk averaged once on both sides, oppositely, and the mean held: {words}")
-
-
-if __name__ == "__main__":
-    main()

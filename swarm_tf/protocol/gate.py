@@ -21,7 +21,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 
-from swarm_tf.exchange import Reason
+from swarm_tf.protocol.messages import Reason
 
 
 class State(enum.Enum):

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from swarm_tf.codec.base import Bools
+import numpy.typing as npt
 
 
 class Record:
@@ -47,7 +46,7 @@ class Record:
         initiator: int,
         exchange: int,
         chunk: int,
-        accepted: Bools,
+        accepted: npt.NDArray[np.bool_],
         correction: Any,
         *,
         stays: bool = False,

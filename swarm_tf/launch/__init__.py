@@ -1,0 +1,1 @@
+"""Commands: `swarmrun` starts ranks, `swarm-tf doctor` examines them."""

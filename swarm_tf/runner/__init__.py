@@ -1,0 +1,1 @@
+"""What `train.py` does between its configuration and its summary."""
