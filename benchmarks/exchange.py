@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.timing import memcpy
 from swarm_tf import codec
 from swarm_tf.cluster import world
-from swarm_tf.driver import Member
+from swarm_tf.member import Member
 from swarm_tf.weights import FlatWeights
 
 PAUSE_LIMIT, CPU_LIMIT = 4.0, 12.0
@@ -77,7 +77,7 @@ def main() -> int:
             cpu -= time.process_time()
             # The local steps: a small change, different on each rank.
             weights.variables[rank].assign(weights.variables[rank] * (1 - 1e-3))
-            in_time = member.node.asked_at is None
+            in_time = member.driver.pending_step is None
             began = time.perf_counter()
             member.boundary(step, lambda: 1 - rank)
             if in_time:

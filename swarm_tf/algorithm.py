@@ -16,7 +16,7 @@ import keras
 from swarm_tf import consensus, rendezvous, state, validation
 from swarm_tf.cluster import devices, signals, world
 from swarm_tf.errors import UsageError
-from swarm_tf.events import Counters
+from swarm_tf.events import Counters, RanksAveraged
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
@@ -134,7 +134,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
-        self._counters += Counters(exchanges=1, exposed_seconds=seconds)
+        self._counters = self._counters.after(RanksAveraged(seconds))
 
     @property
     def due(self) -> int:

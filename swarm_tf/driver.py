@@ -1,283 +1,363 @@
-"""A model's membership in the swarm: what the training thread does at its boundaries."""
+"""The driver of a node: gives the pure protocol its lock, its thread, its clock and a transport.
+
+    training thread                               communication thread, one a transport
+    Driver.request, leave, finish, ...    ->      commands, carried out by `Driver.poll`
+    Driver.view                           <-      the node's `View`, replaced after each change
+    Replica.take, publish                 <->     Replica.terms, corrections
+
+Only the communication thread touches the node. The training thread leaves commands and reads the
+view, both under the lock, so it never waits for a kernel or for MPI.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import os
+import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from swarm_tf.cluster import world
-from swarm_tf.codec import Codec
-from swarm_tf.dispatcher import Service
-from swarm_tf.events import Counters
+from swarm_tf.buffers import Bytes
+from swarm_tf.codec import Channel, Floats
+from swarm_tf.events import (
+    BytesSent,
+    Counters,
+    Event,
+    ExchangeEnded,
+    MessageDropped,
+    log_line,
+)
 from swarm_tf.history.record import Record
-from swarm_tf.protocol.messages import Exchange, Reason
-from swarm_tf.protocol.node import Node
+from swarm_tf.protocol import wire
+from swarm_tf.protocol.messages import Outbox, Reason
+from swarm_tf.protocol.node import Node, View
 from swarm_tf.transport.base import Transport
-from swarm_tf.weights import FlatWeights
 
-_LONGEST_PAUSE = 0.05
-_FOLLOW_SECONDS = 1.0
+_SHORTEST_SLEEP = 0.0001
+_LONGEST_SLEEP = 0.01
 _log = logging.getLogger("swarm_tf")
 
 
-class Member:
-    """Joins `weights` to the swarm: `start`, `boundary` after every few steps, `finish`.
+class Driver:
+    """Drives one node over one transport, from `start` to `stop`.
 
     Args:
-      weights: of the model, between optimizer steps whenever a method is called.
-      transport: to the other ranks.
-      codec, mode, seed, timeout_seconds: see `Node`.
-      max_staleness: local steps for which an unanswered exchange lets training go on.
-      fingerprint: 64 bits that ranks of one swarm have in common.
-      record: a directory in which to write down what each exchange did; see `Record`.
-      on_adopt: called when the model of a neighbour was taken, since the own one had become NaN
-        or infinite.
+      channels: how each chunk of the model travels.
+      transport: to the other ranks; while the driver runs, only its thread uses it.
+      mode, seed, timeout_seconds: see `Node`.
+      fingerprint: of model, configuration and training, 64 bits; messages with it are the node's.
+      record: takes down every exchange, if it is wanted.
+
+    Attributes:
+      replica: the copy that others average with.
+      error: what has ended the driving, if something has.
     """
 
     def __init__(
         self,
-        weights: FlatWeights,
+        channels: Sequence[Channel],
         transport: Transport,
-        codec: Codec,
         mode: str = "nonblocking",
         *,
-        max_staleness: int = 16,
         seed: int = 0,
         timeout_seconds: float = 60.0,
         fingerprint: int = 0,
-        on_adopt: Callable[[], None] = lambda: None,
-        record: str | os.PathLike[str] | None = None,
+        record: Record | None = None,
     ) -> None:
-        self.weights, self.transport, self.mode = weights, transport, mode
-        self.max_staleness, self.timeout = max_staleness, timeout_seconds
-        self._on_adopt, self._was_ill = on_adopt, False
-        self.node = Node(
+        self.transport, self.fingerprint, self.record = transport, fingerprint, record
+        self.error: BaseException | None = None
+        self._node = Node(
             transport.rank,
             transport.size,
-            weights.lengths,
-            codec,
+            channels,
             mode,
-            exact=weights.exact,
             seed=seed,
             timeout_seconds=timeout_seconds,
             retry_seconds=transport.retry_seconds,
+            notes_corrections=record is not None,
+            guard=threading.Lock(),
+            now=time.monotonic(),
         )
-        transport.sessions += 1
-        self._service = Service(self.node, transport, (fingerprint + transport.sessions) % 2**64)
-        if record is not None:
-            self.node.averaging.keeps_last = True
-            self.node.record = Record(
-                record, transport.rank, transport.size, transport.sessions, mode
+        self.replica = self._node.replica
+        self._thread: CommunicationThread | None = None
+        # Shared by both threads, under `_changed`.
+        self._changed = threading.Condition()
+        self._commands: list[Callable[[], None]] = []
+        self._carried_out = True
+        self._requested: tuple[int, int] | None = None  # partner and step, among the commands
+        self._view = self._node.view
+        self._counters = Counters()
+        self._ended: list[ExchangeEnded] = []
+        self._adopted: list[Floats] | None = None
+
+    # The training thread.
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread = CommunicationThread.serving(self)
+
+    def stop(self) -> None:
+        """End, when the message under way is handled.
+
+        Raises:
+          the exception that ended the driving earlier, if one did.
+        """
+        if self._thread is not None:
+            self._thread.remove(self)
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise the exception that ended the driving, if one did."""
+        if self.error is not None:
+            raise self.error
+
+    def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
+        """See `Node.request`."""
+        with self._changed:
+            self._requested = partner, step
+        self._command(lambda: self._node.request(partner, step, adopt=adopt))
+
+    def leave(self) -> None:
+        """See `Node.leave`."""
+        self._command(self._node.leave)
+
+    def finish(self, step: int, *, stop: bool = False) -> None:
+        """See `Node.finish`."""
+        self._command(lambda: self._node.finish(step, time.monotonic(), stop=stop))
+
+    def request_stop(self) -> None:
+        """See `Node.request_stop`."""
+        if not self.view.stop_requested:
+            self._command(self._node.request_stop)
+
+    def part(self, reason: Reason) -> None:
+        """See `Node.part`."""
+        self._command(lambda: self._node.part(reason))
+
+    def close(self) -> None:
+        """See `Node.close`."""
+        self._command(self._node.close)
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._carried_out = False
+        if self._thread is not None:
+            self._thread.wake()
+
+    @property
+    def view(self) -> View:
+        """The node's, as of the last change."""
+        with self._changed:
+            return self._view
+
+    @property
+    def pending_step(self) -> int | None:
+        """The local step whose exchange is not over yet; None when a new one may start."""
+        with self._changed:
+            return self._view.pending_step if self._requested is None else self._requested[1]
+
+    @property
+    def unanswered(self) -> tuple[int, ...]:
+        """Partners that have not answered yet, late ones included."""
+        with self._changed:
+            requested = () if self._requested is None else (self._requested[0],)
+            return requested + self._view.unanswered
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the exchange is over and all is carried out; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self.error is not None or (self._carried_out and self._view.is_over),
+                timeout,
             )
-        self._followed = -math.inf
-        self._jitter = np.random.default_rng([seed, transport.rank, 1])
+
+    def wait_announced(self, timeout: float) -> bool:
+        """Wait until the others have been told what was last to be told."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self.error is not None or (self._carried_out and self._view.has_announced),
+                timeout,
+            )
+
+    def last_seen(self, rank: int) -> tuple[float, int]:
+        """When another rank was last heard of (monotonic clock), and after how many steps."""
+        return self._node.membership.last_seen[rank]
+
+    def take_ended(self) -> list[ExchangeEnded]:
+        """Own exchanges that ended since the last call, but for harmless ones."""
+        with self._changed:
+            ended, self._ended = self._ended, []
+            return ended
+
+    def take_adopted(self) -> list[Floats] | None:
+        """The model of a partner in chunks, if one has come since the last call."""
+        with self._changed:
+            adopted, self._adopted = self._adopted, None
+            return adopted
 
     @property
     def counters(self) -> Counters:
         """What this rank has exchanged so far."""
-        return self.node.counters
+        with self._changed:
+            return self._counters
 
-    def start(self) -> None:
-        """Begin to serve."""
-        # Nothing added; but the first correction must not wait until that is compiled.
-        self.node.published.publish(self.weights.add(self.weights.zeros()))
-        self.node.averaging.warm_up()
-        self.transport.gather(b"", "the start of training", world.START_SECONDS)
-        self._service.start()
+    # Either thread.
 
-    def reachable(self, ranks: Sequence[int]) -> list[int]:
-        """Those of `ranks` that have not left the swarm."""
-        gone = self.node.failed | self.node.left
-        return [rank for rank in ranks if rank not in gone]
+    def note(self, *events: Event) -> None:
+        """Count what has happened, log it, write it down."""
+        with self._changed:
+            for event in events:
+                self._counters = self._counters.after(event)
+                if isinstance(event, ExchangeEnded) and not event.harmless:
+                    self._ended.append(event)
+        for event in events:
+            if self.record is not None:
+                self.record.note(event)
+            if line := log_line(self.transport.rank, event):
+                _log.log(*line)
 
-    def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[Exchange]:
-        """After local step `step`: apply what came, publish the model, start an exchange.
+    # The communication thread.
 
-        Returns:
-          the own exchanges that ended since the last boundary.
-
-        Raises:
-          RuntimeError: a rank has left in the middle of training.
-        """
-        began = time.perf_counter()
-        self._service.check()
-        if self.node.left:
-            raise RuntimeError(f"{_ranks(self.node.left)} left in the middle of training")
-        if self.mode == "blocking":
-            self._meet(step, choose_partner)
-        else:
-            self._pass_by(step, choose_partner)
-        ended = self.node.take_finished()
-        for exchange in ended:
-            if not exchange.failure:
-                self.node.count(staleness_sum=step - exchange.step, staleness_count=1)
-        self.node.count(exposed_seconds=time.perf_counter() - began)
-        return ended
-
-    def _pass_by(self, step: int, choose_partner: Callable[[], int]) -> None:
-        asked_at = self.node.asked_at
-        if asked_at is not None:
-            if step - asked_at < self.max_staleness:
-                return
-            self._wait()
-        self._adopt()
-        self._apply()
-        self._ask(choose_partner(), step)
-
-    def _meet(self, step: int, choose_partner: Callable[[], int]) -> None:
-        deadline, pause = time.monotonic() + self.timeout, 0.001
-        self._adopt()
-        self._apply()
-        while True:
-            self._ask(choose_partner(), step)
-            if not self._wait() or self.node.averaged:
-                break
-            if self.node.left:
-                break  # the next boundary says so
-            if time.monotonic() > deadline:
-                busy = f"all whom it asked in {self.timeout:g} s were waiting themselves"
-                _log.warning("rank %d: no exchange: %s", self.node.rank, busy)
-                self.node.count(exchanges_failed=1)
-                break
-            time.sleep(self._jitter.uniform(0, pause))  # all were busy: do not collide again
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        self.node.leave()
-        self._adopt()
-        self._apply()
-
-    def _ask(self, partner: int, step: int) -> None:
-        if self.node.ill and not self._was_ill:
-            self._was_ill = True
-            _log.warning(
-                "rank %d: its weights are NaN or Inf after step %d; it takes the model of rank %d",
-                self.node.rank,
-                step,
-                partner,
-            )
-        self.node.ask(partner, step, adopt=self.node.ill)
-        self._service.wake()
-
-    def _adopt(self) -> None:
-        """Take the model of a partner, if one was asked for and has come."""
-        chunks = self.node.take_adopted()
-        if chunks is None:
+    def receive(self, source: int, head: bytes, payload: Bytes) -> None:
+        """React to a message, if it can be believed; otherwise it is counted."""
+        try:
+            message = wire.read(source, head, payload, self.fingerprint)
+        except wire.Unreadable as reason:
+            self.note(MessageDropped(str(reason)))
             return
-        self.weights.assign(chunks)
-        self.node.published.take()  # corrections to a model that is gone
-        self.node.published.publish(self.weights.gather())
-        if self.node.record is not None:
-            self.node.record.adopted(self.weights.gather())
-        self.node.ill = False
-        self._on_adopt()
+        self._send(self._node.handle(message, time.monotonic()))
+        self._show_changes()
 
-    def _wait(self) -> bool:
-        # The node's own deadline comes first, and its warning names the partner.
-        over = self.node.wait(self.timeout + 1)
-        self._service.check()
-        return over
+    def poll(self) -> bool:
+        """Carry out commands, and send what is due; whether there was anything."""
+        with self._changed:
+            commands, self._commands = self._commands, []
+        for command in commands:
+            command()
+        out = self._node.poll(time.monotonic())
+        self._send(out)
+        self._show_changes()
+        return bool(out or commands)
 
-    def _apply(self) -> None:
-        before = self.weights.gather() if self.node.record is not None else []
-        corrections = self.node.published.take()
-        after = self.weights.add(corrections)
-        if self.node.record is not None:
-            self.node.record.boundary(before, corrections, after)
-        self.node.published.publish(after)
+    def _send(self, out: Outbox) -> None:
+        for to, message in out:
+            head, payload = wire.pack(message, self.fingerprint)
+            self.note(BytesSent(len(head) + len(payload)))
+            self.transport.send(to, head, payload)
 
-    def finish(
-        self,
-        step: int,
-        asked: Callable[[], bool] = lambda: False,
-        neighbors: Sequence[int] = (),
-    ) -> list[Exchange]:
-        """Serve until all ranks have finished their steps; then the last corrections apply.
+    def _show_changes(self) -> None:
+        """Let the training thread see what the node has come to."""
+        if events := self._node.take_events():
+            self.note(*events)
+        view, adopted = self._node.view, self._node.take_adopted()
+        with self._changed:
+            if adopted is not None:
+                self._adopted = adopted
+            carried_out = not self._commands
+            if (view, carried_out) != (self._view, self._carried_out):
+                self._view, self._carried_out = view, carried_out
+                if carried_out:
+                    self._requested = None
+                self._changed.notify_all()
 
-        Args:
-          asked: whether a signal wants all to finish now; it may come while this rank waits.
-          neighbors: ranks to follow in mode "pull", where nobody else changes this one.
-
-        Raises:
-          TimeoutError: a rank that is still needed gives no sign of life; names it.
-          RuntimeError: the training of a rank failed, so there is no mean of all.
-        """
-        self.node.finish(step, asked())  # from here on it asks those who train whether they live
-        self._service.wake()
-        self._until(self._missing, "it to finish its steps", asked, neighbors)
-        self._until(lambda: self.node.owed(), "its answer", asked)
-        if gone := self.node.failed | self.node.left:
-            self.node.close()
-            self._service.stop()
-            raise RuntimeError(
-                f"the training of {_ranks(gone)} failed, so there is no mean of all ranks' models; "
-                "this one is left as it is"
-            )
-        self.transport.gather(b"", "the end of training", self.timeout)
-        self.node.close()
-        self._service.stop()
-        self.transport.flush(self.timeout)
-        self._apply()
-        if self.node.record is not None:
-            self.node.record.end()
-        return self.node.take_finished()
-
-    def part(self, reason: Reason) -> None:
-        """Leave the swarm at once, with a word to the others: the training failed here.
-
-        Waits a second at most, for that word.
-        """
-        self.node.part(reason)
-        self._service.wake()
-        deadline = time.monotonic() + 1
-        while not self.node.has_told and time.monotonic() < deadline:
-            time.sleep(0.001)
-        with contextlib.suppress(Exception):  # what ended the service, perhaps
-            self._service.stop()
-
-    def _missing(self) -> list[int]:
-        return sorted(set(range(self.transport.size)) - self.node.done)
-
-    def _follow(self, ranks: Sequence[int]) -> None:
-        """Average with one of `ranks` that is ahead, about once a second."""
-        node, now = self.node, time.monotonic()
-        ahead = [rank for rank in ranks if node.heard[rank][1] > node.step]
-        if not ahead or node.asked_at is not None or now - self._followed < _FOLLOW_SECONDS:
-            return
-        self._followed = now
-        self._adopt()
-        self._apply()
-        self._ask(int(self._jitter.choice(ahead)), node.step)
-
-    def _until(
-        self,
-        awaited: Callable[[], list[int]],
-        what: str,
-        asked: Callable[[], bool],
-        neighbors: Sequence[int] = (),
-    ) -> None:
-        """Wait until `awaited()` is empty, as long as those ranks are heard of."""
-        began = time.monotonic()
-        while ranks := awaited():
-            self._service.check()
-            if asked():
-                self.node.end_by_signal()
-            if self.mode == "pull":
-                self._follow([rank for rank in ranks if rank in neighbors])
-            now = time.monotonic()
-            for rank in ranks:
-                heard, step = self.node.heard.get(rank, (now, 0))
-                if now - max(heard, began) > self.timeout:
-                    raise TimeoutError(
-                        f"rank {self.transport.rank} waited {self.timeout:g} s for {what}: rank "
-                        f"{rank}, last heard of after {step} steps"
-                    )
-            time.sleep(0.002)
+    def fail(self, error: BaseException) -> None:
+        """The driving ends by an exception, which the training thread gets."""
+        with self._changed:
+            self.error = error
+            self._changed.notify_all()
 
 
-def _ranks(ranks: Collection[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"
+class CommunicationThread(threading.Thread):
+    """One thread a transport, for any number of trainings: messages go to whose they are.
+
+    It polls, for a blocking receive would spin a core, and sleeps in between a tenth of the time
+    that nothing has happened: no message waits long, measured by how rare it is.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(name=f"swarm-tf rank {transport.rank}", daemon=True)
+        self.transport = transport
+        self._drivers: dict[int, Driver] = {}  # by fingerprint; replaced as a whole
+        self._turn = threading.RLock()
+        self._wake = threading.Event()
+
+    @classmethod
+    def serving(cls, driver: Driver) -> CommunicationThread:
+        """The one of the driver's transport, which serves it from now on."""
+        with _lock:
+            running = _running.get(driver.transport)
+            if running is None:
+                running = _running[driver.transport] = cls(driver.transport)
+            running._drivers = {**running._drivers, driver.fingerprint: driver}
+            if not running.is_alive():
+                running.start()
+            return running
+
+    def wake(self) -> None:
+        """There is work: do not sleep on."""
+        self._wake.set()
+
+    def remove(self, driver: Driver) -> None:
+        """Serve it no more; with the last one the thread ends."""
+        with self._turn:
+            last = self._drop([driver])
+        self._wake.set()
+        if last and threading.current_thread() is not self:
+            self.join()
+
+    def _drop(self, drivers: list[Driver]) -> bool:
+        """Whether none is left."""
+        with _lock:
+            rest = {k: one for k, one in self._drivers.items() if one not in drivers}
+            self._drivers = rest
+            if not rest and _running.get(self.transport) is self:
+                del _running[self.transport]
+            return not rest
+
+    def run(self) -> None:
+        """The event loop."""
+        sleep = _SHORTEST_SLEEP
+        while self._drivers:
+            with self._turn:
+                busy = self.turn()
+            sleep = _SHORTEST_SLEEP if busy else min(sleep * 1.1, _LONGEST_SLEEP)
+            if not busy and self._wake.wait(sleep):
+                self._wake.clear()
+
+    def turn(self) -> bool:
+        """Handle what has come, and send what is due; whether there was anything."""
+        busy = False
+        try:
+            messages = self.transport.receive()
+        except BaseException as error:
+            self._fail(list(self._drivers.values()), error)
+            return False
+        for source, head, payload in messages:
+            busy = True
+            driver = self._drivers.get(wire.fingerprint_of(head) or 0)
+            if driver is None:  # of a training that is over here, has not begun, or is damaged
+                for other in self._drivers.values():
+                    other.note(MessageDropped())
+                continue
+            try:
+                driver.receive(source, head, payload)
+            except BaseException as error:
+                self._fail([driver], error)
+        for driver in list(self._drivers.values()):
+            try:
+                busy |= driver.poll()
+            except BaseException as error:
+                self._fail([driver], error)
+        return busy
+
+    def _fail(self, drivers: list[Driver], error: BaseException) -> None:
+        """End the driving of some, not of the others."""
+        self._drop(drivers)
+        for driver in drivers:
+            driver.fail(error)
+
+
+_lock = threading.Lock()
+_running: weakref.WeakKeyDictionary[Transport, CommunicationThread] = weakref.WeakKeyDictionary()

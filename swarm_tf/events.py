@@ -1,17 +1,166 @@
-"""What a rank counts."""
+"""What happens on a rank, as facts; counters and log lines are folds over them.
+
+Who notices a fact makes an event of it and does not ask who wants to know.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class ExchangeEnded:
+    """An exchange that this rank initiated is over; `SwarmCallback.on_exchange_end` receives it.
+
+    Attributes:
+      id: counted by the initiator.
+      partner: rank that was asked.
+      step: local steps of the initiator when it published what it sent.
+      started, seconds: time of the start (monotonic clock) and duration.
+      failure: why it did not happen, in words; empty if it did.
+      payload_bytes: of the initiator's model, or in mode "pull" of its partner's.
+      blocks, blocks_skipped: of the codec; a skipped block could not be read for certain.
+      overdue: the answer came after its deadline.
+      harmless: it failed, but the averaging happens in another exchange.
+      adopted: the partner's model was to be taken as it is, in place of one that is not finite.
+      explained: the reason of its failure has been told by another event.
+    """
+
+    id: int
+    partner: int
+    step: int
+    started: float
+    seconds: float
+    failure: str = ""
+    payload_bytes: int = 0
+    blocks: int = 0
+    blocks_skipped: int = 0
+    overdue: bool = False
+    harmless: bool = False
+    adopted: bool = False
+    explained: bool = False
+
+
+@dataclass(frozen=True)
+class ExchangeOverdue:
+    """No answer for `seconds`; another exchange may start, and a late answer still applies."""
+
+    partner: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExchangeServed:
+    """All chunks of a partner's exchange have been answered."""
+
+    partner: int
+
+
+@dataclass(frozen=True)
+class ChunkAveraged:
+    """One side of one chunk; only noted on request, for it costs a second decoding.
+
+    Attributes:
+      initiator, exchange, chunk: which.
+      accepted: bool [blocks], those that were averaged.
+      correction: float32 [blocks, BLOCK], what was added to the own side.
+      withheld: it was not added, since the partner has ended, and after fewer steps.
+    """
+
+    initiator: int
+    exchange: int
+    chunk: int
+    accepted: Any
+    correction: Any
+    withheld: bool = False
+
+
+@dataclass(frozen=True)
+class PartnersBusy:
+    """(blocking) All whom this rank asked for `seconds` were waiting themselves."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PartnerSilent:
+    """(blocking) The rank whose exchange was being served sends no more of it."""
+
+    partner: int
+
+
+@dataclass(frozen=True)
+class RankGone:
+    """Another rank's training failed, or its program ended; `reason` is the whole sentence."""
+
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The own weights are NaN or Inf after `step`; those of `partner` will take their place."""
+
+    step: int
+    partner: int
+
+
+@dataclass(frozen=True)
+class MessageDropped:
+    """Damaged, or of another model or version."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class BytesSent:
+    """On their way: header, arrays and payload of a message."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class BoundaryPassed:
+    """A boundary, for whose averaging the training loop stood still.
+
+    Attributes:
+      exposed_seconds: of standing still.
+      staleness: local steps between publish and apply, of each exchange that ended.
+    """
+
+    exposed_seconds: float
+    staleness: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RanksAveraged:
+    """All ranks averaged together; synchronous algorithms."""
+
+    exposed_seconds: float
+
+
+Event: TypeAlias = (
+    ExchangeEnded
+    | ExchangeOverdue
+    | ExchangeServed
+    | ChunkAveraged
+    | PartnersBusy
+    | PartnerSilent
+    | RankGone
+    | NotFinite
+    | MessageDropped
+    | BytesSent
+    | BoundaryPassed
+    | RanksAveraged
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What one rank counted. Immutable, so one thread may read what another one replaces.
-
-    `total += Counters(exchanges=1, bytes_sent=n)` counts an exchange.
-    """
+    """What one rank counted. Immutable, so one thread may read what another one replaces."""
 
     exchanges: int = 0  # initiated here and applied
     exchanges_failed: int = 0  # initiated here and given up or refused
@@ -31,6 +180,11 @@ class Counters:
             *(getattr(self, item.name) + getattr(other, item.name) for item in fields(self))
         )
 
+    def after(self, event: Event) -> Counters:
+        """The counters when `event` has happened too."""
+        change = _counted(event)
+        return self if change is None else self + change
+
     @property
     def staleness_mean(self) -> float:
         """Local steps between publish and apply; 0 before the first exchange."""
@@ -42,6 +196,63 @@ class Counters:
         return self.payload_bytes / max(self.exchanges, 1)
 
 
+def _counted(event: Event) -> Counters | None:
+    match event:
+        case ExchangeEnded():
+            done = not event.failure
+            failed = bool(event.failure) and not event.harmless
+            return Counters(
+                exchanges=done and not event.adopted,
+                adoptions=done and event.adopted,
+                exchanges_failed=failed - event.overdue,  # counted when it was overdue
+                payload_bytes=event.payload_bytes if done else 0,
+                blocks_total=event.blocks,
+                blocks_skipped=event.blocks_skipped,
+            )
+        case ExchangeOverdue() | PartnersBusy():
+            return Counters(exchanges_failed=1)
+        case ExchangeServed():
+            return Counters(exchanges_served=1)
+        case MessageDropped():
+            return Counters(messages_dropped=1)
+        case BytesSent(count):
+            return Counters(bytes_sent=count)
+        case BoundaryPassed(seconds, staleness):
+            return Counters(
+                exposed_seconds=seconds,
+                staleness_sum=sum(staleness),
+                staleness_count=len(staleness),
+            )
+        case RanksAveraged(seconds):
+            return Counters(exchanges=1, exposed_seconds=seconds)
+    return None
+
+
 def merge(counters: Iterable[Counters]) -> Counters:
     """The sums over all ranks; `exposed_seconds` too, so divide it by the ranks."""
     return sum(counters, start=Counters())
+
+
+def log_line(rank: int, event: Event) -> tuple[int, str] | None:
+    """The level and the line that rank `rank` logs of an event; None for most of them."""
+    match event:
+        case ExchangeEnded(failure=failure) if failure and not (event.harmless or event.explained):
+            return logging.WARNING, f"rank {rank}: no exchange: {failure}"
+        case ExchangeOverdue(partner, seconds):
+            waited = f"waited {seconds:g} s for rank {partner}"
+            return logging.WARNING, f"rank {rank} {waited}; training goes on"
+        case PartnersBusy(seconds):
+            busy = f"all whom it asked in {seconds:g} s were waiting themselves"
+            return logging.WARNING, f"rank {rank}: no exchange: {busy}"
+        case PartnerSilent(partner):
+            return logging.WARNING, f"rank {rank}: rank {partner} fell silent"
+        case RankGone(_, reason):
+            return logging.WARNING, f"rank {rank}: {reason}"
+        case NotFinite(step, partner):
+            return logging.WARNING, (
+                f"rank {rank}: its weights are NaN or Inf after step {step}; it takes the model of "
+                f"rank {partner}"
+            )
+        case MessageDropped(reason) if reason:
+            return logging.DEBUG, f"rank {rank} dropped a message: {reason}"
+    return None

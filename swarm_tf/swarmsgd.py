@@ -16,10 +16,10 @@ from swarm_tf import state, validation
 from swarm_tf import topology as topologies
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.config import MODES
-from swarm_tf.driver import Member
 from swarm_tf.errors import UsageError
-from swarm_tf.events import Counters
-from swarm_tf.protocol.messages import Exchange, Reason
+from swarm_tf.events import Counters, ExchangeEnded
+from swarm_tf.member import Member
+from swarm_tf.protocol.messages import Reason
 
 
 class SwarmCallback(Algorithm):
@@ -126,7 +126,7 @@ class SwarmCallback(Algorithm):
         """The rank to average with; uniform over the neighbours."""
         return int(neighbors[rng.integers(len(neighbors))])
 
-    def on_exchange_end(self, exchange: Exchange) -> None:
+    def on_exchange_end(self, exchange: ExchangeEnded) -> None:
         """Called on the training thread at the boundary after an own exchange ended."""
 
     # What the swarm does.
@@ -189,7 +189,7 @@ class SwarmCallback(Algorithm):
     @property
     def asked(self) -> bool:
         """Whether a signal asks this rank, or another one that has said so, to end."""
-        return super().asked or (self.member is not None and self.member.node.asked)
+        return super().asked or (self.member is not None and self.member.stop_requested)
 
     @property
     def counters(self) -> Counters:

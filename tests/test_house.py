@@ -12,10 +12,9 @@ ORDER = [
     ["errors", "files", "buffers", "events"],
     ["topology", "local_steps", "config", "transport", "history"],
     ["validation", "codec", "cluster"],
-    ["protocol"],
-    ["state", "weights", "same_data", "dispatcher"],
-    ["gradients", "consensus", "driver"],
-    ["rendezvous"],
+    ["protocol", "state", "weights", "same_data"],
+    ["driver", "gradients", "consensus"],
+    ["member", "rendezvous"],
     ["algorithm"],
     ["swarmsgd", "trainer"],
     ["callbacks", "baselines"],
@@ -67,3 +66,19 @@ def test_only_the_mpi_transport_imports_mpi4py(path):
         for node in ast.walk(ast.parse(path.read_text()))
     )
     assert found == (path.relative_to(ROOT) == Path("transport/mpi.py"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "protocol").glob("*.py")), ids=lambda p: p.name)
+def test_the_protocol_has_no_thread_clock_log_or_configuration(path):
+    tree = ast.parse(path.read_text())
+    found = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    }
+    assert not found & {"threading", "time", "logging", "os", "socket"}
+    rooms = {name.split(".")[1] for name in imports(path) if name.count(".")}
+    assert rooms <= {"protocol", "codec", "events", "buffers"}

@@ -1,11 +1,11 @@
-"""What travels between two nodes, and how the receiver reads it (DESIGN: the codec)."""
+"""What travels between two nodes, and how the receiver reads it: docs in base.py and lattice.py."""
 
 import functools
 
-from swarm_tf.codec.base import BLOCK, SEEDS, Codec, Encoded, blocks_of
-from swarm_tf.codec.floats import BFLOAT16, FLOAT16, FLOAT32, Float
+from swarm_tf.codec.base import BLOCK, SEEDS, Bools, Codec, Decoded, Encoded, Floats, blocks_of
+from swarm_tf.codec.channel import NO_SCALES, Channel
+from swarm_tf.codec.floats import BFLOAT16, FLOAT16, Float, float32
 from swarm_tf.codec.lattice import Lattice
-from swarm_tf.codec.scales import BlockScales, too_many
 from swarm_tf.config import CODECS
 from swarm_tf.errors import UsageError
 
@@ -15,7 +15,9 @@ def build(name: str, bits: int = 8) -> Codec:
     """The codec `name`; `bits` a weight for the lattice. It has no state: one serves all."""
     if name == "lattice":
         return Lattice(bits)
-    formats = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+    if name == "float32":
+        return float32()
+    formats = {"bfloat16": BFLOAT16, "float16": FLOAT16}
     if name not in formats:
         raise UsageError(f"swarm.codec={name} must be one of {', '.join(CODECS)}")
     return Float(formats[name])
@@ -23,12 +25,15 @@ def build(name: str, bits: int = 8) -> Codec:
 
 __all__ = [
     "BLOCK",
+    "NO_SCALES",
     "SEEDS",
-    "BlockScales",
+    "Bools",
+    "Channel",
     "Codec",
+    "Decoded",
     "Encoded",
-    "Lattice",
+    "Floats",
     "blocks_of",
     "build",
-    "too_many",
+    "float32",
 ]

@@ -11,11 +11,15 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
+
+if TYPE_CHECKING:
+    from swarm_tf.codec.channel import Channel
 
 BLOCK = 1024
 """Weights that share a scale and a checksum."""
@@ -103,7 +107,7 @@ class Decoded:
 
 
 class Codec(ABC):
-    """Two methods: `encode` both sides, `decode` the partner's."""
+    """`encode`s both sides, `decode`s the partner's; has no state, which a `channel` keeps."""
 
     wire_id: int
     dtype: tf.DType
@@ -111,6 +115,10 @@ class Codec(ABC):
     width: int
     """What a partner must know to read a message: identity, payload dtype, checksum words, and
     numbers of payload a block."""
+
+    @abstractmethod
+    def channel(self, length: int) -> Channel:
+        """What keeps the state of one chunk of `length` weights."""
 
     @abstractmethod
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:

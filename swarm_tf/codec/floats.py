@@ -6,6 +6,7 @@ still meet on average; rounded to the nearest they would not meet at all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,8 @@ from swarm_tf.codec.base import (
     position_hash,
     seed_tensor,
 )
+from swarm_tf.codec.channel import NO_SCALES, Channel
 from swarm_tf.codec.groups import in_groups
-
-_NO_SCALES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Float(Codec):
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 
+    def channel(self, length: int) -> Channel:
+        """One that has nothing to learn."""
+        return Channel([self], length)
+
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
         if length:
@@ -73,9 +77,7 @@ class Float(Codec):
         # float16 ends at 65,504; the dither may add one step.
         usable = magnitude <= self.format.largest * (1 - 2.0**-self.format.fraction)
         checksums = np.where(usable, sums, ~np.asarray(sums))[None]
-        return Encoded(
-            self.wire_id, length, seed, _NO_SCALES, checksums, payload, magnitude, usable
-        )
+        return Encoded(self.wire_id, length, seed, NO_SCALES, checksums, payload, magnitude, usable)
 
     def _read(
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
@@ -136,6 +138,12 @@ class Float(Codec):
         inverse = tf.bitcast(np.uint32(254 << 23) - exponent, tf.float32)
         grid = np.float32(2.0**self.format.fraction)
         return tf.floor(x * inverse * grid + dither) * (power / grid)
+
+
+@functools.cache
+def float32() -> Float:
+    """The exact codec; one for all, since its kernels are compiled."""
+    return Float(FLOAT32)
 
 
 def _bits(numbers: tf.Tensor) -> tf.Tensor:

@@ -28,9 +28,11 @@ from swarm_tf.codec.base import (
     FLOAT32_DIGITS,
     Bools,
     Codec,
+    Decoded,
     Encoded,
     Floats,
     block_sums,
+    blocks_of,
     checksum_weights,
     dither_keys,
     in_blocks,
@@ -39,7 +41,10 @@ from swarm_tf.codec.base import (
     position_hash,
     seed_tensor,
 )
+from swarm_tf.codec.channel import NO_SCALES, Channel
+from swarm_tf.codec.floats import float32
 from swarm_tf.codec.groups import in_groups
+from swarm_tf.codec.scales import BlockScales, too_many
 from swarm_tf.config import BITS
 from swarm_tf.errors import UsageError
 
@@ -63,6 +68,10 @@ class Lattice(Codec):
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
+
+    def channel(self, length: int) -> Channel:
+        """One whose step sizes are learned."""
+        return LatticeChannel(self, length)
 
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
@@ -172,3 +181,42 @@ def _lattice_points(x: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor) -> tf.Tens
     inverse = (np.float32(1) / scales)[:, None]
     rounded = (x * inverse + (dither - np.float32(1.5))) + _ROUNDER
     return tf.bitcast(rounded, tf.uint32) - _ROUNDER_BITS
+
+
+class LatticeChannel(Channel):
+    """Learns the step sizes of its blocks; the first exchange, and a chunk out of range, are exact.
+
+    A partner so far away that half of its blocks could not be read is asked at once for the whole
+    chunk as float32. Averaging the other half alone would make a rank that falls behind a
+    patchwork of old and new weights.
+    """
+
+    def __init__(self, lattice: Lattice, length: int) -> None:
+        self._lattice, self._exact = lattice, float32()
+        super().__init__([lattice, self._exact], length)
+        self.scales = BlockScales(blocks_of(length))
+        self._magnitude: Floats = NO_SCALES  # when last encoded: measured then, wanted before
+
+    def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
+        if attempt or not self.scales.known:
+            return self._noted(self._exact.encode(terms, seed, NO_SCALES))
+        step_sizes = self.scales.steps(self._lattice.bits, self._magnitude)
+        return self._noted(self._lattice.encode(terms, seed, step_sizes))
+
+    def answer(self, terms: Sequence[tf.Tensor], offer: Encoded) -> Encoded:
+        return self._noted(super().answer(terms, offer))
+
+    def _noted(self, own: Encoded) -> Encoded:
+        if own.finite:
+            self._magnitude = own.magnitude
+        return own
+
+    def learn(self, own: Encoded, decoded: Decoded) -> None:
+        if own.wire_id == self._lattice.wire_id:
+            bits = self._lattice.bits
+            self.scales.update(bits, own.scales, decoded.accepted, decoded.spread)
+        else:
+            self.scales.exact(decoded.spread)
+
+    def retries(self, attempt: int, accepted: Bools) -> bool:
+        return attempt == 0 and too_many(accepted)

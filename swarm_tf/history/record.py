@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from swarm_tf.events import ChunkAveraged, Event
 
 
 class Record:
@@ -41,35 +42,25 @@ class Record:
         self._published: float | None = None
         self._write(kind="start", ranks=size, mode=mode)
 
-    def averaged(
-        self,
-        initiator: int,
-        exchange: int,
-        chunk: int,
-        accepted: npt.NDArray[np.bool_],
-        correction: Any,
-        *,
-        stays: bool = False,
-    ) -> None:
-        """A chunk was averaged here: its blocks that were, and what that adds to the weights.
+    def note(self, event: Event) -> None:
+        """Take down a chunk that was averaged here; other events are left out.
 
         The responder's correction is written down with the other sign, so both sides write the
         same if they were exact opposites.
-
-        Args:
-          stays: that was not added, since the partner has ended, and after fewer steps.
         """
-        values = np.asarray(correction, np.float32)
-        if stays:
+        if not isinstance(event, ChunkAveraged):
+            return
+        values = np.asarray(event.correction, np.float32)
+        if event.withheld:
             self._totals["withheld"] += float(values.sum(dtype=float))
-        values = (values if initiator == self._rank else -values) + np.float32(0)  # no -0
+        values = (values if event.initiator == self._rank else -values) + np.float32(0)  # no -0
         self._write(
             kind="averaged",
-            initiator=initiator,
-            exchange=exchange,
-            chunk=chunk,
-            applied=int(accepted.sum()),
-            skipped=int((~accepted).sum()),
+            initiator=event.initiator,
+            exchange=event.exchange,
+            chunk=event.chunk,
+            applied=int(event.accepted.sum()),
+            skipped=int((~event.accepted).sum()),
             correction=zlib.crc32(values.tobytes()),
         )
 

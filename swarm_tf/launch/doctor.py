@@ -165,7 +165,7 @@ def exchange(transport: Transport) -> Iterator[str]:
 
     from swarm_tf import codec
     from swarm_tf.cluster import devices
-    from swarm_tf.driver import Member
+    from swarm_tf.member import Member
     from swarm_tf.weights import FlatWeights
 
     devices.claim_gpu()

@@ -1,4 +1,4 @@
-"""When a node serves a request: at any moment, or in blocking mode only at its boundary.
+"""The gate of a node: when it serves a request. At any moment, or blocking at its boundary only.
 
 Blocking mode is the paper's Algorithm 1: a node that finished its local steps waits until it has
 averaged with one other node, and the two average undisturbed. A node is
@@ -19,9 +19,8 @@ ask somebody else.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
 
-from swarm_tf.protocol.messages import Reason
+from swarm_tf.protocol.messages import Message, Reason
 
 
 class State(enum.Enum):
@@ -33,53 +32,78 @@ class State(enum.Enum):
     PAIRED = enum.auto()
 
 
-class Admission:
-    """The boundary of one node; `blocking` off admits everything but crossed requests.
+class Gate:
+    """The boundary of one node; `blocking` off lets everything pass but crossed requests.
 
-    Not locked: the node that owns it is.
+    Attributes:
+      state: where the node is.
+      partner: whom it is paired with.
+      settled: whether it has averaged at this boundary.
+      waiting: requests that are not served yet, in the order in which they came.
     """
 
     def __init__(self, rank: int, blocking: bool) -> None:
         self.rank, self.blocking = rank, blocking
         self.state = State.TRAINING if blocking else State.FREE
         self.partner: int | None = None
-        self.averaged = False
-        self._promised: frozenset[tuple[int, int]] = frozenset()
+        self.settled = False
+        self.waiting: list[Message] = []
+        self._must_serve: frozenset[tuple[int, int]] = frozenset()
         self._finished = False
 
-    def admit(self, sender: int, crossed: bool, exchange: int = 0) -> Reason | bool:
+    # Requests.
+
+    def admit(self, request: Message, crossed: bool) -> Reason | bool:
         """What becomes of a request. True: serve now. False: let it wait. A reason: refuse.
 
-        `crossed` says that our own unanswered request to `sender` is on its way: one exchange is
-        enough, the lower rank's.
+        `crossed` says that our own unanswered request to its sender is on its way: one exchange
+        is enough, the lower rank's.
         """
         if not self.blocking:
-            return Reason.CROSSED if crossed and self.rank < sender else True
-        if self.state is State.ASKING and sender > self.rank:
+            return Reason.CROSSED if crossed and self.rank < request.sender else True
+        if self.state is State.ASKING and request.sender > self.rank:
             return Reason.BUSY
-        return self.welcomes(sender, exchange)
+        return self.can_serve(request)
 
-    def welcomes(self, sender: int, exchange: int = 0) -> bool:
+    def can_serve(self, request: Message) -> bool:
         """(blocking) Whether this request may be served now."""
         if self.state is State.PAIRED:
-            return self.partner == sender
-        unsettled = not self.averaged or self._finished
-        return self.state is State.FREE and (unsettled or self.promised(sender, exchange))
+            return self.partner == request.sender
+        unsettled = not self.settled or self._finished
+        return self.state is State.FREE and (unsettled or _key(request) in self._must_serve)
 
-    def promised(self, sender: int, exchange: int) -> bool:
-        """(blocking) Whether the node may not leave its boundary before serving this request."""
-        return (sender, exchange) in self._promised
+    def wait(self, request: Message) -> None:
+        """Let a request wait; a second copy of one changes nothing."""
+        chunk = (*_key(request), request.chunk)
+        if chunk not in ((*_key(other), other.chunk) for other in self.waiting):
+            self.waiting.append(request)
+
+    def forget(self, sender: int, exchange: int | None = None) -> None:
+        """Nobody waits any more for the requests of `sender`, or of one exchange of it."""
+        self.waiting = [
+            request
+            for request in self.waiting
+            if request.sender != sender or exchange not in (None, request.exchange)
+        ]
+
+    # The node.
+
+    @property
+    def may_leave(self) -> bool:
+        """(blocking) Whether no exchange holds the node at its boundary."""
+        must_serve = any(_key(request) in self._must_serve for request in self.waiting)
+        return self.state is not State.PAIRED and not must_serve
 
     def reach(self) -> None:
         """The node stands at its boundary."""
         if self.state is State.TRAINING:
-            self.state, self.averaged = State.FREE, False
+            self.state, self.settled = State.FREE, False
 
     def leave(self) -> None:
         """The node trains on."""
         if self.blocking:
-            self.state, self.averaged = State.TRAINING, False
-            self._promised = frozenset()
+            self.state, self.settled = State.TRAINING, False
+            self._must_serve = frozenset()
 
     def finish(self) -> None:
         """The node has taken its last step and serves everybody."""
@@ -96,9 +120,14 @@ class Admission:
         if self.blocking and self.state is not State.TRAINING:
             self.state, self.partner = State.PAIRED, partner
 
-    def part(self, averaged: bool, waiting: Collection[tuple[int, int]] = ()) -> None:
-        """The exchange is over; `waiting`: (sender, exchange) of the requests that wait."""
-        if averaged and not self.averaged:
-            self.averaged, self._promised = True, frozenset(waiting)
+    def end_exchange(self, *, settles: bool) -> None:
+        """The exchange is over; one that `settles` this boundary leaves only those who wait now."""
+        if settles and not self.settled:
+            self.settled = True
+            self._must_serve = frozenset(_key(request) for request in self.waiting)
         if self.blocking and self.state is not State.TRAINING:
             self.state, self.partner = State.FREE, None
+
+
+def _key(request: Message) -> tuple[int, int]:
+    return request.sender, request.exchange

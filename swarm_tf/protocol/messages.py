@@ -1,12 +1,12 @@
-"""The words of an exchange: what nodes say to each other, and what one exchange came to."""
+"""What nodes say to each other."""
 
 from __future__ import annotations
 
 import enum
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
 
-from swarm_tf.codec.base import Bools, Encoded, Floats
+from swarm_tf.codec import Bools, Encoded
 
 
 class Kind(enum.IntEnum):
@@ -77,7 +77,7 @@ class Message:
     """One message; `exchange` and `chunk` with the initiator's rank identify a request.
 
     Attributes:
-      step: local steps of the sender, for PONG.
+      step: local steps of the sender.
       encoded: the sender's side of the chunk, for REQUEST and REPLY.
       accepted: bool [blocks], which blocks the responder averaged, for REPLY.
     """
@@ -92,58 +92,5 @@ class Message:
     accepted: Bools | None = None
 
 
-@dataclass
-class Exchange:
-    """One exchange as its initiator sees it; `SwarmCallback.on_exchange_end` receives it.
-
-    Attributes:
-      id: counted by the initiator.
-      partner: rank asked.
-      step: local steps of the initiator when it published what it sent.
-      seed: of the dither.
-      started, seconds: time of the start (monotonic clock) and duration.
-      failure: why it did not happen, in words; empty if it did.
-      payload_bytes: of the initiator's model, or in mode "pull" of its partner's.
-      blocks, blocks_skipped: of the codec; a skipped block could not be read for certain.
-      overdue: the answer did not come in time; it may still.
-      harmless: nothing failed; the averaging happens in another exchange.
-      adopts: takes the partner's model as it is, in place of one that is not finite.
-    """
-
-    id: int
-    partner: int
-    step: int
-    seed: int
-    started: float
-    seconds: float = 0.0
-    failure: str = ""
-    payload_bytes: int = 0
-    blocks: int = 0
-    blocks_skipped: int = 0
-    # The initiator's bookkeeping: own side of the chunks under way, to read the replies against
-    # and to repeat requests; the chunks to send; when the partner was last heard and asked.
-    under_way: dict[int, Encoded | None] = field(default_factory=dict, repr=False)
-    to_send: deque[int] = field(default_factory=deque, repr=False)
-    answered: int = 0
-    heard: float = 0.0
-    asked: float = 0.0
-    overdue: bool = False
-    harmless: bool = False
-    adopts: bool = False
-    cancelled: int | None = None  # the chunk at which no more came
-    model: dict[int, Floats] = field(default_factory=dict, repr=False)  # adopted, by chunk
-
-
-@dataclass
-class Served:
-    """One exchange as its responder sees it.
-
-    Attributes:
-      id: counted by the initiator.
-      chunks: how many the initiator sends, those once more included, by the answers so far.
-      answers: to each of them, by its number.
-    """
-
-    id: int
-    chunks: int
-    answers: dict[int, Message] = field(default_factory=dict)
+Outbox: TypeAlias = list[tuple[int, Message]]
+"""(destination rank, message) pairs, in the order in which they leave."""

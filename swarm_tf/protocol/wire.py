@@ -71,6 +71,21 @@ def pack(message: Message, fingerprint: int) -> tuple[bytes, Bytes]:
     return head + _CRC.pack(zlib.crc32(head)), payload
 
 
+def read(source: int, head: bytes, payload: Bytes, fingerprint: int) -> Message:
+    """The message that arrived from rank `source` as `head` and `payload`, uint8 [bytes].
+
+    Raises:
+      Unreadable: it is damaged, the sender's version or model is another one, or the sender is not
+        who it says.
+    """
+    message, payload_bytes = unpack(head, fingerprint)
+    if payload_bytes != len(payload):
+        raise Unreadable("payload cut short")
+    if message.sender != source:
+        raise Unreadable(f"rank {source} calls itself rank {message.sender}")
+    return attach(message, payload)
+
+
 def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
     """The message without its payload, and the payload's size in bytes.
 

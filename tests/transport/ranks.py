@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from swarm_tf import codec as codecs
-from swarm_tf.driver import Member
+from swarm_tf.member import Member
 from swarm_tf.weights import FlatWeights
 
 HANG = 120.0

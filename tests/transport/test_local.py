@@ -269,14 +269,14 @@ def test_a_rank_that_falls_silent_is_named(mode):
             own.step()
             own.member.boundary(step, lambda: (rank + 1) % 3)
             if rank == 2:
-                own.member._service.stop()
+                own.member.driver.stop()
                 break
         else:
             with pytest.raises(TimeoutError) as caught:
                 own.member.finish(3)
             error = str(caught.value)
         all_told.wait(60)
-        own.member._service.stop()
+        own.member.driver.stop()
         return error
 
     errors = in_threads(3, action)
@@ -303,12 +303,12 @@ def test_an_error_of_the_communication_thread_reaches_training():
         if rank == 0:
             own.member.transport.receive = broken
             deadline = time.monotonic() + 10
-            while own.member._service.error is None and time.monotonic() < deadline:
+            while own.member.driver.error is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             with pytest.raises(Broken):
                 own.member.boundary(1, lambda: 1)
         else:
-            own.member._service.stop()
+            own.member.driver.stop()
 
     in_threads(2, action)
 

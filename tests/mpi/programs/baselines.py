@@ -341,7 +341,7 @@ class Scheduled(ADPSGD):
 
     def boundary(self, step):
         super().boundary(step)
-        self.member.node.wait(60)
+        self.member.driver.wait(60)
         mpi.gather(b"", "the exchanges of a step", 60)
 
 

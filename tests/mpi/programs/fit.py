@@ -9,7 +9,7 @@ import tensorflow as tf
 import swarm_tf
 from swarm_tf import consensus
 from swarm_tf.cluster import world
-from swarm_tf.protocol.messages import Exchange
+from swarm_tf.events import ExchangeEnded
 
 mpi = world.transport()
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
@@ -96,7 +96,7 @@ class Watching(swarm_tf.SwarmCallback):
         return self.partners[-1]
 
     def on_exchange_end(self, exchange):
-        assert isinstance(exchange, Exchange)
+        assert isinstance(exchange, ExchangeEnded)
         self.ended.append(exchange)
 
 

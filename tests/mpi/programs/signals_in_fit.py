@@ -40,7 +40,7 @@ def while_it_waits_for_a_slower_rank():
 
     def when_done(callback):
         def watch():
-            while callback.member is None or 0 not in callback.member.node.done:
+            while callback.member is None or 0 not in callback.member.driver.view.done:
                 time.sleep(0.01)
             time.sleep(0.2)  # it waits in on_train_end by now
             shoot()

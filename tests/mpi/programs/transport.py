@@ -10,8 +10,8 @@ import pytest
 from swarm_tf import codec as codecs
 from swarm_tf import consensus
 from swarm_tf.cluster import world
-from swarm_tf.driver import Member
 from swarm_tf.errors import UsageError
+from swarm_tf.member import Member
 from swarm_tf.transport import collectives
 from swarm_tf.transport.local import LocalNetwork
 from swarm_tf.weights import FlatWeights
@@ -81,6 +81,7 @@ def scripted(transport, codec, steps=12):
     variables = [keras.Variable(rng.normal(size=s).astype(np.float32)) for s in shapes]
     member = Member(FlatWeights(variables, 4096), transport, codec, "blocking", timeout_seconds=60)
     member.start()
+    gate = member.driver._node.gate
     for step in range(steps):
         for variable in variables:
             variable.assign_add((0.01 * rng.normal(size=variable.shape)).astype(np.float32))
@@ -89,7 +90,7 @@ def scripted(transport, codec, steps=12):
         def choose(partner=partner):
             # Whoever asks chooses the dither: the higher rank waits until it has been asked.
             deadline = time.monotonic() + 60
-            while rank > partner and not any(m.sender == partner for m in member.node._waiting):
+            while rank > partner and not any(m.sender == partner for m in gate.waiting):
                 assert time.monotonic() < deadline, f"{rank} was not asked by {partner}"
                 time.sleep(0.0005)
             return partner

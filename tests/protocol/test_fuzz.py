@@ -10,10 +10,9 @@ import tensorflow as tf
 
 from swarm_tf import codec as codecs
 from swarm_tf.codec import BLOCK
-from swarm_tf.dispatcher import Dispatcher, Service
+from swarm_tf.driver import CommunicationThread, Driver
 from swarm_tf.protocol import wire
 from swarm_tf.protocol.messages import Kind, Message, Reason
-from swarm_tf.protocol.node import Node
 from swarm_tf.transport.local import LocalNetwork
 
 FINGERPRINT = 7
@@ -30,16 +29,17 @@ def _model(scale):
     return [tf.constant(np.full(n, scale, np.float32)) for n in LENGTHS]
 
 
-def _node(rank, scale, codec):
-    node = Node(rank, 3, LENGTHS, codecs.build(*codec))
-    node.published.publish(_model(scale))
-    return node
+def _driver(transport, scale, codec, fingerprint=FINGERPRINT):
+    channels = [codecs.build(*codec).channel(length) for length in LENGTHS]
+    driver = Driver(channels, transport, fingerprint=fingerprint)
+    driver.replica.publish(_model(scale))
+    return driver
 
 
-def _copy(node):
+def _copy(driver):
     return np.concatenate(
         [
-            np.sum([np.asarray(t).reshape(-1)[:n] for t in node.published.terms(c)], axis=0)
+            np.sum([np.asarray(t).reshape(-1)[:n] for t in driver.replica.terms(c)], axis=0)
             for c, n in enumerate(LENGTHS)
         ]
     )
@@ -48,11 +48,10 @@ def _copy(node):
 @pytest.fixture
 def victim():
     network = LocalNetwork(3)
-    node = _node(1, 1.0, ("lattice", 8))
-    service = Service(node, network[1], FINGERPRINT)
-    service.start()
-    yield network, node, service
-    service.stop()
+    driver = _driver(network[1], 1.0, ("lattice", 8))
+    driver.start()
+    yield network, driver
+    driver.stop()
 
 
 def _lattice(**fields):
@@ -62,10 +61,10 @@ def _lattice(**fields):
     return replace(encoded, **fields)
 
 
-def _settle(node, handled):
+def _settle(driver, handled):
     deadline = time.monotonic() + 60
     while not handled():
-        assert time.monotonic() < deadline, node.counters
+        assert time.monotonic() < deadline, driver.counters
         time.sleep(0.01)
 
 
@@ -87,33 +86,33 @@ BAD = {
 @pytest.mark.parametrize("kind", [Kind.REQUEST, Kind.REPLY])
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_field_changes_nothing(victim, what, kind):
-    network, node, service = victim
+    network, driver = victim
     accepted = np.ones(2, np.bool_) if kind is Kind.REPLY else None
     if kind is Kind.REPLY:
-        node.ask(0, 3)
-        _settle(node, lambda: node._exchanges)
+        driver.request(0, 3)
+        _settle(driver, lambda: driver.view.unanswered)
     message = Message(kind, 0, 1, 0, encoded=BAD[what](_lattice()), accepted=accepted)
     head, payload = wire.pack(message, FINGERPRINT)
-    before = _copy(node)
+    before = _copy(driver)
     network[0].send(1, head, payload)
     network[0].send(1, *wire.pack(Message(Kind.PING, 0), FINGERPRINT))
-    _settle(node, lambda: any(wire.unpack(h, FINGERPRINT)[0].kind is Kind.PONG
+    _settle(driver, lambda: any(wire.unpack(h, FINGERPRINT)[0].kind is Kind.PONG
                               for _, h, _ in network[0].receive()))  # fmt: skip
-    service.check()
-    np.testing.assert_array_equal(_copy(node), before)
+    driver.check()
+    np.testing.assert_array_equal(_copy(driver), before)
 
 
 def test_a_rank_that_calls_itself_another_is_not_believed(victim):
-    network, node, service = victim
+    network, driver = victim
     done = Message(Kind.DONE, 2, reason=Reason.LEFT)
     network[0].send(1, *wire.pack(done, FINGERPRINT))
-    _settle(node, lambda: node.counters.messages_dropped == 1)
+    _settle(driver, lambda: driver.counters.messages_dropped == 1)
     network[0].send(1, *wire.pack(replace(done, sender=60_000), FINGERPRINT))
-    _settle(node, lambda: node.counters.messages_dropped == 2)
-    assert node.left == set()
+    _settle(driver, lambda: driver.counters.messages_dropped == 2)
+    assert driver.view.left == set()
     network[2].send(1, *wire.pack(done, FINGERPRINT))
-    _settle(node, lambda: node.left == {2})
-    service.check()
+    _settle(driver, lambda: driver.view.left == {2})
+    driver.check()
 
 
 def _mutated(rng, head, payload):
@@ -136,7 +135,7 @@ def _mutated(rng, head, payload):
 
 
 def test_a_hundred_thousand_mutated_messages():
-    """Handled on this thread, in the dispatcher's own way, so that it takes seconds.
+    """Handled on this thread, as the communication thread does it, so that it takes seconds.
 
     A node begins anew after every few hundred: one that has heard of a late exchange listens to
     no earlier one of that sender.
@@ -144,19 +143,18 @@ def test_a_hundred_thousand_mutated_messages():
     rng = np.random.default_rng(0)
     dropped = averaged = 0
     for _ in range(250):
-        node = _mutated_messages(rng, 400)
-        dropped += node.counters.messages_dropped
-        averaged += node.counters.exchanges + node.counters.exchanges_served
+        driver = _mutated_messages(rng, 400)
+        dropped += driver.counters.messages_dropped
+        averaged += driver.counters.exchanges + driver.counters.exchanges_served
     assert dropped > 50_000
     assert averaged > 100, "what is only changed where it does no harm is heard"
 
 
 def _mutated_messages(rng, count):
     network = LocalNetwork(3)
-    node = _node(1, 1.0, ("lattice", 8))
-    service = Service(node, network[1], FINGERPRINT)
-    dispatcher = Dispatcher(network[1])
-    dispatcher._services = {FINGERPRINT: service}
+    driver = _driver(network[1], 1.0, ("lattice", 8))
+    thread = CommunicationThread(network[1])
+    thread._drivers = {FINGERPRINT: driver}
     accepted = np.ones(2, np.bool_)
     float32 = codecs.build("float32").encode((_model(1.01)[0],), 5, np.zeros(0, np.float32))
     seeds = [
@@ -167,54 +165,54 @@ def _mutated_messages(rng, count):
         Message(Kind.DONE, 0),
     ]
     heads = [wire.pack(message, FINGERPRINT) for message in seeds]
-    node.ask(0, 3)
+    driver.request(0, 3)
     for number in range(count):
         head, payload = heads[rng.integers(len(heads))]
         # Most heads are refused before anything costs; a payload is copied by the network.
         network[0].send(1, *_mutated(rng, head, payload))
         if number % 100 == 99:
-            dispatcher._move()
+            thread.turn()
             network[0].receive()
-            service.check()
-    y = _copy(node)
+            driver.check()
+    y = _copy(driver)
     assert np.isfinite(y).all()
     assert np.abs(y - 1).max() < 0.1, "only what a real exchange would do"
     # And a normal exchange, with a rank that has sent nothing yet.
-    other = _node(2, 3.0, ("lattice", 8))
-    peer = Service(other, network[2], FINGERPRINT)
-    before = _copy(node) + _copy(other)
-    other.ask(1, 1)
-    second = Dispatcher(network[2])
-    second._services = {FINGERPRINT: peer}
+    other = _driver(network[2], 3.0, ("lattice", 8))
+    before = _copy(driver) + _copy(other)
+    other.request(1, 1)
+    second = CommunicationThread(network[2])
+    second._drivers = {FINGERPRINT: other}
     for _ in range(50):
-        second._move()
-        dispatcher._move()
-    peer.check()
-    service.check()
+        second.turn()
+        thread.turn()
+    other.check()
+    driver.check()
     assert other.counters.exchanges == 1
-    np.testing.assert_allclose(_copy(other), _copy(node), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(_copy(node) + _copy(other), before, rtol=1e-6)
-    return node
+    np.testing.assert_allclose(_copy(other), _copy(driver), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(_copy(driver) + _copy(other), before, rtol=1e-6)
+    return driver
 
 
 def test_two_trainings_on_one_transport_do_not_hear_each_other():
     """Two callbacks in one list, two models in one loop: messages go to whose they are."""
     network = LocalNetwork(2)
-    nodes = {
-        (rank, f): _node(rank, 1.0 + rank + f, ("float32", 8)) for rank in (0, 1) for f in (1, 2)
+    drivers = {
+        (rank, f): _driver(network[rank], 1.0 + rank + f, ("float32", 8), fingerprint=f)
+        for rank in (0, 1)
+        for f in (1, 2)
     }
-    services = {at: Service(node, network[at[0]], at[1]) for at, node in nodes.items()}
-    for service in services.values():
-        service.start()
+    for driver in drivers.values():
+        driver.start()
     for f in (1, 2):
-        nodes[0, f].ask(1, 1)
+        drivers[0, f].request(1, 1)
     for f in (1, 2):
-        assert nodes[0, f].wait(60)
-        np.testing.assert_allclose(_copy(nodes[0, f]), 1.5 + f)
-        np.testing.assert_allclose(_copy(nodes[1, f]), 1.5 + f)
-    services[0, 1].stop()
-    nodes[1, 2].ask(0, 2)
-    assert nodes[1, 2].wait(60), "the other training of the transport goes on"
+        assert drivers[0, f].wait(60)
+        np.testing.assert_allclose(_copy(drivers[0, f]), 1.5 + f)
+        np.testing.assert_allclose(_copy(drivers[1, f]), 1.5 + f)
+    drivers[0, 1].stop()
+    drivers[1, 2].request(0, 2)
+    assert drivers[1, 2].wait(60), "the other training of the transport goes on"
     for at in ((0, 2), (1, 1), (1, 2)):
-        services[at].stop()
-    assert sum(n.counters.messages_dropped for n in nodes.values()) == 0
+        drivers[at].stop()
+    assert sum(driver.counters.messages_dropped for driver in drivers.values()) == 0

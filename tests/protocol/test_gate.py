@@ -2,24 +2,28 @@
 
 import pytest
 
-from swarm_tf.protocol.gate import Admission, State
-from swarm_tf.protocol.messages import Reason
+from swarm_tf.protocol.gate import Gate, State
+from swarm_tf.protocol.messages import Kind, Message, Reason
 
 RANK = 3
 LOWER, HIGHER = 1, 5
 
 
+def _request(sender):
+    return Message(Kind.REQUEST, sender, 1)
+
+
 def _standing(state, partner=None):
     """A blocking node in `state`, taken there by its own methods."""
-    admission = Admission(RANK, blocking=True)
+    gate = Gate(RANK, blocking=True)
     if state is not State.TRAINING:
-        admission.reach()
+        gate.reach()
     if state is State.ASKING:
-        admission.ask()
+        gate.ask()
     if state is State.PAIRED:
-        admission.pair(partner)
-    assert admission.state is state
-    return admission
+        gate.pair(partner)
+    assert gate.state is state
+    return gate
 
 
 @pytest.mark.parametrize(
@@ -37,7 +41,7 @@ def _standing(state, partner=None):
 )
 @pytest.mark.parametrize("crossed", [False, True])
 def test_blocking_table(state, sender, verdict, crossed):
-    assert _standing(state, partner=LOWER).admit(sender, crossed) is verdict
+    assert _standing(state, partner=LOWER).admit(_request(sender), crossed) is verdict
 
 
 @pytest.mark.parametrize(
@@ -51,15 +55,15 @@ def test_blocking_table(state, sender, verdict, crossed):
 )
 @pytest.mark.parametrize("method", ["reach", "leave", "ask", None])
 def test_not_blocking_admits_all_but_crossed_requests(sender, crossed, verdict, method):
-    admission = Admission(RANK, blocking=False)
+    gate = Gate(RANK, blocking=False)
     if method:
-        getattr(admission, method)()
-    assert admission.admit(sender, crossed) is verdict
+        getattr(gate, method)()
+    assert gate.admit(_request(sender), crossed) is verdict
 
 
 def test_of_two_crossed_requests_exactly_one_is_served():
     for a, b in [(0, 1), (1, 0), (2, 7)]:
-        served = [Admission(a, False).admit(b, True), Admission(b, False).admit(a, True)]
+        served = [Gate(a, False).admit(_request(b), True), Gate(b, False).admit(_request(a), True)]
         assert sorted(map(str, served)) == sorted(map(str, [True, Reason.CROSSED]))
 
 
@@ -67,50 +71,50 @@ def test_waiting_ranks_form_no_cycle():
     # An asking node lets only lower ranks wait, so every chain of waiting ranks rises.
     for rank in range(4):
         for sender in set(range(4)) - {rank}:
-            admission = Admission(rank, blocking=True)
-            admission.reach()
-            admission.ask()
-            waits = admission.admit(sender, crossed=False) is False
+            gate = Gate(rank, blocking=True)
+            gate.reach()
+            gate.ask()
+            waits = gate.admit(_request(sender), crossed=False) is False
             assert waits == (sender < rank)
 
 
 def test_a_boundary_from_end_to_end():
-    admission = Admission(RANK, blocking=True)
-    admission.reach()
-    assert (admission.state, admission.averaged) == (State.FREE, False)
-    admission.ask()
-    admission.pair(HIGHER)
-    assert (admission.state, admission.partner) == (State.PAIRED, HIGHER)
-    admission.part(averaged=True)
-    assert (admission.state, admission.partner) == (State.FREE, None)
-    assert admission.averaged
-    admission.leave()
-    assert (admission.state, admission.averaged) == (State.TRAINING, False)
+    gate = Gate(RANK, blocking=True)
+    gate.reach()
+    assert (gate.state, gate.settled) == (State.FREE, False)
+    gate.ask()
+    gate.pair(HIGHER)
+    assert (gate.state, gate.partner) == (State.PAIRED, HIGHER)
+    gate.end_exchange(settles=True)
+    assert (gate.state, gate.partner) == (State.FREE, None)
+    assert gate.settled
+    gate.leave()
+    assert (gate.state, gate.settled) == (State.TRAINING, False)
 
 
 def test_a_busy_partner_leaves_the_boundary_open():
-    admission = _standing(State.ASKING)
-    admission.part(averaged=False)
-    assert admission.state is State.FREE
-    assert not admission.averaged
-    admission.part(averaged=True)
-    admission.part(averaged=False)
-    assert admission.averaged, "a later refusal does not undo an averaging"
+    gate = _standing(State.ASKING)
+    gate.end_exchange(settles=False)
+    assert gate.state is State.FREE
+    assert not gate.settled
+    gate.end_exchange(settles=True)
+    gate.end_exchange(settles=False)
+    assert gate.settled, "a later refusal does not undo an averaging"
 
 
 def test_a_late_exchange_does_not_stop_training():
-    admission = Admission(RANK, blocking=True)
-    admission.pair(LOWER)
-    assert admission.state is State.TRAINING
-    admission.part(averaged=True)
-    assert admission.state is State.TRAINING
+    gate = Gate(RANK, blocking=True)
+    gate.pair(LOWER)
+    assert gate.state is State.TRAINING
+    gate.end_exchange(settles=True)
+    assert gate.state is State.TRAINING
 
 
 def test_reaching_twice_keeps_what_happened_at_the_boundary():
-    admission = _standing(State.FREE)
-    admission.part(averaged=True)
-    admission.reach()
-    assert admission.averaged
+    gate = _standing(State.FREE)
+    gate.end_exchange(settles=True)
+    gate.reach()
+    assert gate.settled
 
 
 def test_only_true_failures_count_as_failures():

@@ -1,0 +1,277 @@
+"""A model's membership in the swarm: what the training thread does at its boundaries."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from swarm_tf.cluster import world
+from swarm_tf.codec import Codec, float32
+from swarm_tf.driver import Driver
+from swarm_tf.events import BoundaryPassed, Counters, ExchangeEnded, NotFinite, PartnersBusy
+from swarm_tf.history.record import Record
+from swarm_tf.protocol.messages import Reason
+from swarm_tf.transport.base import Transport
+from swarm_tf.weights import FlatWeights
+
+_LONGEST_PAUSE = 0.05
+_FOLLOW_SECONDS = 1.0
+
+
+class Member:
+    """Joins `weights` to the swarm: `start`, `boundary` after every few steps, `finish`.
+
+    Args:
+      weights: of the model, between optimizer steps whenever a method is called.
+      transport: to the other ranks.
+      codec: how chunks travel, but for those that `weights` wants exact.
+      mode, seed, timeout_seconds: see `Node`.
+      max_staleness: local steps for which an unanswered exchange lets training go on.
+      fingerprint: 64 bits that ranks of one swarm have in common.
+      record: a directory in which to write down what each exchange did; see `Record`.
+      on_adopt: called when the model of a neighbour was taken, since the own one had become NaN
+        or infinite.
+    """
+
+    def __init__(
+        self,
+        weights: FlatWeights,
+        transport: Transport,
+        codec: Codec,
+        mode: str = "nonblocking",
+        *,
+        max_staleness: int = 16,
+        seed: int = 0,
+        timeout_seconds: float = 60.0,
+        fingerprint: int = 0,
+        on_adopt: Callable[[], None] = lambda: None,
+        record: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.weights, self.transport, self.mode = weights, transport, mode
+        self.max_staleness, self.timeout = max_staleness, timeout_seconds
+        self._on_adopt, self._noted_not_finite = on_adopt, False
+        transport.sessions += 1
+        rank, session = transport.rank, transport.sessions
+        self._record: Record | None = None
+        if record is not None:
+            self._record = Record(record, rank, transport.size, session, mode)
+        codecs = (float32() if k in weights.exact else codec for k in range(len(weights.lengths)))
+        self.driver = Driver(
+            [one.channel(n) for one, n in zip(codecs, weights.lengths, strict=True)],
+            transport,
+            mode,
+            seed=seed,
+            timeout_seconds=timeout_seconds,
+            fingerprint=(fingerprint + session) % 2**64,
+            record=self._record,
+        )
+        self._step = 0
+        self._followed_at = -math.inf
+        self._jitter = np.random.default_rng([seed, rank, 1])
+
+    @property
+    def counters(self) -> Counters:
+        """What this rank has exchanged so far."""
+        return self.driver.counters
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a signal asks this rank, or another one that has said so, to end."""
+        return self.driver.view.stop_requested
+
+    def start(self) -> None:
+        """Begin to serve."""
+        # Nothing added; but the first correction must not wait until that is compiled.
+        self.driver.replica.publish(self.weights.add(self.weights.zeros()))
+        self.driver.replica.warm_up()
+        self.transport.gather(b"", "the start of training", world.START_SECONDS)
+        self.driver.start()
+
+    def reachable(self, ranks: Sequence[int]) -> list[int]:
+        """Those of `ranks` that have not left the swarm."""
+        view = self.driver.view
+        return [rank for rank in ranks if rank not in view.failed and rank not in view.left]
+
+    # At a boundary.
+
+    def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[ExchangeEnded]:
+        """After local step `step`: apply what came, publish the model, start an exchange.
+
+        Returns:
+          the own exchanges that ended since the last boundary.
+
+        Raises:
+          RuntimeError: a rank has left in the middle of training.
+        """
+        began = time.perf_counter()
+        self._step = step
+        self.driver.check()
+        if left := self.driver.view.left:
+            raise RuntimeError(f"{_ranks(left)} left in the middle of training")
+        if self.mode == "blocking":
+            self._blocking_sync(choose_partner)
+        else:
+            self._nonblocking_sync(choose_partner)
+        ended = self.driver.take_ended()
+        staleness = tuple(step - exchange.step for exchange in ended if not exchange.failure)
+        self.driver.note(BoundaryPassed(time.perf_counter() - began, staleness))
+        return ended
+
+    def _nonblocking_sync(self, choose_partner: Callable[[], int]) -> None:
+        pending_step = self.driver.pending_step
+        if pending_step is not None:
+            if self._step - pending_step < self.max_staleness:
+                return
+            self._wait()
+        self._apply()
+        self._request(choose_partner())
+
+    def _blocking_sync(self, choose_partner: Callable[[], int]) -> None:
+        deadline, pause = time.monotonic() + self.timeout, 0.001
+        self._apply()
+        while True:
+            self._request(choose_partner())
+            if not self._wait() or self.driver.view.settled:
+                break
+            if self.driver.view.left:
+                break  # the next boundary says so
+            if time.monotonic() > deadline:
+                self.driver.note(PartnersBusy(self.timeout))
+                break
+            time.sleep(self._jitter.uniform(0, pause))  # all were busy: do not collide again
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        self.driver.leave()
+        self._apply()
+
+    def _request(self, partner: int) -> None:
+        finite = self.driver.replica.finite
+        if not finite and not self._noted_not_finite:
+            self._noted_not_finite = True
+            self.driver.note(NotFinite(self._step, partner))
+        self.driver.request(partner, self._step, adopt=not finite)
+
+    def _wait(self) -> bool:
+        # The node's own deadline comes first, and its warning names the partner.
+        over = self.driver.wait(self.timeout + 1)
+        self.driver.check()
+        return over
+
+    def _apply(self) -> None:
+        """Corrections into the model, and publish it; or the model of a partner in its place."""
+        self._adopt()
+        before = self.weights.gather() if self._record is not None else []
+        corrections = self.driver.replica.take()
+        after = self.weights.add(corrections)
+        if self._record is not None:
+            self._record.boundary(before, corrections, after)
+        self.driver.replica.publish(after)
+
+    def _adopt(self) -> None:
+        """Take the model of a partner, if one was asked for and has come."""
+        chunks = self.driver.take_adopted()
+        if chunks is None:
+            return
+        self.weights.assign(chunks)
+        self.driver.replica.replace(self.weights.gather())
+        if self._record is not None:
+            self._record.adopted(self.weights.gather())
+        self._on_adopt()
+
+    # The end.
+
+    def finish(
+        self,
+        step: int,
+        stop_requested: Callable[[], bool] = lambda: False,
+        neighbors: Sequence[int] = (),
+    ) -> list[ExchangeEnded]:
+        """Serve until all ranks have finished their steps; then the last corrections apply.
+
+        Args:
+          stop_requested: whether a signal wants all to finish now; it may come during the wait.
+          neighbors: ranks to follow in mode "pull", where nobody else changes this one.
+
+        Raises:
+          TimeoutError: a rank that is still needed gives no sign of life; names it.
+          RuntimeError: the training of a rank failed, so there is no mean of all.
+        """
+        self._step = step
+        self.driver.finish(step, stop=stop_requested())
+        self._until(self._training, "it to finish its steps", stop_requested, neighbors)
+        self._until(lambda: self.driver.unanswered, "its answer", stop_requested)
+        view = self.driver.view
+        if gone := view.failed | view.left:
+            self.driver.close()
+            self.driver.stop()
+            raise RuntimeError(
+                f"the training of {_ranks(gone)} failed, so there is no mean of all ranks' models; "
+                "this one is left as it is"
+            )
+        self.transport.gather(b"", "the end of training", self.timeout)
+        self.driver.close()
+        self.driver.stop()
+        self.transport.flush(self.timeout)
+        self._apply()
+        if self._record is not None:
+            self._record.end()
+        return self.driver.take_ended()
+
+    def part(self, reason: Reason) -> None:
+        """Leave the swarm at once, with a word to the others: the training failed here.
+
+        Waits a second at most, for that word.
+        """
+        self.driver.part(reason)
+        self.driver.wait_announced(1.0)
+        with contextlib.suppress(Exception):  # what ended the driving, perhaps
+            self.driver.stop()
+
+    def _training(self) -> list[int]:
+        """Other ranks that have not taken their last step."""
+        others = set(range(self.transport.size)) - {self.transport.rank}
+        return sorted(others - self.driver.view.done)
+
+    def _follow(self, ranks: Sequence[int]) -> None:
+        """Average with one of `ranks` that is ahead, about once a second."""
+        now = time.monotonic()
+        ahead = [rank for rank in ranks if self.driver.last_seen(rank)[1] > self._step]
+        busy = self.driver.pending_step is not None
+        if not ahead or busy or now - self._followed_at < _FOLLOW_SECONDS:
+            return
+        self._followed_at = now
+        self._apply()
+        self._request(int(self._jitter.choice(ahead)))
+
+    def _until(
+        self,
+        awaited: Callable[[], Sequence[int]],
+        what: str,
+        stop_requested: Callable[[], bool],
+        neighbors: Sequence[int] = (),
+    ) -> None:
+        """Wait until `awaited()` is empty, as long as those ranks are heard of."""
+        began = time.monotonic()
+        while ranks := awaited():
+            self.driver.check()
+            if stop_requested():
+                self.driver.request_stop()
+            if self.mode == "pull":
+                self._follow([rank for rank in ranks if rank in neighbors])
+            now = time.monotonic()
+            for rank in ranks:
+                last_seen, step = self.driver.last_seen(rank)
+                if now - max(last_seen, began) > self.timeout:
+                    raise TimeoutError(
+                        f"rank {self.transport.rank} waited {self.timeout:g} s for {what}: rank "
+                        f"{rank}, last heard of after {step} steps"
+                    )
+            time.sleep(0.002)
+
+
+def _ranks(ranks: Collection[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, sorted(ranks)))}"

@@ -1,0 +1,175 @@
+"""Blocking mode, the paper's Algorithm 1: exact pairs, no deadlock, no waiting in circles."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from swarm_tf import codec as codecs
+from swarm_tf.protocol.gate import State
+from tests.protocol.swarm import CODECS, HARM, ROUNDING, Blocking, Swarm, even, on_a_ring, pair
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("who", ["first", "second", "both"])
+def test_blocking_leaves_both_with_the_exact_average(chunks, who):
+    for seed in range(10):
+        swarm = Swarm(2, codecs.build("float32"), "blocking", chunks=chunks, seed=seed)
+        a, b = even(swarm)
+        order = {"first": [0, 1], "second": [1, 0], "both": [0, 1]}[who]
+        for rank in order:
+            swarm.ask(rank, 1 - rank)
+            swarm.poll(rank)
+            if who != "both":
+                for _ in range(len(swarm.post.bag)):
+                    swarm.deliver()
+                if rank == order[0]:
+                    assert not swarm.nodes[rank].view.is_over, "waits for the pair"
+        swarm.settle()
+        for rank in (0, 1):
+            node = swarm.nodes[rank]
+            assert node.view.is_over
+            if not node.view.settled:  # was told that the other waited itself, then served it
+                pytest.fail("rank was left without an average")
+            node.leave()
+            swarm.apply(rank)
+            np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
+        assert swarm.count("exchanges") == swarm.count("exchanges_served") == 1
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("ring", [False, True], ids=["complete", "ring"])
+@pytest.mark.parametrize("seed", range(3))
+def test_blocking_never_deadlocks(size, ring, seed):
+    swarm = Blocking(size, codecs.build("float32"), seed=seed)
+    if ring:
+        on_a_ring(swarm)
+    swarm.run()
+    assert swarm.drift() < ROUNDING
+    assert swarm.count("exchanges_failed") == 0
+    assert swarm.count("exchanges") == swarm.count("exchanges_served") > 0
+
+
+@pytest.mark.parametrize("size", [3, 4, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_blocking_cycle_all_at_once(size, seed):
+    """Everybody asks the next one on a ring, all requests cross, then random orders."""
+    swarm = Blocking(size, codecs.build("float32"), seed=seed, boundaries=3)
+    on_a_ring(swarm)
+    for rank in range(size):
+        swarm.train(rank, 0.003)
+        swarm.apply(rank)
+        swarm.nodes[rank].request((rank + 1) % size, 1)
+        swarm.stands[rank] = True
+    for rank in range(size):
+        swarm.poll(rank)
+    assert len(swarm.post.bag) == size
+    swarm.run()
+    assert swarm.drift() < ROUNDING
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocking_with_uneven_speeds(seed):
+    weights = np.array([1.0, 1.0, 0.1, 1.0])
+    swarm = Blocking(4, codecs.build("float32"), seed=seed)
+    on_a_ring(swarm)
+    swarm.run(weights=weights / weights.sum())
+    assert swarm.drift() < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["float32", "lattice8", "lattice4"])
+@pytest.mark.parametrize("harm", [None, HARM], ids=["calm", "harm"])
+def test_blocking_with_several_chunks(name, harm):
+    swarm = Blocking(
+        4, codecs.build(*CODECS[name]), seed=3, chunks=5, harm=harm, retry_seconds=0.01
+    )
+    swarm.run()
+    assert swarm.drift() < ROUNDING
+
+
+def test_blocking_node_serves_nobody_while_it_trains():
+    swarm = pair(mode="blocking")
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    swarm.deliver()
+    for _ in range(5):
+        swarm.poll(1)
+    assert not swarm.post.bag
+    assert len(swarm.nodes[1].replica.terms(0)) == 1
+    assert swarm.nodes[1].gate.state is State.TRAINING
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_a_node_stays_at_its_boundary_until_it_has_served_those_who_wait(chunks):
+    """Leaving before that, it would train on without its half."""
+    swarm = Swarm(3, codecs.build("float32"), "blocking", chunks=chunks)
+    swarm.nodes[2].finish(0)
+    swarm.poll(2)
+    # Rank 1 asks rank 2; meanwhile rank 0 asks rank 1, and waits.
+    for rank, partner in ((1, 2), (0, 1)):
+        swarm.ask(rank, partner)
+        swarm.poll(rank)
+    served, over = [], []
+    for _ in range(1000):
+        served.append(swarm.nodes[1].counters.exchanges_served)
+        over.append(swarm.nodes[1].view.is_over)
+        if swarm.post.bag:
+            swarm.deliver()
+        else:
+            for rank in range(3):
+                swarm.poll(rank)
+    assert served[-1] == 1, "rank 1 did serve rank 0"
+    assert over == [bool(count) for count in served]
+
+
+def test_blocking_averages_once_a_boundary():
+    """A quick partner's next request waits for the next boundary, though the training thread of
+    this node has not woken up yet; else two nodes do not take turns as Algorithm 1 does."""
+    swarm = pair(mode="blocking")
+    for rank in (0, 1):
+        swarm.ask(rank, 1 - rank)
+        swarm.poll(rank)
+    swarm.settle()
+    # Rank 0 is quick: it leaves, trains and stands at its next boundary.
+    assert swarm.nodes[0].view.is_over
+    swarm.nodes[0].leave()
+    swarm.train(0, 0.1)
+    swarm.apply(0)
+    ahead = swarm.models[0][0].copy()
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    while swarm.post.bag:
+        swarm.deliver()
+    assert not swarm.nodes[0].view.is_over, "rank 1 has not taken its local step yet"
+    # Only now rank 1 wakes up.
+    assert swarm.nodes[1].view.is_over
+    swarm.nodes[1].leave()
+    swarm.apply(1)
+    swarm.train(1, 0.1)
+    swarm.apply(1)
+    behind = swarm.models[1][0].copy()
+    swarm.ask(1, 0)
+    swarm.settle()
+    for rank in (0, 1):
+        swarm.nodes[rank].leave()
+        swarm.apply(rank)
+        np.testing.assert_allclose(swarm.models[rank][0], (ahead + behind) / 2, atol=1e-6)
+
+
+def test_blocking_gives_up_a_partner_that_falls_silent(caplog):
+    swarm = pair(mode="blocking", chunks=8, timeout_seconds=10)
+    swarm.ask(1, 0)
+    swarm.poll(1)
+    while swarm.post.bag:
+        swarm.deliver()
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    assert swarm.nodes[0].gate.state is State.PAIRED
+    swarm.post.bag.clear()  # rank 1 is gone
+    assert not swarm.nodes[0].view.is_over
+    swarm.now += 11
+    with caplog.at_level(logging.WARNING, "swarm_tf"):
+        swarm.poll(0)
+    assert "rank 1" in caplog.text
+    swarm.poll(0)
+    assert swarm.nodes[0].view.is_over

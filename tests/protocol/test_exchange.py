@@ -1,0 +1,125 @@
+"""Single exchanges: exact averages, late answers, second copies."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from tests.protocol.swarm import ROUNDING, even, pair
+
+
+@pytest.mark.parametrize("chunks", [1, 5])
+def test_an_exchange_is_the_exact_average(chunks):
+    swarm = pair(chunks=chunks)
+    a, b = even(swarm)
+    swarm.ask(0, 1)
+    swarm.settle()
+    for rank in (0, 1):
+        swarm.apply(rank)
+        np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
+
+
+def test_crossed_requests_average_once():
+    for seed in range(20):
+        swarm = pair(seed=seed, harm={"in_order": True})
+        a, b = even(swarm)
+        for rank in (0, 1):
+            swarm.ask(rank, 1 - rank)
+            swarm.poll(rank)
+        swarm.settle()
+        for rank in (0, 1):
+            swarm.apply(rank)
+            np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
+        assert swarm.count("exchanges") == swarm.count("exchanges_served") == 1
+        assert swarm.count("exchanges_failed") == 0
+        assert len(swarm.nodes[0].take_ended()) == 1
+        assert swarm.nodes[1].take_ended() == []
+        assert swarm.nodes[1].view.pending_step is None
+
+
+def test_crossed_requests_in_any_order_keep_the_mean():
+    for seed in range(20):
+        swarm = pair(seed=seed)
+        before = swarm.distance()
+        for rank in (0, 1):
+            swarm.ask(rank, 1 - rank)
+            swarm.poll(rank)
+        swarm.settle()
+        assert swarm.drift() < ROUNDING
+        for rank in (0, 1):
+            swarm.apply(rank)
+        # A reply that overtakes a request lets both happen; never worse than before.
+        assert swarm.distance() <= before * 1.000001
+
+
+@pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
+def test_a_late_answer_still_applies(mode, caplog):
+    swarm = pair(mode=mode, timeout_seconds=10)
+    a, b = even(swarm)
+    initiator = swarm.nodes[0]
+    if mode == "blocking":
+        swarm.nodes[1].finish(0)  # free to serve
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    swarm.now += 11
+    with caplog.at_level(logging.WARNING, "swarm_tf"):
+        swarm.poll(0)
+    assert "rank 0 waited 10 s for rank 1" in caplog.text
+    assert initiator.view.pending_step is None, "another exchange may start"
+    assert initiator.view.is_over
+    assert initiator.view.unanswered == (1,)
+    assert (initiator.counters.exchanges, initiator.counters.exchanges_failed) == (0, 1)
+    if mode == "blocking":
+        initiator.leave()
+    swarm.settle()
+    assert initiator.view.unanswered == ()
+    assert (initiator.counters.exchanges, initiator.counters.exchanges_failed) == (1, 0)
+    for rank in (0, 1):
+        swarm.apply(rank)
+        np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
+    assert [e.overdue for e in initiator.take_ended()] == [True]
+
+
+def test_an_owing_partner_is_not_asked_again():
+    swarm = pair(timeout_seconds=10)
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    swarm.now += 11
+    swarm.poll(0)
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    (failed,) = swarm.nodes[0].take_ended()
+    assert "rank 1 has not answered" in failed.failure
+    swarm.settle()
+    assert swarm.count("exchanges") == 1
+
+
+def test_a_doubled_request_is_answered_twice_and_applied_once():
+    swarm = pair(retry_seconds=1.0)
+    a, b = even(swarm)
+    swarm.ask(0, 1)
+    swarm.poll(0)
+    (to, head, payload) = swarm.post.bag[0]
+    swarm.post.bag += [(to, head, payload.copy())] * 3
+    swarm.settle()
+    for rank in (0, 1):
+        swarm.apply(rank)
+        np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
+    # And a copy that comes after the next exchange.
+    swarm.ask(0, 1)
+    swarm.settle()
+    swarm.post.bag.append((to, head, payload.copy()))
+    swarm.settle()
+    assert swarm.drift() == 0
+
+
+def test_staleness_and_payload_are_told():
+    swarm = pair(chunks=3)
+    swarm.steps[0] = 17
+    swarm.ask(0, 1)
+    swarm.settle()
+    (exchange,) = swarm.nodes[0].take_ended()
+    assert (exchange.partner, exchange.step, exchange.failure) == (1, 17, "")
+    assert exchange.payload_bytes == 4 * sum(swarm.lengths)
+    assert (exchange.blocks, exchange.blocks_skipped) == (3, 0)
+    assert swarm.nodes[0].counters.payload_bytes == exchange.payload_bytes

@@ -1,0 +1,50 @@
+"""Mode pull: the initiator alone changes."""
+
+import numpy as np
+import pytest
+
+from swarm_tf import codec as codecs
+from swarm_tf.codec import BLOCK
+from tests.protocol.swarm import HARM, Swarm, pair
+
+
+@pytest.mark.parametrize("codec", ["float32", "lattice"])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_pull_changes_only_the_initiator(codec, chunks):
+    swarm = pair(codec, "pull", chunks=chunks)
+    for _ in range(3):
+        a, b = (np.concatenate(m) for m in swarm.models)
+        swarm.ask(0, 1)
+        swarm.settle()
+        for rank in (0, 1):
+            swarm.apply(rank)
+        np.testing.assert_array_equal(np.concatenate(swarm.models[1]), b)
+        np.testing.assert_allclose(np.concatenate(swarm.models[0]), (a + b) / 2, atol=0.004)
+        assert np.abs(np.concatenate(swarm.models[0]) - a).max() > 0.001
+    # The answer's model counts; a lattice begins with an exact exchange.
+    bytes_a_weight = 4 + 4 + 4 if codec == "float32" else 4 + 1 + 1
+    blocks = sum(codecs.blocks_of(length) for length in swarm.lengths)
+    assert swarm.count("payload_bytes") == bytes_a_weight * blocks * BLOCK
+
+
+def test_pull_with_harm_is_still_an_average():
+    swarm = Swarm(4, codecs.build("lattice", 8), "pull", seed=6, harm=HARM)
+    before = swarm.distance()
+    swarm.run(300, noise=0)
+    assert swarm.distance() < before / 1000
+
+
+def test_pull_both_read_when_both_ask_at_once():
+    """Each read changes its reader only, so none can stand for both."""
+    swarm = pair(mode="pull")
+    before = swarm.models[1][0] - swarm.models[0][0]
+    for rank in (0, 1):
+        swarm.ask(rank, 1 - rank)
+        swarm.poll(rank)
+    swarm.settle()
+    for rank in (0, 1):
+        swarm.apply(rank)
+    assert swarm.count("exchanges") == 2
+    # The first to read stands in the middle; the second reads it there, or where it was.
+    after = swarm.models[1][0] - swarm.models[0][0]
+    assert np.all(np.abs(after) <= np.abs(before) / 4 + 1e-6)
