@@ -13,8 +13,6 @@ does the same with runs that are finished, on a cluster for instance.
 """
 
 import argparse
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +21,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from benchmarks.methods import Failed, Method, train
 from benchmarks.runs import (
     COLOURS,
     DPI,
     Run,
     comparing,
-    exit_code,
     number,
     parse,
     read,
@@ -38,23 +36,6 @@ from benchmarks.runs import (
 from swarm_tf import UsageError
 
 WIDTH = 145  # columns of the table
-
-
-def command(algorithm: str, ranks: int, config: str, out: Path, rest: Sequence[str]) -> list[str]:
-    """The command line of one run: `single` on one rank, everything else on `ranks`."""
-    run = [
-        "train.py",
-        f"--config={config}",
-        f"--workdir={out / algorithm}",
-        f"--config.algorithm={algorithm}",
-        *rest,
-    ]
-    if algorithm == "single":
-        return [sys.executable, *run]
-    # Beside this Python first: the environment need not be activated.
-    beside = str(Path(sys.executable).parent)
-    swarmrun = shutil.which("swarmrun", path=beside) or "swarmrun"
-    return [swarmrun, "-n", str(ranks), *run]
 
 
 def table(runs: Sequence[Run], frame: box.Box = box.SIMPLE_HEAD) -> Table:
@@ -103,32 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains, prints, draws; returns 0, or the exit code of the first run that failed."""
     args, rest = _parse(argv)
     workdirs = args.workdirs
-    if not workdirs:
-        if code := _train(args, rest):
-            return code
-        workdirs = [args.out / algorithm for algorithm in args.algorithms]
     try:
+        if not workdirs:
+            workdirs = [args.out / algorithm for algorithm in args.algorithms]
+            for algorithm, workdir in zip(args.algorithms, workdirs, strict=True):
+                train(Method(algorithm), args.config, workdir, args.ranks, rest)
         runs = [read(workdir) for workdir in workdirs]
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return error.code
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
     _report(runs, args.out)
-    return 0
-
-
-def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """One run an algorithm; 0, or the exit code of the first that failed."""
-    for algorithm in args.algorithms:
-        line = command(algorithm, args.ranks, args.config, args.out, rest)
-        print("$", *line, flush=True)
-        try:
-            code = subprocess.run(line, check=False).returncode
-        except FileNotFoundError:
-            print(f"{line[0]} is not installed; run make setup", file=sys.stderr)
-            return 127
-        if code:
-            print(f"{algorithm} failed with exit code {code}", file=sys.stderr)
-            return exit_code(code)
     return 0
 
 

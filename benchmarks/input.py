@@ -27,7 +27,7 @@ from rich.table import Table
 import data
 from benchmarks.timing import batch_rates
 from swarm_tf.config import DataConfig
-from tests import tfds_standin
+from testbed import tfds_standin
 
 LIMIT = 20_000  # images of CIFAR a CPU-second
 _BATCH = 128

@@ -26,9 +26,10 @@ from statistics import median
 from rich import box
 from rich.table import Table
 
-from benchmarks.network import Network, Unavailable
 from benchmarks.runs import write_table
-from benchmarks.slurm import LoopbackSlurm, Missing
+from testbed.launchers import BINDING, OPEN_MPI
+from testbed.network import Network, Unavailable
+from testbed.slurm import LoopbackSlurm, Missing
 
 RANKS = 4
 HOSTS = (2, 4)
@@ -36,15 +37,6 @@ BANDWIDTH = "1gbit"  # of a host's link
 SECONDS = 600.0  # of a start, at most
 WIDTH = 150
 TRAIN = ["train.py", "--config=configs/digits_resnet.py", "--config.train.max_steps=20"]
-
-# What Open MPI wants of root, and of more ranks than cores, in the words of versions 4 and 5.
-OPEN_MPI = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
-BINDING = "--bind-to none --map-by slot:oversubscribe"
 
 
 @dataclass

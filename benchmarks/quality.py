@@ -8,7 +8,6 @@ have a summary.json below --out are not repeated. Prints one table, from the fil
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.compare import command
+from benchmarks.methods import Failed, Method, train
 
 CONFIG = "configs/fashion_mnist_resnet20.py"
 VARIANTS = {
-    "float32": ["--config.swarm.codec=float32"],
-    "8 bits": ["--config.swarm.codec=lattice", "--config.swarm.bits=8"],
-    "4 bits": ["--config.swarm.codec=lattice", "--config.swarm.bits=4"],
+    "float32": Method("swarm[swarm.codec=float32]"),
+    "8 bits": Method("swarm[swarm.codec=lattice,swarm.bits=8]"),
+    "4 bits": Method("swarm[swarm.codec=lattice,swarm.bits=4]"),
 }
 
 
@@ -32,17 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains what is missing and prints the table; returns the exit code of a run that failed."""
     args = _parse(argv)
     for seed in args.seeds:
-        for name, flags in VARIANTS.items():
+        for name, method in VARIANTS.items():
             workdir = _workdir(args.out, name, seed)
             if (workdir / "summary.json").exists():
                 continue
-            line = command(
-                "swarm", args.ranks, CONFIG, workdir.parent, [*_common(args, seed), *flags]
-            )
-            line = [f"--workdir={workdir}" if a.startswith("--workdir=") else a for a in line]
-            print("$", *line, flush=True)
-            if code := subprocess.run(line, check=False).returncode:
-                return code
+            try:
+                train(method, CONFIG, workdir, args.ranks, _common(args, seed))
+            except Failed as error:
+                print(error, file=sys.stderr)
+                return error.code
     Console(width=110).print(table(args))
     return 0
 

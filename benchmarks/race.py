@@ -3,13 +3,13 @@
     python -m benchmarks.race --config=configs/digits_resnet.py --ranks=4 --out=race \\
         --algorithms='swarm,swarm[swarm.bits=4],allreduce' [--bandwidth=100mbit] [--slow-rank=3x]
 
-An entrant is the name of an algorithm, with its own settings in brackets where it has some; any
+A method is the name of an algorithm, with its own settings in brackets where it has some; any
 --config.KEY=VALUE goes to all. All make the same passes over the data. --bandwidth puts every rank
 behind a link of its own (network.py); --slow-rank makes the last rank compute slower. Where ranks
 share cores, one that computes less leaves more to the others: with --config.train.step_seconds=0.1
 every rank pauses until a step has taken that long, as on a machine of its own.
 
-Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/ENTRANT, and with
+Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/METHOD, and with
 --workdirs does the same with runs that are finished.
 """
 
@@ -26,8 +26,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.entrants import Failed, entrants, start, train
-from benchmarks.network import Network, Unavailable, bits_per_second
+from benchmarks.methods import Failed, parse_methods, start, train
 from benchmarks.runs import (
     COLOURS,
     DPI,
@@ -41,13 +40,14 @@ from benchmarks.runs import (
 )
 from swarm_tf import UsageError
 from swarm_tf.config import flatten
+from testbed.network import Network, Unavailable, bits_per_second
 
 WIDTH = 180  # columns of the table
 
 
 @dataclass(frozen=True)
 class Result:
-    """An entrant's finished run."""
+    """A method's finished run."""
 
     name: str
     run: Run
@@ -206,10 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -> int:
     workdirs = []
-    for entrant in args.algorithms:
-        workdir = args.out / entrant.directory
-        slow = _slow(args.slow_rank, entrant.ranks(args.ranks))
-        train(entrant, args.config, workdir, args.ranks, [*rest, *slow], link)
+    for method in args.algorithms:
+        workdir = args.out / method.directory
+        slow = _slow(args.slow_rank, method.ranks(args.ranks))
+        train(method, args.config, workdir, args.ranks, [*rest, *slow], link)
         workdirs.append(workdir)
     results = finished(workdirs)
     weights = results[0].run.summary["parameters"]
@@ -248,10 +248,13 @@ def _report(args: argparse.Namespace, results: Sequence[Result], alone: float | 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = comparing(
-        "benchmarks.race", "Trains once per entrant, all by the same recipe, and compares."
+        "benchmarks.race", "Trains once per method, all by the same recipe, and compares."
     )
     parser.add_argument(
-        "--algorithms", type=entrants, default="swarm,allreduce", help="NAME[KEY=VALUE,...],..."
+        "--algorithms",
+        type=parse_methods,
+        default="swarm,allreduce",
+        help="NAME[KEY=VALUE,...],...",
     )
     parser.add_argument("--bandwidth", type=_bandwidth, help="of each rank's link: 100mbit, 1gbit")
     parser.add_argument("--slow-rank", type=_factor, default=1.0, help="3x: the last rank's steps")

@@ -23,7 +23,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.entrants import Entrant, Failed, entrants, train
+from benchmarks.methods import Failed, Method, parse_methods, train
 from benchmarks.runs import Run, comparing, number, parse, read, write_table
 from swarm_tf import UsageError
 from swarm_tf.runner import flags
@@ -33,9 +33,9 @@ WIDTH = 170  # columns of the table
 
 @dataclass(frozen=True)
 class Tuned:
-    """An entrant's accuracy by learning rate, and its runs with the best, one a seed."""
+    """A method's accuracy by learning rate, and its runs with the best, one a seed."""
 
-    entrant: Entrant
+    method: Method
     by_rate: Mapping[float, float]
     runs: Sequence[Run]
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = functools.partial(_run, args, rest)
     try:
         rate = flags.load(args.config).optimizer.learning_rate
-        tuned = [tune(entrant, rate, args.seeds, run) for entrant in args.algorithms]
+        tuned = [tune(method, rate, args.seeds, run) for method in args.algorithms]
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
@@ -57,15 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def tune(entrant: Entrant, start: float, seeds: int, run: Callable[[Entrant], Run]) -> Tuned:
+def tune(method: Method, start: float, seeds: int, run: Callable[[Method], Run]) -> Tuned:
     """Climbs with seed 0 from the learning rate `start`, then trains with the best on all seeds."""
 
     def with_rate(rate: float, seed: int) -> Run:
-        return run(entrant.also(optimizer__learning_rate=f"{rate:g}", seed=seed))
+        return run(method.also(optimizer__learning_rate=f"{rate:g}", seed=seed))
 
     by_rate = climb(lambda rate: accuracy(with_rate(rate, 0)), start)
     best = max(by_rate, key=by_rate.__getitem__)
-    return Tuned(entrant, by_rate, [with_rate(best, seed) for seed in range(seeds)])
+    return Tuned(method, by_rate, [with_rate(best, seed) for seed in range(seeds)])
 
 
 def climb(score: Callable[[float], float], start: float) -> dict[float, float]:
@@ -85,7 +85,7 @@ def accuracy(run: Run) -> float:
 
 
 def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
-    """A line an entrant."""
+    """A line a method."""
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("algorithm", style="bold", no_wrap=True)
     headings = ["passes", "steps a rank", "accuracy", "of seeds", "MB sent", "learning rate"]
@@ -97,7 +97,7 @@ def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
         best = one.runs[0].config["optimizer"]["learning_rate"]
         others = [f"{r:g}: {one.by_rate[r]:.2%}" for r in sorted(one.by_rate) if r != best]
         result.add_row(
-            escape(one.entrant.text),
+            escape(one.method.text),
             number(summary["epochs"], ".3g"),
             str(summary["local_steps_total"] // summary["ranks"]),
             number(mean(scores), ".2%"),
@@ -109,12 +109,12 @@ def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
     return result
 
 
-def _run(args: argparse.Namespace, rest: Sequence[str], entrant: Entrant) -> Run:
-    """The run of OUT/ENTRANT, trained if it is not there."""
-    workdir = args.out / entrant.directory
+def _run(args: argparse.Namespace, rest: Sequence[str], method: Method) -> Run:
+    """The run of OUT/METHOD, trained if it is not there."""
+    workdir = args.out / method.directory
     with contextlib.suppress(UsageError):
         return read(workdir)
-    train(entrant, args.config, workdir, args.ranks, rest)
+    train(method, args.config, workdir, args.ranks, rest)
     return read(workdir)
 
 
@@ -122,7 +122,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = comparing(
         "benchmarks.tuning", "Tunes each algorithm's learning rate, and compares.", finished=False
     )
-    parser.add_argument("--algorithms", type=entrants, required=True, help="NAME[KEY=VALUE,...]...")
+    parser.add_argument(
+        "--algorithms", type=parse_methods, required=True, help="NAME[KEY=VALUE,...]..."
+    )
     parser.add_argument("--seeds", type=int, default=3, help="%(default)s")
     return parse(parser, argv)
 

@@ -3,14 +3,11 @@
 import io
 import json
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmarks import compare
+from benchmarks import compare, methods
 
 
 def write_run(workdir, algorithm, ranks, *, accuracy=0.95, partition="iid", **final):
@@ -91,23 +88,6 @@ def test_picture_is_a_png_of_the_size_asked_for(runs, tmp_path):
     assert struct.unpack(">II", header[16:]) == (1200, 600)
 
 
-def test_commands():
-    rest = ["--config.train.epochs=2"]
-    single = compare.command("single", 4, "c.py", Path("out"), rest)
-    assert single == [
-        sys.executable,
-        "train.py",
-        "--config=c.py",
-        "--workdir=out/single",
-        "--config.algorithm=single",
-        "--config.train.epochs=2",
-    ]
-    swarm = compare.command("swarm", 4, "c.py", Path("out"), rest)
-    assert Path(swarm[0]).name == "swarmrun"
-    assert swarm[1:5] == ["-n", "4", "train.py", "--config=c.py"]
-    assert "--workdir=out/swarm" in swarm
-
-
 def arguments(tmp_path, *more):
     return ["--config=c.py", f"--out={tmp_path}", *more]
 
@@ -117,23 +97,22 @@ def trained(monkeypatch, tmp_path):
     """Stands for the training: writes the workdir, or fails with the code set for it."""
     codes, started = {}, []
 
-    def run(line, check):
+    def start(ranks, line, link=None):
         algorithm = next(a for a in line if a.startswith("--config.algorithm=")).split("=")[1]
-        started.append(algorithm)
+        started.append((algorithm, ranks, "--config.seed=3" in line))
         if algorithm not in codes:
             write_run(tmp_path / algorithm, algorithm, 1)
-        return subprocess.CompletedProcess(line, codes.get(algorithm, 0))
+        return codes.get(algorithm, 0), ""
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(methods, "start", start)
     return codes, started
 
 
 def test_whole_comparison(trained, tmp_path, capsys):
     assert compare.main(arguments(tmp_path, "--config.seed=3")) == 0
-    assert trained[1] == ["single", "swarm"]
+    assert trained[1] == [("single", 1, True), ("swarm", 4, True)]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     shown = capsys.readouterr().out
-    assert "--config.algorithm=swarm --config.seed=3" in shown
     assert "curves.png" in shown
 
 
@@ -156,7 +135,7 @@ def test_failing_run_stops_with_its_exit_code(trained, tmp_path, capsys, code, e
     codes, started = trained
     codes["single"] = code
     assert compare.main(arguments(tmp_path)) == expected
-    assert started == ["single"]
+    assert started == [("single", 1, False)]
     assert f"single failed with exit code {code}" in capsys.readouterr().err
 
 

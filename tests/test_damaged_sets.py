@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-import tfds_standin
 
 from data import sources, texts
 from swarm_tf.errors import UsageError
+from testbed import tfds_standin
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")

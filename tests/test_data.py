@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-import tfds_standin
 
 import data
 from data import pipeline, sources
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
+from testbed import tfds_standin
 
 
 def _config(name="digits", data_dir=None, **keys):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.launchers import BINDING, OPEN_MPI
-from benchmarks.network import Network, Unavailable
 from swarm_tf import UsageError
 from swarm_tf.launch import swarmrun
+from testbed.launchers import BINDING, OPEN_MPI
+from testbed.network import Network, Unavailable
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.network import Network, Unavailable, bits_per_second
+from testbed.network import Network, Unavailable, bits_per_second
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
-import tfds_standin
 
 import models
 from swarm_tf import config as c
 from swarm_tf.runner import optimizers
 from swarm_tf.validation import validate
+from testbed import tfds_standin
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import tfds_standin
 
-from benchmarks.slurm import LoopbackSlurm, Missing, until
 from swarm_tf.launch import swarmrun
+from testbed import tfds_standin
+from testbed.slurm import LoopbackSlurm, Missing, until
 
 ROOT = Path(__file__).parent.parent
 PYTHON = str(Path(sys.executable))

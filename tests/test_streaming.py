@@ -9,12 +9,12 @@ import numpy as np
 import other_process
 import pytest
 import tensorflow as tf
-import tfds_standin
 
 import data
 from data import sources, streaming
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
+from testbed import tfds_standin
 
 EXAMPLES = 200
 SIDE = 16

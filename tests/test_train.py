@@ -9,10 +9,10 @@ from pathlib import Path
 
 import h5py
 import pytest
-import tfds_standin
 
 import tasks
 from swarm_tf.runner import evaluation, flags
+from testbed import tfds_standin
 
 ROOT = Path(__file__).parent.parent
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")

@@ -143,7 +143,10 @@ def test_waiting_for_data_is_told_from_computing():
         return x, y
 
     starved, fed = Trainer(make()), Trainer(make())
-    starved.fit(batches().map(slow), steps=20, steps_per_epoch=10)
+    # TensorFlow would prefetch unasked, and on a busy machine there would be no waiting.
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False
+    starved.fit(batches().map(slow).with_options(options), steps=20, steps_per_epoch=10)
     assert 20 * pause <= starved.wait_seconds <= starved.train_seconds
     original = fed.model.train_step
     fed.model.train_step = lambda batch: (

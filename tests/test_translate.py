@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import tfds_standin
 
 import models
 import translate
 from data import vocabulary
 from models.translator import Translator
+from testbed import tfds_standin
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = [text.encode() for i in range(400) for text in tfds_standin.sentences(i).values()]

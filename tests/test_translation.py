@@ -12,7 +12,6 @@ import other_process
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-import tfds_standin
 
 import data
 from data import texts, tokens, translation
@@ -22,6 +21,7 @@ from models.transformer_xl import TransformerXL
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from swarm_tf.runner.evaluation import evaluate
+from testbed import tfds_standin
 
 
 @pytest.fixture(scope="module")

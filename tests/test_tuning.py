@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import entrants, tuning
+from benchmarks import methods, tuning
 
 CONFIG = "configs/digits_resnet.py"  # learning rate 0.05
 
@@ -44,7 +44,7 @@ def trained(monkeypatch):
         (workdir / "metrics.jsonl").write_text("")
         return 0, ""
 
-    monkeypatch.setattr(entrants, "start", start)
+    monkeypatch.setattr(methods, "start", start)
     return started
 
 

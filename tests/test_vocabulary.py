@@ -1,10 +1,10 @@
 """Laws of the vocabulary: no text is lost, the texts alone decide, its size is the one asked."""
 
 import pytest
-import tfds_standin
 
 from data import vocabulary
 from swarm_tf.errors import UsageError
+from testbed import tfds_standin
 
 TEXTS = [text.encode() for i in range(400) for text in tfds_standin.sentences(i).values()]
 

@@ -1,4 +1,4 @@
-"""What takes part in a comparison: an algorithm with settings of its own, and how it is started."""
+"""Methods that a benchmark compares: an algorithm with its own settings, and how it is started."""
 
 import os
 import re
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.network import Network, Unavailable
 from benchmarks.runs import exit_code
 from swarm_tf.launch import swarmrun
+from testbed.network import Network, Unavailable
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Method:
     """An algorithm with settings of its own: `allreduce[allreduce.backend=horovod]`."""
 
     text: str
@@ -40,47 +40,47 @@ class Entrant:
         """How many of `ranks` it uses."""
         return 1 if self.algorithm == "single" else ranks
 
-    def also(self, **settings: object) -> "Entrant":
+    def also(self, **settings: object) -> "Method":
         """With more settings; `__` stands for the dot of a key."""
         more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-        return Entrant(f"{self.algorithm}[{','.join([*self.settings, *more])}]")
+        return Method(f"{self.algorithm}[{','.join([*self.settings, *more])}]")
 
     def arguments(self, config: str, workdir: Path, rest: Sequence[str]) -> list[str]:
-        """The command line of its training, from train.py on; `rest` goes to all entrants."""
+        """The command line of its training, from train.py on; `rest` goes to all methods."""
         flags = [f"--config.{setting}" for setting in self.settings]
         line = ["train.py", f"--config={config}", f"--workdir={workdir}"]
         return [*line, *rest, f"--config.algorithm={self.algorithm}", *flags]
 
 
-def entrants(text: str) -> list[Entrant]:
-    """Of a list with commas between entrants, and between settings in brackets."""
-    return [Entrant(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
+def parse_methods(text: str) -> list[Method]:
+    """Of a list with commas between methods, and between settings in brackets."""
+    return [Method(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
 
 
 class Failed(Exception):
-    """An entrant's training ended with an exit code other than 0; `code` is for our own exit."""
+    """A method's training ended with an exit code other than 0; `code` is for our own exit."""
 
-    def __init__(self, entrant: Entrant, code: int) -> None:
-        super().__init__(f"{entrant.text} failed with exit code {code}")
+    def __init__(self, method: Method, code: int) -> None:
+        super().__init__(f"{method.text} failed with exit code {code}")
         self.code = exit_code(code)
 
 
 def train(
-    entrant: Entrant,
+    method: Method,
     config: str,
     workdir: Path,
     ranks: int,
     rest: Sequence[str],
     link: Network | None = None,
 ) -> None:
-    """Trains an entrant on as many of `ranks` as it uses; see `start`.
+    """Trains a method on as many of `ranks` as it uses; see `start`.
 
     Raises:
       Failed: it did not come to its end.
     """
-    code, _ = start(entrant.ranks(ranks), entrant.arguments(config, workdir, rest), link)
+    code, _ = start(method.ranks(ranks), method.arguments(config, workdir, rest), link)
     if code:
-        raise Failed(entrant, code)
+        raise Failed(method, code)
 
 
 def start(

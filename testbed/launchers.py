@@ -1,0 +1,12 @@
+"""What launchers other than swarmrun need for several ranks on a small machine."""
+
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+"""What Open MPI wants of root, and of more ranks than cores; of versions 4 and 5."""
+
+BINDING = "--bind-to none --map-by slot:oversubscribe"
+"""Arguments of its mpirun: ranks share cores."""
