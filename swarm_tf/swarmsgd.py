@@ -1,4 +1,27 @@
-"""SwarmCallback: one line that makes `model.fit` train in a swarm."""
+"""SwarmSGD as a Keras callback: each rank trains its own model and averages it in pairs.
+
+Nadiradze, Sabour, Davies, Li, Alistarh: "Asynchronous Decentralized SGD with Quantized and Local
+Updates", NeurIPS 2021, arXiv 1910.12308. n nodes on a connected graph, with equal models x_i at
+the start. Algorithm 1, at node i for ever:
+
+    H local steps          x_i <- x_i - rate * gradient of rank i's data, H times
+    partner                j   <- one of i's neighbours, uniformly at random
+    average                x_i, x_j <- (x_i + x_j) / 2
+
+So it is with mode="blocking". With mode="nonblocking", the default, others average with a replica
+y_i while x_i trains on, and the result comes later as a correction c_i (all c_i are 0 at first):
+
+    boundary of i          x_i <- x_i + c_i;   c_i <- 0;   y_i <- x_i
+    exchange of i and j    c_i <- c_i + d/2;   c_j <- c_j - d/2       where d = Q(y_j) - Q(y_i)
+                           y_i <- y_i + d/2;   y_j <- y_j - d/2
+
+Q rounds to a lattice that both share, so the two corrections are exact opposites and the mean of
+all models moves by local steps only. With mode="pull" only node i changes.
+
+`SwarmCallback` says when (`should_exchange`), with whom (`choose_partner`) and what comes before
+and after. A boundary is `swarm_tf.member`, an exchange `swarm_tf.protocol`, Q `swarm_tf.codec`;
+docs/algorithm.md follows each symbol, examples/swarmsgd_in_numpy.py is the whole in NumPy.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_more_ranks_than_cores_are_allowed():
         (["-n", "2", "--config=c.py", __file__], "comes after the script"),
         (["-n", "2", "python", __file__], f"leave it out and write {__file__}"),
         (["-n", "2", sys.executable, __file__], f"leave it out and write {__file__}"),
-        (["-n", "2", __file__.replace("launch", "lunch")], f"did you mean {__file__}"),
+        (["-n", "2", __file__.replace("swarmrun.py", "swarmrum.py")], f"did you mean {__file__}"),
         (["-n", "0", "x.py"], "-n 0"),
         (["-n", "many", "x.py"], "-n many"),
         (["-n", "2"], "script"),

@@ -14,7 +14,7 @@ from data import vocabulary
 from models.translator import Translator
 from testbed import tfds_standin
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SENTENCES = [text.encode() for i in range(400) for text in tfds_standin.sentences(i).values()]
 TEXT = ["one two three", "", "four", "five six", " ", "", "seven", "one two three", "four"]
 DOCUMENTS = [TEXT[:1], TEXT[1:2], TEXT[2:4], TEXT[4:6], TEXT[6:]]

@@ -13,8 +13,8 @@ from models.stack import Size
 from models.transformer_xl import TransformerXL
 from swarm_tf.errors import UsageError
 from swarm_tf.state import averaged_variables
-from tests import numpy_transformers
-from tests.test_transformer import (
+from tests.models import numpy_transformers
+from tests.models.test_transformer import (
     NORMALIZATIONS,
     VOCABULARY,
     assert_close,

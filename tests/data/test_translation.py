@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import other_process
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -22,6 +21,7 @@ from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from swarm_tf.runner.evaluation import evaluate
 from testbed import tfds_standin
+from tests import other_process
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def _digest(part):
 
 
 _PROGRAM = """
-import sys, test_translation as t
+import sys; from tests.data import test_translation as t
 from data import translation
 from swarm_tf.config import DataConfig
 where, workdir = sys.argv[1:]

@@ -15,7 +15,7 @@ from models.attention import sinusoids
 from models.stack import Size
 from models.transformer import Transformer
 from swarm_tf.errors import UsageError
-from tests import numpy_transformers
+from tests.models import numpy_transformers
 
 VOCABULARY = 23
 SIZE = Size(layers=2, width=12, hidden=20, heads=3, dropout=0.1)
@@ -429,7 +429,7 @@ FULL_SIZE = """
 import resource, sys
 import numpy as np, keras, tensorflow as tf
 import models
-from tests.test_transformer import greedy
+from tests.models.test_transformer import greedy
 name, memory_length = sys.argv[1], int(sys.argv[2])
 model = models.build_translator(
     name, vocabulary=37_000, seed=0, memory_length=memory_length
@@ -466,7 +466,7 @@ def test_full_size_trains_and_decodes(name, memory_length, weights, paper):
     """One step of Adam with 256 tokens, and 4 tokens by steps; prints the peak of memory."""
     told = subprocess.run(
         [sys.executable, "-c", FULL_SIZE, name, str(memory_length)],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -19,7 +19,7 @@ from swarm_tf import files
 from swarm_tf.errors import UsageError
 from swarm_tf.runner import metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 

@@ -14,7 +14,7 @@ from swarm_tf.launch import swarmrun
 from testbed import tfds_standin
 from testbed.slurm import LoopbackSlurm, Missing, until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PYTHON = str(Path(sys.executable))
 SMALL = ["--config=configs/digits_resnet.py", "--config.train.max_steps=20"]
 # In place of what the scripts ask for: two tasks, no GPU.

@@ -12,7 +12,7 @@ from data import sources, texts
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 

@@ -14,7 +14,7 @@ from swarm_tf.launch import swarmrun
 from testbed.launchers import BINDING, OPEN_MPI
 from testbed.network import Network, Unavailable
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SMALL = ["train.py", "--config=configs/digits_resnet.py", "--config.train.max_steps=20"]
 ONE_LINE = "train.py: "

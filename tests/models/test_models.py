@@ -8,7 +8,7 @@ import pytest
 import models
 from models import cifar_resnet
 from swarm_tf.errors import UsageError
-from tests import numpy_networks
+from tests.models import numpy_networks
 
 CIFAR = {"classes": 10, "input_shape": (32, 32, 3)}
 DIGITS = {"classes": 10, "input_shape": (8, 8, 1)}

@@ -48,23 +48,6 @@ def lines(workdir):
     return [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_counters_add_up():
-    one = metrics.Counters(exchanges=2, payload_bytes=100, staleness_sum=9, staleness_count=2)
-    two = metrics.Counters(exchanges=3, payload_bytes=150, exposed_seconds=0.5)
-    total = metrics.merge([one, two])
-    assert total == metrics.Counters(
-        exchanges=5, payload_bytes=250, exposed_seconds=0.5, staleness_sum=9, staleness_count=2
-    )
-    assert total.payload_bytes_per_exchange == 50
-    assert total.staleness_mean == 4.5
-
-
-def test_no_counters_are_zero():
-    assert metrics.merge([]) == metrics.Counters()
-    assert metrics.Counters().staleness_mean == 0
-    assert metrics.Counters().payload_bytes_per_exchange == 0
-
-
 def test_line_is_on_disk_before_the_writer_closes(tmp_path):
     writer = metrics.MetricsWriter(tmp_path)
     writer.log(10, loss=np.float32(0.5), epoch=1, note="warm")

@@ -20,7 +20,7 @@ def get_config(name="resnet8"):
         optimizer=c.OptimizerConfig(learning_rate=0.1),
     )
 """
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import tasks
 from swarm_tf.runner import evaluation, flags
 from testbed import tfds_standin
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 DIGITS = "--config=configs/digits_resnet.py"
 SUMMARY_KEYS = {

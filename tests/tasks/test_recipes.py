@@ -16,7 +16,7 @@ from swarm_tf.runner import optimizers
 from swarm_tf.validation import validate
 from testbed import tfds_standin
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""What the doctor makes of what it sees; tests/test_launchers.py asks it on real ranks."""
+"""What the doctor makes of what it sees; tests/launch/test_launchers.py asks it on real ranks."""
 
 import re
 import subprocess

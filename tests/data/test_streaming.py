@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import other_process
 import pytest
 import tensorflow as tf
 
@@ -15,6 +14,7 @@ from data import sources, streaming
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
+from tests import other_process
 
 EXAMPLES = 200
 SIDE = 16
@@ -124,7 +124,9 @@ def _digest(where, **keys):
 
 
 def test_the_seed_decides_whatever_the_number_of_threads(where):
-    program = "import sys, test_streaming as t; print(t._digest(sys.argv[1]))"
+    program = (
+        "import sys; from tests.data import test_streaming as t; print(t._digest(sys.argv[1]))"
+    )
     assert _digest(where) == _digest(where) == other_process.last_word(program, where)
     assert len({_digest(where), _digest(where, seed=1), _digest(where, rank=1, size=2)}) == 3
 
