@@ -1,4 +1,4 @@
-"""The first example of the README: pasted into a file it trains, alone and on two ranks."""
+"""The documents: links that lead somewhere, and the README's first example. Pasted into a file it trains, alone and on two ranks."""
 
 import re
 import subprocess
@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 import swarm_tf
 
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 
 # What every rank holds afterwards, and what it has exchanged.
@@ -48,3 +49,15 @@ def test_it_trains_as_it_stands(tmp_path, ranks):
 
 def test_the_package_shows_the_same_example():
     assert EXAMPLE in swarm_tf.__doc__
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 900
