@@ -1,4 +1,4 @@
-"""The documents: links that lead somewhere, and the README's first example. Pasted into a file it trains, alone and on two ranks."""
+"""The documents: their links, and the README's first example, which trains when it is pasted."""
 
 import re
 import subprocess
