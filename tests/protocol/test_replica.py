@@ -158,8 +158,8 @@ def _hammer(work, boundaries, lengths, step=1):
 
 @pytest.mark.usefixtures("hasty")
 def test_no_correction_is_lost_between_two_threads():
-    """Each of 6,000 corrections ends in the model exactly once, whatever the interleaving."""
-    corrections, lengths = 3000, (4, 3)
+    """Each of 3,000 corrections ends in the model exactly once, whatever the interleaving."""
+    corrections, lengths = 1500, (4, 3)
 
     def work(replica):
         for n in range(corrections):
@@ -180,10 +180,10 @@ def test_the_copy_never_shows_a_correction_twice_or_not_at_all():
     """Base, applying and pending sum to all corrections so far, at every moment."""
 
     def work(replica):
-        for n in range(1, 2001):
+        for n in range(1, 501):
             _add(replica, 0, 1.0)
             for _ in range(3):
                 np.testing.assert_array_equal(_copy(replica, 0), np.full(5, n))
 
     replica, _, _ = _hammer(work, 100, (5,), step=0)
-    np.testing.assert_array_equal(_copy(replica, 0), np.full(5, 2000))
+    np.testing.assert_array_equal(_copy(replica, 0), np.full(5, 500))

@@ -81,7 +81,7 @@ def test_three_ranks_swarm_with_every_option_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "algorithm", [pytest.param("allreduce", marks=pytest.mark.matrix), "dpsgd", "noloco"]
+    "algorithm", [pytest.param("allreduce", marks=pytest.mark.matrix), "dpsgd"]
 )
 def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
     """Two ranks, a slow one among them; rank 0 evaluates on the way, and the others wait."""
@@ -123,9 +123,8 @@ def test_the_other_modes_train_too(tmp_path, mode):
     assert summary(tmp_path)["exchanges"] > 0
 
 
-@pytest.mark.parametrize(
-    "precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_averages_float32_weights(tmp_path, precision):
     done = train(
         2,

@@ -40,6 +40,10 @@ def fit(callback):
     model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[callback])
 
 
+# Each is much like another one here: a swarm, DiLoCo, SGP.
+ALIKE = {"adpsgd", "noloco", "sgp_overlap"}
+
+
 def _specimens(name):
     def plain():
         fit(ALGORITHMS[name]())
@@ -64,7 +68,7 @@ def _specimens(name):
     ):
         function.__name__ = f"{name}_{function.__name__}"
         function.__doc__ = f"{name}: {words}."
-        specimen(function, slow=words == "a plain model" or name == "sgp_overlap")
+        specimen(function, slow=function is plain or name in ALIKE)
 
 
 for _name in ALGORITHMS:

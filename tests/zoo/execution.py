@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen
 from zoo.watch import swarm
 
 
@@ -29,7 +29,7 @@ def jit_compile():
     fit(jit_compile=True)
 
 
-@specimen
+@slow_specimen
 def jit_compile_and_unbuilt():
     """Built within it."""
     fit(jit_compile=True, build=False)
@@ -47,7 +47,7 @@ def eight_steps_per_execution():
     fit(rows=20 * BATCH - 4, steps_per_execution=8)
 
 
-@specimen
+@slow_specimen
 def eight_steps_per_execution_and_unbuilt():
     """The ranks meet after the first block."""
     fit(build=False, steps_per_execution=8)
@@ -74,14 +74,14 @@ def steps_per_execution_without_iterations():
     model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def default_strategy():
     """Within the scope of tf.distribute's own default."""
     with tf.distribute.get_strategy().scope():
         fit()
 
 
-@specimen
+@slow_specimen
 def one_device_strategy():
     """One replica, so there is nothing to refuse."""
     with tf.distribute.OneDeviceStrategy("/cpu:0").scope():

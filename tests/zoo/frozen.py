@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 import swarm_tf
-from zoo.specimens import BATCH, INPUTS, numbers, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, slow_specimen, specimen
 from zoo.watch import check, failing, swarm
 
 
@@ -25,7 +25,7 @@ def fit(model, callback=None, **options):
     model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[callback])
 
 
-@specimen
+@slow_specimen
 def frozen_before_compile():
     """Ranks had other bases, and have rank 0's after."""
     model = network()
@@ -52,7 +52,7 @@ def frozen_batch_normalization():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def frozen_all_but_the_bias():
     """BitFit: only vectors are trained."""
     model = network()
@@ -80,7 +80,7 @@ def fine_tuning():
     fit(model, average_optimizer=True)
 
 
-@specimen
+@slow_specimen
 def fine_tuning_with_one_callback():
     """The same callback for all three."""
     model, callback = network(), swarm()
@@ -92,7 +92,7 @@ def fine_tuning_with_one_callback():
         check()
 
 
-@specimen
+@slow_specimen
 def frozen_while_training():
     """A callback freezes the base in the middle: what is averaged is not what is trained."""
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 import swarm_tf
-from zoo.specimens import BATCH, BATCHES, INPUTS, numbers, specimen
+from zoo.specimens import BATCH, BATCHES, INPUTS, numbers, slow_specimen, specimen
 from zoo.watch import check, swarm
 
 
@@ -22,7 +22,7 @@ def dataset():
     return tf.data.Dataset.from_tensor_slices(numbers()).batch(BATCH)
 
 
-@specimen
+@slow_specimen
 def arrays():
     """NumPy, shuffled by Keras, with a part of it for validation."""
     x, y = numbers()
@@ -31,7 +31,7 @@ def arrays():
     )
 
 
-@specimen
+@slow_specimen
 def generator():
     """A Python generator without end."""
 
@@ -67,13 +67,13 @@ class Batches(keras.utils.PyDataset):
         return x[index * BATCH :][:BATCH], y[index * BATCH :][:BATCH]
 
 
-@specimen
+@slow_specimen
 def py_dataset():
     """keras.utils.PyDataset."""
     network().fit(Batches(), verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def py_dataset_with_threads():
     """Two threads read it."""
     network().fit(Batches(workers=2), verbose=0, callbacks=[swarm()])
@@ -87,7 +87,7 @@ def py_dataset_with_processes():
     assert len(history.epoch) == 2, f"ended after {len(history.epoch)} of 2 epochs"
 
 
-@specimen
+@slow_specimen
 def tf_data():
     """Shuffled, batched, prefetched."""
     network().fit(dataset().shuffle(100).prefetch(2), epochs=2, verbose=0, callbacks=[swarm()])
@@ -100,7 +100,7 @@ def unknown_cardinality():
     network().fit(data, epochs=2, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def sample_weights():
     """A third element of tf.data, zero for some."""
     x, y = numbers()
@@ -109,7 +109,7 @@ def sample_weights():
     network(weighted_metrics=["mae"]).fit(data, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def dictionaries():
     """Inputs and outputs by name."""
     a, b = keras.Input([INPUTS], name="a"), keras.Input([INPUTS], name="b")
@@ -120,7 +120,7 @@ def dictionaries():
     model.fit({"a": x, "b": x}, {"out": y}, batch_size=BATCH, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def class_weights():
     """Labels are integers."""
     x, y = numbers()
@@ -132,7 +132,7 @@ def class_weights():
     )  # fmt: skip
 
 
-@specimen
+@slow_specimen
 def ragged_length():
     """Batches of words, each of a length of its own."""
     rng = np.random.default_rng([3, swarm_tf.rank()])

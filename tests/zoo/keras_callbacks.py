@@ -7,7 +7,7 @@ from keras import layers
 
 import swarm_tf
 from zoo import pair
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen
 from zoo.watch import LastLook, failing, swarm
 
 RANK = swarm_tf.rank
@@ -41,7 +41,7 @@ def early_stopping_after_ours():
     fit(callback, worsening(), LastLook(callback))
 
 
-@specimen
+@slow_specimen
 def early_stopping_before_ours():
     """The same."""
     callback = swarm()
@@ -55,7 +55,7 @@ def early_stopping_on_one_rank():
     fit(swarm(), mine)
 
 
-@specimen
+@slow_specimen
 def model_checkpoint():
     """Each rank on a path of its own, every epoch; what was saved can be read."""
     path = pair.directory() / f"{RANK()}-{{epoch}}.keras"
@@ -81,19 +81,19 @@ def backup_and_restore_after_ours():
     assert seen == [0, 1, 2, 2, 3], f"epochs begun: {seen}"
 
 
-@specimen
+@slow_specimen
 def learning_rate_scheduler():
     """By epoch."""
     fit(swarm(), kc.LearningRateScheduler(lambda epoch, rate: rate * 0.5))
 
 
-@specimen
+@slow_specimen
 def reduce_on_plateau():
     """Decided by each rank's own loss."""
     fit(swarm(), kc.ReduceLROnPlateau("loss", patience=1, min_delta=10.0))
 
 
-@specimen
+@slow_specimen
 def terminate_on_nan():
     """Rank 1's first batch is inf: its training ends, the mean is rank 0's."""
     x, _ = numbers()
@@ -121,7 +121,7 @@ def nan_in_the_last_batch():
     fit(swarm(), x=x, shuffle=False, epochs=1)
 
 
-@specimen
+@slow_specimen
 def nan_with_adam():
     """Slots are NaN too, and begin anew."""
     x, _ = numbers()
@@ -163,7 +163,7 @@ def swap_ema_weights():
     fit(swarm(), kc.SwapEMAWeights(), model=model, validation_data=(x[:16], y[:16]))
 
 
-@specimen
+@slow_specimen
 def logs():
     """CSVLogger, LambdaCallback, History; a file for each rank."""
     path = pair.directory() / f"{RANK()}.csv"

@@ -8,7 +8,7 @@ from keras import ops
 
 import swarm_tf
 from zoo import pair
-from zoo.specimens import BATCH, INPUTS, numbers, specimen, words
+from zoo.specimens import BATCH, INPUTS, numbers, slow_specimen, specimen, words
 from zoo.watch import assert_equal_on_ranks, check, swarm
 
 
@@ -84,26 +84,26 @@ def synchronized_batch_normalization():
     fit([kl.BatchNormalization(synchronized=True)])
 
 
-@specimen
+@slow_specimen
 def group_and_layer_normalization():
     """Without statistics."""
     fit([kl.GroupNormalization(2), kl.LayerNormalization(), kl.UnitNormalization()])
 
 
-@specimen
+@slow_specimen
 def spectral_normalization():
     """Its vector u is state that training moves."""
     fit([kl.SpectralNormalization(kl.Dense(8))])
 
 
-@specimen
+@slow_specimen
 def constraints_and_regularizers():
     """Norms of the weights are held."""
     dense = kl.Dense(8, kernel_constraint="max_norm", kernel_regularizer="l2")
     fit([dense, kl.ActivityRegularization(0.01)])
 
 
-@specimen
+@slow_specimen
 def dropout():
     """Seeds differ between ranks, and stay so."""
     noise = kl.Dropout(0.3, seed=swarm_tf.rank())
@@ -113,7 +113,7 @@ def dropout():
     assert np.any(zero != one), "both ranks drop the same"
 
 
-@specimen
+@slow_specimen
 def random_augmentation():
     """Layers that augment images, within the model."""
     model = keras.Sequential(
@@ -141,13 +141,13 @@ def fit_words(*hidden, optimizer="adam", loss="mse", **options):
     return model
 
 
-@specimen
+@slow_specimen
 def embedding():
     """Gradients are sparse."""
     fit_words(kl.Flatten())
 
 
-@specimen
+@slow_specimen
 def embedding_with_masks():
     """mask_zero, and a bidirectional LSTM."""
     model = keras.Sequential(
@@ -158,7 +158,7 @@ def embedding_with_masks():
     model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def recurrent():
     """GRU, LSTM and a cell."""
     fit_words(
@@ -195,7 +195,7 @@ def stateful_lstm():
     assert np.any(zero[0] != one[0]), "both ranks have the same state"
 
 
-@specimen
+@slow_specimen
 def attention():
     """A small Transformer block."""
     x = inputs = keras.Input([5], dtype="int32")
@@ -229,7 +229,7 @@ def tied_weights():
     model.fit(x, x, batch_size=BATCH, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def add_loss_and_metrics_in_layers():
     """A layer that adds a loss and keeps a metric."""
 
@@ -262,7 +262,7 @@ def a_tf_variable_in_a_layer():
     fit([Counting()])
 
 
-@specimen
+@slow_specimen
 def lambda_layer():
     """A function as a layer."""
     fit([kl.Lambda(lambda x: x * 2.0)])

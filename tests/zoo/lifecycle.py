@@ -8,7 +8,7 @@ import swarm_tf
 from swarm_tf import consensus
 from swarm_tf.cluster import world
 from zoo import pair
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen
 from zoo.watch import TRAININGS, assert_equal_on_ranks, check, failing, swarm
 
 RANK = swarm_tf.rank
@@ -55,7 +55,7 @@ def again_with_the_same_callback():
     assert int(model.optimizer.iterations) == 48
 
 
-@specimen
+@slow_specimen
 def again_with_a_new_callback():
     """initial_epoch, as after a pause."""
     model = network()
@@ -74,7 +74,7 @@ def the_same_callback_for_another_model():
         check()
 
 
-@specimen
+@slow_specimen
 def without_a_check_in_between():
     """Trainings follow each other at once: one rank may be in the next one already."""
     model = network()
@@ -94,7 +94,7 @@ def weights_set_between_trainings():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def a_rank_trains_alone_in_between():
     """Without the callback."""
     model = network()
@@ -128,7 +128,7 @@ def mean_by_hand():
         np.testing.assert_allclose(mean, (a + b) / 2, rtol=1e-6, atol=1e-7)
 
 
-@specimen
+@slow_specimen
 def cross_validation():
     """A model and a callback for each fold, and an evaluation after it."""
     x, y = numbers()
@@ -140,7 +140,7 @@ def cross_validation():
         check()
 
 
-@specimen
+@slow_specimen
 def clone_model():
     """A clone is another model."""
     model = network()
@@ -154,7 +154,7 @@ def clone_model():
 # Trainings that fail or stop.
 
 
-@specimen
+@slow_specimen
 def an_error_on_both_ranks():
     """It was handled; the next training has nothing of it."""
     for _ in range(2):
@@ -173,7 +173,7 @@ def an_error_and_the_same_callback():
     fit(model, callback)
 
 
-@specimen
+@slow_specimen
 def an_error_before_the_first_batch():
     """Of a callback that stands after ours."""
 
@@ -212,7 +212,7 @@ def an_interrupt():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def stopped_on_one_rank():
     """model.stop_training on rank 1: rank 0 trains on, both end with the mean."""
 
@@ -224,7 +224,7 @@ def stopped_on_one_rank():
     fit(network(), swarm(), Stop(), epochs=2)
 
 
-@specimen
+@slow_specimen
 def a_bad_shape():
     """The data does not fit the model: Keras says so on both ranks; the next training is well."""
     x, y = numbers()
@@ -266,7 +266,7 @@ def load_on_one_rank():
     assert_equal_on_ranks(model.optimizer.iterations, "the optimizer's steps")
 
 
-@specimen
+@slow_specimen
 def load_weights_on_one_rank():
     """All start from them."""
     path = pair.directory() / "model.weights.h5"
@@ -296,7 +296,7 @@ def resumed_on_one_rank():
     assert int(model.optimizer.iterations) == 48
 
 
-@specimen
+@slow_specimen
 def resumed_gan_on_one_rank():
     """Of optimizers that the model's own is not: equal, or refused in words."""
     from zoo.train_steps import GAN

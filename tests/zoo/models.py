@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen
 from zoo.watch import failing, swarm
 
 
@@ -20,13 +20,13 @@ def sequential():
     fit(keras.Sequential([keras.Input([INPUTS]), layers.Dense(8, "relu"), layers.Dense(1)]))
 
 
-@specimen
+@slow_specimen
 def sequential_without_input():
     """Is built by its first batch."""
     fit(keras.Sequential([layers.Dense(8, "relu"), layers.Dense(1)]))
 
 
-@specimen
+@slow_specimen
 def functional():
     """Two inputs, two outputs, a layer used twice."""
     a, b = keras.Input([INPUTS], name="a"), keras.Input([INPUTS], name="b")
@@ -40,7 +40,7 @@ def functional():
     )
 
 
-@specimen
+@slow_specimen
 def nested():
     """Models within models, one of them used twice."""
     inner = keras.Sequential([keras.Input([INPUTS]), layers.Dense(INPUTS, "relu")])
@@ -68,7 +68,7 @@ def subclassed_unbuilt():
     fit(Subclassed())
 
 
-@specimen
+@slow_specimen
 def subclassed_built():
     """Was called once before."""
     model = Subclassed()
@@ -105,7 +105,7 @@ def a_layer_that_is_built_late():
     fit(Late())
 
 
-@specimen
+@slow_specimen
 def layers_made_in_build():
     """As a layer of one's own makes them."""
 
@@ -175,7 +175,7 @@ def one_scalar_weight():
     fit(Scalar())
 
 
-@specimen
+@slow_specimen
 def one_weight_in_a_vector():
     """shape [1]"""
     fit(keras.Sequential([keras.Input([INPUTS]), layers.Dense(1, use_bias=False)]))
@@ -189,7 +189,7 @@ def _of_size(count):
     return keras.Model(inputs, keras.ops.mean(x, axis=1, keepdims=True))
 
 
-@specimen
+@slow_specimen
 def a_block_less_one():
     """1023 weights, where a block of the codec has 1024."""
     fit(_of_size(1023))
@@ -201,7 +201,7 @@ def a_block():
     fit(_of_size(1024))
 
 
-@specimen
+@slow_specimen
 def a_block_and_one():
     """1025 weights."""
     fit(_of_size(1025))

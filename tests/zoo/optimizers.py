@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 from keras import optimizers as every
 
-from zoo.specimens import BATCH, INPUTS, numbers, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, slow_specimen, specimen
 from zoo.watch import check, swarm
 
 OPTIMIZERS = {
@@ -32,8 +32,8 @@ OPTIMIZERS = {
 
 
 # One of each kind of slot; the others are slow.
-AT_HOME = {"adam", "loss_scale", "muon"}
-AVERAGED = {"momentum", "adam", "rmsprop_centered", "adafactor", "lamb", "schedule_free"}
+AT_HOME = {"adam", "loss_scale"}
+AVERAGED = {"adam", "rmsprop_centered", "adafactor", "schedule_free"}
 
 
 def network():
@@ -102,13 +102,13 @@ def ema():
     fit(every.SGD(0.01, use_ema=True, ema_momentum=0.9))
 
 
-@specimen
+@slow_specimen
 def ema_overwrite_frequency():
     """... and every five steps."""
     fit(every.Adam(0.01, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=5))
 
 
-@specimen
+@slow_specimen
 def ema_averaged():
     """It is a slot."""
     fit(every.Adam(0.01, use_ema=True, ema_momentum=0.9), average_optimizer=True)
@@ -120,19 +120,19 @@ def gradient_accumulation():
     fit(every.SGD(0.05, momentum=0.9, gradient_accumulation_steps=4))
 
 
-@specimen
+@slow_specimen
 def gradient_accumulation_averaged():
     """Gradients that wait for their step stay at home."""
     fit(every.Adam(0.01, gradient_accumulation_steps=3), average_optimizer=True)
 
 
-@specimen
+@slow_specimen
 def clipnorm():
     """Each gradient is cut."""
     fit(every.SGD(0.05, clipnorm=0.1))
 
 
-@specimen
+@slow_specimen
 def global_clipnorm_and_weight_decay():
     """All gradients are cut together; biases do not decay."""
     optimizer = every.AdamW(0.01, weight_decay=0.1, global_clipnorm=1.0)
@@ -140,7 +140,7 @@ def global_clipnorm_and_weight_decay():
     fit(optimizer)
 
 
-@specimen
+@slow_specimen
 def learning_rate_schedule():
     """Cosine, with a warm-up."""
     schedule = every.schedules.CosineDecay(0.0, 40, warmup_target=0.05, warmup_steps=8)
@@ -186,7 +186,7 @@ def an_optimizer_of_ones_own():
     assert all(least >= 0 for path, least in lowest.items() if "energy" in path), lowest
 
 
-@specimen
+@slow_specimen
 def strings():
     """Optimizers by their names."""
     for name in ("sgd", "rmsprop"):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from zoo.specimens import BATCH, INPUTS, numbers, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, slow_specimen, specimen
 from zoo.watch import assert_equal_on_ranks, check, swarm
 
 
@@ -32,7 +32,7 @@ def under(policy, **options):
     fit(network(), **options)
 
 
-@specimen
+@slow_specimen
 def mixed_bfloat16():
     """Computes in bfloat16."""
     under("mixed_bfloat16")
@@ -62,7 +62,7 @@ def pure_float16():
     under("float16")
 
 
-@specimen
+@slow_specimen
 def pure_bfloat16_averaged():
     """Slots have the weights' type."""
     under("bfloat16", average_optimizer=True)
@@ -74,7 +74,7 @@ def float64():
     under("float64")
 
 
-@specimen
+@slow_specimen
 def one_layer_of_float64():
     """Among others of float32."""
     model = keras.Sequential(
@@ -83,7 +83,7 @@ def one_layer_of_float64():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def lora():
     """The base is frozen and of full precision; two small matrices are trained."""
     model = network()
@@ -102,7 +102,7 @@ def int8_base_and_lora():
     assert any("int8" in str(v.dtype) for v in model.weights)
 
 
-@specimen
+@slow_specimen
 def int8_model():
     """The whole model is quantized after training, on every rank."""
     model = fit(network())
@@ -120,7 +120,7 @@ def float8():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def float8_averaged():
     """... with averaged slots."""
     model = network()

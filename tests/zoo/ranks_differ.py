@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 import swarm_tf
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen, told
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen, told
 from zoo.watch import check, swarm
 
 RANK = swarm_tf.rank
@@ -123,13 +123,13 @@ def half_the_batches_and_unbuilt():
     fit(network(build=False), (24 - 12 * RANK()) * BATCH)
 
 
-@specimen
+@slow_specimen
 def more_epochs():
     """On rank 1."""
     fit(network(), epochs=1 + 2 * RANK())
 
 
-@specimen
+@slow_specimen
 def other_batch_sizes():
     """On rank 1."""
     x, y = numbers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import pkgutil
@@ -29,6 +30,10 @@ def specimen(function: Callable[[], None], *, slow: bool = False) -> Callable[[]
     if slow:
         SLOW.add(name)
     return function
+
+
+slow_specimen = functools.partial(specimen, slow=True)
+"""One of a large family, of which another one is in `make test`: run when its code changes."""
 
 
 def collect() -> dict[str, Callable[[], None]]:

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import swarm_tf
-from zoo.specimens import BATCH, INPUTS, numbers, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, slow_specimen, specimen
 from zoo.watch import swarm
 
 
@@ -108,7 +108,7 @@ def gan():
     fit_gan(swarm())
 
 
-@specimen
+@slow_specimen
 def gan_with_more_discriminator_steps():
     """The discriminator steps three times a batch."""
     fit_gan(swarm(), times=3)
@@ -184,7 +184,7 @@ def two_optimizers_in_one_step():
     model.fit(*numbers(), batch_size=BATCH, epochs=2, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def contrastive():
     """Two optimizers, of which the model's own steps too; layers in lists (Keras' "SimCLR")."""
 
@@ -322,7 +322,7 @@ def swarm_tf_trainer():
     swarm_tf.Trainer(model).fit(data, steps=40, steps_per_epoch=20, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def trainer_with_a_gan():
     """The library's own loop, two optimizers."""
     gan = GAN()
@@ -340,7 +340,7 @@ def trainer_with_a_vae():
     swarm_tf.Trainer(vae).fit(data, steps=40, steps_per_epoch=20, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def distillation():
     """A frozen teacher within the student's model, whose call() is the student's."""
 
