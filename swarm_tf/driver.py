@@ -236,9 +236,11 @@ class Driver:
             commands, self._commands = self._commands, []
         for command in commands:
             command()
+        may_start = self._node.initiator.is_wanted
         out = self._node.poll(time.monotonic())
         self._send(out)
-        self._show_changes()
+        if commands or may_start or out or self._node.has_events:
+            self._show_changes()
         return bool(out or commands)
 
     def _send(self, out: Outbox) -> None:

@@ -200,6 +200,11 @@ class Node:
         """Every message says how many local steps its sender has taken."""
         return [(to, replace(message, step=self.step)) for to, message in out]
 
+    @property
+    def has_events(self) -> bool:
+        """Whether something has happened since `take_events`."""
+        return bool(self._events)
+
     def take_events(self) -> list[Event]:
         """What has happened since the last call."""
         events = self._events[:]
