@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.timing import medians, memcpy
 from swarm_tf import codec
-from swarm_tf.codec.base import BLOCK
+from swarm_tf.codec import BLOCK
 from swarm_tf.weights import CHUNK
 
 CODECS = [("lattice", bits) for bits in (8, 4, 2, 3, 7, 16)]

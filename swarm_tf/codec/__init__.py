@@ -1,10 +1,10 @@
-"""What travels between two nodes, and how the receiver reads it: docs in base.py and lattice.py."""
+"""What travels between two nodes, and how the receiver reads it: see base.py and lattice.py."""
 
 import functools
 
-from swarm_tf.codec.base import BLOCK, SEEDS, Bools, Codec, Decoded, Encoded, Floats, blocks_of
-from swarm_tf.codec.channel import NO_SCALES, Channel
+from swarm_tf.codec.base import NO_SCALES, Channel, Codec, Decoded, Encoded
 from swarm_tf.codec.floats import BFLOAT16, FLOAT16, Float, float32
+from swarm_tf.codec.kernels import BLOCK, SEEDS, Bools, Floats, blocks_of
 from swarm_tf.codec.lattice import Lattice
 from swarm_tf.config import CODECS
 from swarm_tf.errors import UsageError

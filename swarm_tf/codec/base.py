@@ -1,48 +1,23 @@
-"""What every codec shares: blocks, the dither and checksum keys, and the two methods.
+"""The two interfaces: a codec turns vectors into bytes and back, a channel has its state.
 
-A codec turns a vector into bytes and, from two encodings of two nearby vectors, finds the
-correction that moves each to their average. It knows no networking and keeps no state.
+From two encodings of two nearby vectors a codec finds the correction that moves each to their
+average. It knows no networking and keeps no state. A channel is what one chunk of a model travels
+through: it keeps what is learned on the way, and decides how the chunk is offered.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.python import xla
 
-if TYPE_CHECKING:
-    from swarm_tf.codec.channel import Channel
+from swarm_tf.codec.kernels import BLOCK, Bools, Floats, Words, blocks_of, weights_in_blocks
 
-BLOCK = 1024
-"""Weights that share a scale and a checksum."""
-
-SEEDS = 2**62
-"""The seed of an exchange is smaller; kernels take it as int64."""
-
-_LANES = 32  # measured: XLA vectorises folds of up to 64 lanes
-
-FLOAT32_DIGITS = 2.0**-22
-"""A lattice step below this share of a block's largest magnitude has no float32 digits left."""
-
-# Every kernel is compiled for a few shapes in a row. TensorFlow warns of that.
-tf.get_logger().addFilter(lambda record: "_kernel of <swarm_tf.codec" not in record.getMessage())
-
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-Words = npt.NDArray[np.uint32]
-
-
-def blocks_of(length: int) -> int:
-    """Number of blocks that hold `length` weights; the last one may be partly empty."""
-    return -(-length // BLOCK)
+NO_SCALES = np.zeros(0, np.float32)
 
 
 @dataclass
@@ -116,9 +91,9 @@ class Codec(ABC):
     """What a partner must know to read a message: identity, payload dtype, checksum words, and
     numbers of payload a block."""
 
-    @abstractmethod
     def channel(self, length: int) -> Channel:
         """What keeps the state of one chunk of `length` weights."""
+        return Channel([self], length)
 
     @abstractmethod
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
@@ -178,94 +153,75 @@ class Codec(ABC):
         """Correction and accepted blocks as in `Decoded`, and the sum of |difference| in each."""
 
 
-def in_blocks(vector: tf.Tensor) -> tf.Tensor:
-    """[length] -> [blocks, BLOCK], the tail filled with zeros. Blocks stay as they are."""
-    if len(vector.shape) == 2:
-        return vector
-    length = vector.shape[0]
-    missing = blocks_of(length) * BLOCK - length
-    if missing:
-        vector = tf.pad(vector, [[0, missing]])
-    return tf.reshape(vector, [-1, BLOCK])
+class Channel:
+    """Encodes and decodes one chunk with a codec that has nothing to learn.
 
+    An initiator sends a chunk once, or, if `retries` says so, once more as attempt 1. All methods
+    belong to the thread that communicates.
 
-def block_sums(values: tf.Tensor) -> tf.Tensor:
-    """Sum of each block: [blocks, BLOCK] -> [blocks]; only inside of an XLA function."""
-    (lanes,) = xla.optimization_barrier(_in_lanes(tf.add, values))  # two steps, or XLA makes one
-    return tf.reduce_sum(lanes, axis=1)
-
-
-def partial_magnitude(x: tf.Tensor) -> tf.Tensor:
-    """The largest |x| of each lane, as its bits: [blocks, BLOCK] -> int32 [blocks, _LANES].
-
-    They order as |x| does, with NaN above all; a maximum of floats may lose a NaN.
+    Args:
+      codec: one for each attempt.
+      length: weights in the chunk.
     """
-    return _in_lanes(tf.maximum, tf.bitcast(tf.abs(x), tf.int32))
 
+    def __init__(self, codecs: Sequence[Codec], length: int) -> None:
+        self.codecs, self.length = tuple(codecs), length
+        self._by_wire_id = {codec.wire_id: codec for codec in codecs}
 
-def _in_lanes(fold: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], values: tf.Tensor) -> tf.Tensor:
-    """Fold the stretches of each block, lane by lane: [blocks, BLOCK] -> [blocks, _LANES].
+    def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
+        """The initiator's side, to be kept until the reply comes. Unless finite it may not travel.
 
-    Written out, since XLA vectorises this, and a reduction hardly.
-    """
-    stretches = (values[:, at : at + _LANES] for at in range(0, BLOCK, _LANES))
-    return functools.reduce(fold, stretches)
+        Args:
+          terms: see `Codec.encode`.
+          seed: of the dither.
+          attempt: 0, or 1 for what `retries`.
+        """
+        return self.codecs[attempt].encode(terms, seed, NO_SCALES)
 
+    def answer(self, terms: Sequence[tf.Tensor], offer: Encoded) -> Encoded:
+        """The responder's side, on the lattice of an offer that `fits`."""
+        return self._by_wire_id[offer.wire_id].encode(terms, offer.seed, offer.scales)
 
-def magnitude_of_blocks(lanes: tf.Tensor) -> Floats:
-    """`partial_magnitude` -> float32 [blocks]; NaN shows as NaN."""
-    magnitude: Floats = np.asarray(lanes).max(axis=1).view(np.float32)
-    return magnitude
+    def fits(self, encoded: Encoded, attempt: int) -> bool:
+        """Whether what came over the wire can be of this chunk at all."""
+        return attempt < len(self.codecs) and encoded.length == self.length
 
+    def readable(self, encoded: Encoded, *, question: bool = False) -> bool:
+        """Whether what came over the wire has the form of one of this channel's codecs.
 
-def weights_in_blocks(length: int) -> Floats:
-    """How many of `length` weights each block holds: float32 [blocks]."""
-    weights = np.full(blocks_of(length), BLOCK, np.float32)
-    weights[-1:] -= len(weights) * BLOCK - length
-    return weights
+        Args:
+          question: it has no payload; see `Encoded.question`.
+        """
+        codec = self._by_wire_id.get(encoded.wire_id)
+        return codec is not None and codec.fits(encoded, question=question)
 
+    def decode(
+        self,
+        own: Encoded,
+        other: Encoded,
+        onto: tf.Tensor | None = None,
+        allowed: Bools | None = None,
+    ) -> Decoded:
+        """The correction to the own side; nothing is learned. See `Codec.decode`."""
+        return self._by_wire_id[own.wire_id].decode(own, other, onto, allowed)
 
-def seed_tensor(seed: int) -> npt.NDArray[np.int64]:
-    """An exchange's seed, below `SEEDS`, as `dither_keys` wants it: int64 [2]."""
-    return np.array([seed, 0], np.int64)
+    def learn(self, own: Encoded, decoded: Decoded) -> None:
+        """Take in what an exchange has shown."""
 
+    def retries(self, attempt: int, accepted: Bools) -> bool:
+        """Whether the chunk travels once more at once; the same answer on both sides.
 
-def dither_keys(seed: tf.Tensor, blocks: int) -> tf.Tensor:
-    """Two random words a block, the same on both sides of an exchange: uint32 [blocks, 2].
+        Args:
+          accepted: bool [blocks], as the responder sent it.
+        """
+        return False
 
-    They key the multiply-shift hash (a*k + b) mod 2^32 of the position k in the block, which is
-    strongly universal in its high bits (Dietzfelbinger 1996): each dither is uniform, any two are
-    independent. That is all that the unbiasedness and the variance bound of the codec need.
-    """
-    # Philox gives the same numbers on every device.
-    return tf.random.stateless_uniform(
-        [blocks, 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-    )
-
-
-def position_hash(keys: tf.Tensor) -> tf.Tensor:
-    """The hash that `dither_keys` key, of every position: uint32 [blocks, BLOCK]."""
-    position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
-    return keys[:, 0:1] * position + keys[:, 1:2]
-
-
-def _checksum_weights() -> Words:
-    generator = np.random.Generator(np.random.Philox(key=0xC0DEC))
-    high = generator.integers(2**21, size=(2, BLOCK), dtype=np.uint32) << np.uint32(11)
-    low = np.stack([generator.permutation(BLOCK) for _ in range(2)]).astype(np.uint32)
-    return high | (low << np.uint32(1)) | np.uint32(1)
-
-
-CHECKSUM_WEIGHTS = _checksum_weights()
-"""uint32 [2, BLOCK]. Odd: a single wrong integer always changes the sum mod 2^32. All different
-in their low 11 bits: so do two wrong by opposite amounts, up to 2^21."""
-
-
-def checksum_weights(keys: tf.Tensor, word: int) -> tf.Tensor:
-    """Odd weights of one checksum word, varied from exchange to exchange: uint32 [blocks, BLOCK].
-
-    Not the dither's hash itself: it is linear in the position, so errors such as +1, -2, +1 in a
-    row would cancel in every exchange.
-    """
-    even = tf.bitwise.bitwise_and(keys[:, 1:2], np.uint32(0xFFFFFFFE))
-    return tf.bitwise.bitwise_xor(tf.constant(CHECKSUM_WEIGHTS[word])[None], even)
+    def warm_up(self, base: tf.Tensor) -> None:
+        """Compile the kernels for this length, so that no exchange waits for that."""
+        scales: Floats = np.ones(blocks_of(self.length), np.float32)
+        for codec in self.codecs:
+            onto = None
+            for _ in range(2):
+                terms = (base,) if onto is None else (base, onto)
+                own = codec.encode(terms, 0, scales)
+                onto = codec.decode(own, own, onto).correction

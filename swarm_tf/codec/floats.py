@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf.codec.base import (
+from swarm_tf.codec.base import NO_SCALES, Codec, Encoded
+from swarm_tf.codec.groups import in_groups
+from swarm_tf.codec.kernels import (
     BLOCK,
     Bools,
-    Codec,
-    Encoded,
     Floats,
     block_sums,
     checksum_weights,
@@ -28,8 +28,6 @@ from swarm_tf.codec.base import (
     position_hash,
     seed_tensor,
 )
-from swarm_tf.codec.channel import NO_SCALES, Channel
-from swarm_tf.codec.groups import in_groups
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,6 @@ class Float(Codec):
         self.words, self.width = 1, BLOCK
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
-
-    def channel(self, length: int) -> Channel:
-        """One that has nothing to learn."""
-        return Channel([self], length)
 
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])

@@ -23,13 +23,13 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 from swarm_tf.codec import packing
-from swarm_tf.codec.base import (
+from swarm_tf.codec.base import NO_SCALES, Channel, Codec, Decoded, Encoded
+from swarm_tf.codec.floats import float32
+from swarm_tf.codec.groups import in_groups
+from swarm_tf.codec.kernels import (
     BLOCK,
     FLOAT32_DIGITS,
     Bools,
-    Codec,
-    Decoded,
-    Encoded,
     Floats,
     block_sums,
     blocks_of,
@@ -41,9 +41,6 @@ from swarm_tf.codec.base import (
     position_hash,
     seed_tensor,
 )
-from swarm_tf.codec.channel import NO_SCALES, Channel
-from swarm_tf.codec.floats import float32
-from swarm_tf.codec.groups import in_groups
 from swarm_tf.codec.scales import BlockScales, too_many
 from swarm_tf.config import BITS
 from swarm_tf.errors import UsageError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from swarm_tf.codec.base import BLOCK
+from swarm_tf.codec.kernels import BLOCK
 
 
 def _pieces(bits: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from swarm_tf.codec.base import FLOAT32_DIGITS, Bools, Floats
+from swarm_tf.codec.kernels import FLOAT32_DIGITS, Bools, Floats
 
 TAIL = 10.0
 """Range of the lattice over the mean |difference| of a block, to begin with."""

@@ -6,7 +6,7 @@ import reference
 import tensorflow as tf
 
 from swarm_tf import codec
-from swarm_tf.codec import base
+from swarm_tf.codec import kernels
 from swarm_tf.config import CODECS
 from swarm_tf.errors import UsageError
 
@@ -15,11 +15,11 @@ from swarm_tf.errors import UsageError
     ("length", "blocks"), [(0, 0), (1, 1), (1023, 1), (1024, 1), (1025, 2), (10**9, 976563)]
 )
 def test_blocks_hold_all_weights(length, blocks):
-    assert base.blocks_of(length) == blocks
+    assert kernels.blocks_of(length) == blocks
 
 
 def _encoded(name, *vectors):
-    scales = np.ones(base.blocks_of(len(vectors[0])), np.float32)
+    scales = np.ones(kernels.blocks_of(len(vectors[0])), np.float32)
     return codec.build(name).encode([tf.constant(v) for v in vectors], 1, scales)
 
 
@@ -53,7 +53,7 @@ def test_magnitude_shows_a_nan_beside_an_inf():
 
 def test_dither_keys_are_the_same_on_both_sides_and_differ_between_exchanges_and_blocks():
     def keys(seed):
-        return base.dither_keys(base.seed_tensor(seed), 1000).numpy()
+        return kernels.dither_keys(kernels.seed_tensor(seed), 1000).numpy()
 
     first = keys(2**62)
     np.testing.assert_array_equal(first, keys(2**62))
@@ -62,31 +62,31 @@ def test_dither_keys_are_the_same_on_both_sides_and_differ_between_exchanges_and
 
 
 def test_checksum_weights_are_odd_and_those_of_the_reference():
-    keys = base.dither_keys(base.seed_tensor(5), 20)
+    keys = kernels.dither_keys(kernels.seed_tensor(5), 20)
     for word in range(2):
-        weights = base.checksum_weights(keys, word).numpy()
+        weights = kernels.checksum_weights(keys, word).numpy()
         assert (weights % 2 == 1).all()
         np.testing.assert_array_equal(weights, reference.checksum_weights(5, 20, word))
 
 
 def test_no_two_checksum_weights_agree_where_small_errors_look():
     """An error is a multiple of 2^(b-1): +1 here and -1 there shows in the low 33 - b bits."""
-    first, second = base.CHECKSUM_WEIGHTS.astype(np.int64)
+    first, second = kernels.CHECKSUM_WEIGHTS.astype(np.int64)
     for bits in range(2, 9):
-        assert len(np.unique(first % 2 ** (33 - bits))) == base.BLOCK, bits
-    assert len(np.unique(first % 2**17 * 2**17 + second % 2**17)) == base.BLOCK
+        assert len(np.unique(first % 2 ** (33 - bits))) == kernels.BLOCK, bits
+    assert len(np.unique(first % 2**17 * 2**17 + second % 2**17)) == kernels.BLOCK
 
 
 def test_block_sums_lose_nothing():
     values = np.random.default_rng(0).integers(0, 2**32, (3, 1024), np.uint32)
-    sums = tf.function(base.block_sums, jit_compile=True)(values)
+    sums = tf.function(kernels.block_sums, jit_compile=True)(values)
     np.testing.assert_array_equal(sums, values.sum(axis=1, dtype=np.uint32))
 
 
 @pytest.mark.parametrize("length", [0, 1, 1024, 1500])
 def test_in_blocks_fills_the_tail_with_zeros(length):
     x = np.arange(1, length + 1, dtype=np.float32)
-    np.testing.assert_array_equal(base.in_blocks(tf.constant(x)), reference.rows(x))
+    np.testing.assert_array_equal(kernels.in_blocks(tf.constant(x)), reference.rows(x))
 
 
 def test_every_codec_says_who_it_is():

@@ -1,0 +1,130 @@
+"""What the kernels of all codecs are made of: blocks, dither and checksum keys, sums.
+
+All of it is TensorFlow, compiled with XLA within the kernel that uses it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+
+BLOCK = 1024
+"""Weights that share a scale and a checksum."""
+
+SEEDS = 2**62
+"""The seed of an exchange is smaller; kernels take it as int64."""
+
+_LANES = 32  # measured: XLA vectorises folds of up to 64 lanes
+
+FLOAT32_DIGITS = 2.0**-22
+"""A lattice step below this share of a block's largest magnitude has no float32 digits left."""
+
+# Every kernel is compiled for a few shapes in a row. TensorFlow warns of that.
+tf.get_logger().addFilter(lambda record: "_kernel of <swarm_tf.codec" not in record.getMessage())
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint32]
+
+
+def blocks_of(length: int) -> int:
+    """Number of blocks that hold `length` weights; the last one may be partly empty."""
+    return -(-length // BLOCK)
+
+
+def in_blocks(vector: tf.Tensor) -> tf.Tensor:
+    """[length] -> [blocks, BLOCK], the tail filled with zeros. Blocks stay as they are."""
+    if len(vector.shape) == 2:
+        return vector
+    length = vector.shape[0]
+    missing = blocks_of(length) * BLOCK - length
+    if missing:
+        vector = tf.pad(vector, [[0, missing]])
+    return tf.reshape(vector, [-1, BLOCK])
+
+
+def block_sums(values: tf.Tensor) -> tf.Tensor:
+    """Sum of each block: [blocks, BLOCK] -> [blocks]; only inside of an XLA function."""
+    (lanes,) = xla.optimization_barrier(_in_lanes(tf.add, values))  # two steps, or XLA makes one
+    return tf.reduce_sum(lanes, axis=1)
+
+
+def partial_magnitude(x: tf.Tensor) -> tf.Tensor:
+    """The largest |x| of each lane, as its bits: [blocks, BLOCK] -> int32 [blocks, _LANES].
+
+    They order as |x| does, with NaN above all; a maximum of floats may lose a NaN.
+    """
+    return _in_lanes(tf.maximum, tf.bitcast(tf.abs(x), tf.int32))
+
+
+def _in_lanes(fold: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], values: tf.Tensor) -> tf.Tensor:
+    """Fold the stretches of each block, lane by lane: [blocks, BLOCK] -> [blocks, _LANES].
+
+    Written out, since XLA vectorises this, and a reduction hardly.
+    """
+    stretches = (values[:, at : at + _LANES] for at in range(0, BLOCK, _LANES))
+    return functools.reduce(fold, stretches)
+
+
+def magnitude_of_blocks(lanes: tf.Tensor) -> Floats:
+    """`partial_magnitude` -> float32 [blocks]; NaN shows as NaN."""
+    magnitude: Floats = np.asarray(lanes).max(axis=1).view(np.float32)
+    return magnitude
+
+
+def weights_in_blocks(length: int) -> Floats:
+    """How many of `length` weights each block holds: float32 [blocks]."""
+    weights = np.full(blocks_of(length), BLOCK, np.float32)
+    weights[-1:] -= len(weights) * BLOCK - length
+    return weights
+
+
+def seed_tensor(seed: int) -> npt.NDArray[np.int64]:
+    """An exchange's seed, below `SEEDS`, as `dither_keys` wants it: int64 [2]."""
+    return np.array([seed, 0], np.int64)
+
+
+def dither_keys(seed: tf.Tensor, blocks: int) -> tf.Tensor:
+    """Two random words a block, the same on both sides of an exchange: uint32 [blocks, 2].
+
+    They key the multiply-shift hash (a*k + b) mod 2^32 of the position k in the block, which is
+    strongly universal in its high bits (Dietzfelbinger 1996): each dither is uniform, any two are
+    independent. That is all that the unbiasedness and the variance bound of the codec need.
+    """
+    # Philox gives the same numbers on every device.
+    return tf.random.stateless_uniform(
+        [blocks, 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
+
+
+def position_hash(keys: tf.Tensor) -> tf.Tensor:
+    """The hash that `dither_keys` key, of every position: uint32 [blocks, BLOCK]."""
+    position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
+    return keys[:, 0:1] * position + keys[:, 1:2]
+
+
+def _checksum_weights() -> Words:
+    generator = np.random.Generator(np.random.Philox(key=0xC0DEC))
+    high = generator.integers(2**21, size=(2, BLOCK), dtype=np.uint32) << np.uint32(11)
+    low = np.stack([generator.permutation(BLOCK) for _ in range(2)]).astype(np.uint32)
+    return high | (low << np.uint32(1)) | np.uint32(1)
+
+
+CHECKSUM_WEIGHTS = _checksum_weights()
+"""uint32 [2, BLOCK]. Odd: a single wrong integer always changes the sum mod 2^32. All different
+in their low 11 bits: so do two wrong by opposite amounts, up to 2^21."""
+
+
+def checksum_weights(keys: tf.Tensor, word: int) -> tf.Tensor:
+    """Odd weights of one checksum word, varied from exchange to exchange: uint32 [blocks, BLOCK].
+
+    Not the dither's hash itself: it is linear in the position, so errors such as +1, -2, +1 in a
+    row would cancel in every exchange.
+    """
+    even = tf.bitwise.bitwise_and(keys[:, 1:2], np.uint32(0xFFFFFFFE))
+    return tf.bitwise.bitwise_xor(tf.constant(CHECKSUM_WEIGHTS[word])[None], even)
