@@ -28,10 +28,10 @@ def main(argv: list[str]) -> int:
 
 def trained(argv: list[str]) -> int:
     try:
-        settings, workdir = world.together(lambda: read(argv))
+        settings, workdir = world.run_on_all_ranks(lambda: read(argv))
         agreed = config.flatten(config.to_dict(settings))
         world.agree(world.transport(), "the configuration", agreed)
-        run = world.together(lambda: build(settings, workdir))
+        run = world.run_on_all_ranks(lambda: build(settings, workdir))
         summary = run()
         if world.rank() == 0:
             print(summary)

@@ -99,10 +99,10 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._model_is: list[int] = []
         self._watched: FirstBatch | None = None
         self._same_data: SameData | None = None  # until ranks have compared what they read
-        self._last: _Last | None = None
+        self._after_all: _AfterAllCallbacks | None = None
         self._caller: FrameType | None = None  # the loop that trains
-        self._hearing = 0  # the step at which synchronous ranks next ask whether to end
-        self._heard = 0, 0.0  # the last such step, and when it was
+        self._next_stop_check = 0  # the step at which synchronous ranks next ask whether to end
+        self._last_stop_check = 0, 0.0  # the last such step, and when it was
         self._training = ExitStack()
 
     # What an algorithm is.
@@ -143,12 +143,12 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             return sys.maxsize
         if self.weights is None:
             return self._step + 1
-        return min(self._due, self._hearing) if self.synchronous else self._due
+        return min(self._due, self._next_stop_check) if self.synchronous else self._due
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal asks this rank to end."""
-        return signals.asked() is not None
+        return signals.received() is not None
 
     @property
     def rounds(self) -> int:
@@ -178,7 +178,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self.weights = None
         self._began_at = self._step
         self._first_batch = None
-        self._last, self._caller = _Last.of(self)
+        self._after_all, self._caller = _AfterAllCallbacks.of(self)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ranks that go in step begin an epoch together.
@@ -200,7 +200,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         if self.transport is None or self.weights is not None:
             return
         if state.is_built(self.model) and self._has_slots():
-            self._meet()
+            self._join()
 
     def _has_slots(self) -> bool:
         """Whether every optimizer of the model's own has slots, if they are averaged.
@@ -217,11 +217,11 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._step += self._count_steps(batch)
         step = self._step
         if self.transport is not None and self.weights is None:
-            self._meet()
+            self._join()
             return
         if self._same_data is not None and self._same_data.poll():
             self._same_data = None
-        if self._ends(step):
+        if self._should_stop(step):
             self.model.stop_training = True
         if self.transport is None:
             return
@@ -244,7 +244,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
                 if state.is_built(self.model)
                 else "it has no batches to train on, and a model that is built by its first batch"
             )
-            self._meet(refused)
+            self._join(refused)
         self._check_model()
         if self.synchronous:  # or what comes now would be taken for what others still wait for
             world.agree(self.transport, "the end of training", self._progress(ends=True))
@@ -262,7 +262,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
                 self.name,
                 steps,
             )
-        if self._last is None:
+        if self._after_all is None:
             self._conclude()
 
     def _conclude(self) -> None:
@@ -298,22 +298,25 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         batches = max(batch - first + 1, 1)
         return min(taken, batches) if taken > 0 else batches
 
-    def _ends(self, step: int) -> bool:
+    def _should_stop(self, step: int) -> bool:
         """Whether training ends here by a signal; ranks that go in step decide it together."""
         if self.transport is None or not self.synchronous:
-            return self.asked
-        if step < self._hearing:
+            return self.stop_requested
+        if step < self._next_stop_check:
             return False
         what, seconds = f"step {step} of all ranks", self.timeout_seconds
         world.agree(self.transport, what, self._progress(ends=False), seconds)
-        (before, began), now = self._heard, time.monotonic()
-        mine = {"asked": self.asked, "seconds": (now - began) / (step - before) if before else 1.0}
-        told = world.gather_over(self.transport, mine, what, seconds)
+        (before, began), now = self._last_stop_check, time.monotonic()
+        mine = {
+            "stop": self.stop_requested,
+            "seconds": (now - began) / (step - before) if before else 1.0,
+        }
+        every = world.gather_over(self.transport, mine, what, seconds)
         # About once a second, and at the same step on all.
-        slowest = max(one["seconds"] for one in told)
-        self._hearing = step + min(max(int(1 / max(slowest, 1e-3)), 1), 1000)
-        self._heard = step, time.monotonic()
-        return any(one["asked"] for one in told)
+        slowest = max(one["seconds"] for one in every)
+        self._next_stop_check = step + min(max(int(1 / max(slowest, 1e-3)), 1), 1000)
+        self._last_stop_check = step, time.monotonic()
+        return any(one["stop"] for one in every)
 
     def _progress(self, *, ends: bool) -> dict[str, Any]:
         """What tells ranks with other numbers of batches from those that go in step."""
@@ -329,7 +332,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             optimizer=self.settings["average_optimizer"],
         )
 
-    def _meet(self, refused: str = "") -> None:
+    def _join(self, refused: str = "") -> None:
         assert self.transport is not None
         common: dict[str, Any] = {"algorithm": self.name}
         common |= {f"{self.name}.{key}": value for key, value in self.settings.items()}
@@ -358,8 +361,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         world.begin(self)
         self.begin(common)
         self._same_data = SameData(self.transport, self._watched, arrays_of(self._caller))
-        self._due, self._hearing = self.next_boundary(self._step), self._step + 1
-        self._heard = 0, 0.0
+        self._due, self._next_stop_check = self.next_boundary(self._step), self._step + 1
+        self._last_stop_check = 0, 0.0
 
     def _refuses_optimizer(self) -> str:
         """Why ranks that go in step can't, if they can't."""
@@ -422,7 +425,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
-class _Last(keras.callbacks.Callback):  # type: ignore[misc]
+class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
     """Stands behind all callbacks of a list, for what an algorithm does after them."""
 
     def __init__(self, algorithm: Algorithm) -> None:
@@ -430,7 +433,7 @@ class _Last(keras.callbacks.Callback):  # type: ignore[misc]
         self.algorithm = algorithm
 
     @staticmethod
-    def of(algorithm: Algorithm) -> tuple[_Last | None, FrameType | None]:
+    def of(algorithm: Algorithm) -> tuple[_AfterAllCallbacks | None, FrameType | None]:
         """Put one behind the callbacks among which `algorithm` begins a training right now.
 
         Returns:
@@ -440,10 +443,10 @@ class _Last(keras.callbacks.Callback):  # type: ignore[misc]
         if frame is None:
             return None, None
         among = frame.f_locals["self"]
-        mine = (c for c in among.callbacks if isinstance(c, _Last))
+        mine = (c for c in among.callbacks if isinstance(c, _AfterAllCallbacks))
         last = next((c for c in mine if c.algorithm is algorithm), None)
         if last is None:
-            last = _Last(algorithm)
+            last = _AfterAllCallbacks(algorithm)
             last.set_model(algorithm.model)
             among.callbacks.append(last)
         return last, frame.f_back

@@ -164,7 +164,7 @@ class Member:
     def _apply(self) -> None:
         """Corrections into the model, and publish it; or the model of a partner in its place."""
         self._adopt()
-        before = self.weights.gather() if self._record is not None else []
+        before = self.weights.flatten() if self._record is not None else []
         corrections = self.driver.replica.take()
         after = self.weights.add(corrections)
         if self._record is not None:
@@ -177,9 +177,9 @@ class Member:
         if chunks is None:
             return
         self.weights.assign(chunks)
-        self.driver.replica.replace(self.weights.gather())
+        self.driver.replica.replace(self.weights.flatten())
         if self._record is not None:
-            self._record.adopted(self.weights.gather())
+            self._record.adopted(self.weights.flatten())
         self._on_adopt()
 
     # The end.

@@ -193,7 +193,7 @@ class SwarmCallback(Algorithm):
         """Serve until all ranks are done."""
         assert self.member is not None
         for exchange in self.member.finish(
-            step, lambda: super(SwarmCallback, self).asked, self.neighbors
+            step, lambda: super(SwarmCallback, self).stop_requested, self.neighbors
         ):
             self.on_exchange_end(exchange)
 
@@ -210,9 +210,9 @@ class SwarmCallback(Algorithm):
                 variable.assign(at_start)
 
     @property
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal asks this rank, or another one that has said so, to end."""
-        return super().asked or (self.member is not None and self.member.stop_requested)
+        return super().stop_requested or (self.member is not None and self.member.stop_requested)
 
     @property
     def counters(self) -> Counters:

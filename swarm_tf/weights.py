@@ -82,7 +82,7 @@ class FlatWeights:
             for place, v in enumerate(self.variables)
             if not _is_trained(v) and id(v) not in may_be_negative
         }
-        self._gather = _Traced(self._gather_graph)
+        self._flatten = _Traced(self._flatten_graph)
         self._add = _Traced(self._add_graph)
         self._assign = _Traced(self._assign_graph)
 
@@ -90,9 +90,9 @@ class FlatWeights:
         """(name, shape, dtype) of each variable."""
         return [(v.name, tuple(v.shape), str(v.dtype)) for v in self.variables]
 
-    def gather(self) -> list[tf.Tensor]:
+    def flatten(self) -> list[tf.Tensor]:
         """A copy of the weights, in chunks."""
-        return list(self._gather())
+        return list(self._flatten())
 
     def add(self, corrections: Sequence[tf.Tensor | None]) -> list[tf.Tensor]:
         """Add a correction to each chunk and return a copy of the result.
@@ -103,7 +103,7 @@ class FlatWeights:
         tenth of its value: a correction that was computed some steps ago may exceed it by now.
         """
         if all(c is None for c in corrections):
-            return self.gather()
+            return self.flatten()
         pairs = zip(corrections, self.lengths, strict=True)
         blocks = [_nothing(n) if c is None else tf.reshape(c, [-1, BLOCK]) for c, n in pairs]
         return list(self._add(blocks))
@@ -118,7 +118,7 @@ class FlatWeights:
         Returns:
           the chunks, and where there are weights of float64, all of those: float64 [n].
         """
-        copies = [np.array(chunk) for chunk in self.gather()]
+        copies = [np.array(chunk) for chunk in self.flatten()]
         wide = [np.asarray(self.variables[place].value).reshape(-1) for place in self._wide]
         return [*copies, np.concatenate(wide)] if wide else copies
 
@@ -162,7 +162,7 @@ class FlatWeights:
             updates.append(self._remainders[place].assign(rest))
         return updates
 
-    def _gather_graph(self) -> list[tf.Tensor]:
+    def _flatten_graph(self) -> list[tf.Tensor]:
         values = [tf.cast(self._value(place), tf.float32) for place in range(len(self.variables))]
         flat = [tf.reshape(value, [-1]) for value in values]
         chunks = []
@@ -211,7 +211,7 @@ class FlatWeights:
                 wanted = tf.where(never, tf.maximum(wanted, lowest), wanted)
             updates += self._set(place, wanted)
         with tf.control_dependencies(updates):
-            return self._gather_graph()
+            return self._flatten_graph()
 
     def _assign_graph(self, chunks: list[tf.Tensor]) -> list[tf.Tensor]:
         for place, tensor in enumerate(self._split(chunks)):

@@ -28,7 +28,7 @@ def build(config: RunConfig, workdir: str) -> Task:
         batch_size=config.train.batch_size,
         seed=config.seed,
         workdir=workdir,
-        first=world.first,
+        first=world.run_on_rank_zero,
         documents=config.model.memory_length > 0,
     )
     # Dropout that all ranks drew alike would not average out.

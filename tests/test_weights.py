@@ -51,7 +51,7 @@ def _joined(chunks):
 def test_chunks_hold_every_weight_once(shapes, chunk):
     variables, values = _variables(shapes)
     weights = FlatWeights(variables, chunk)
-    chunks = weights.gather()
+    chunks = weights.flatten()
     assert [c.shape[0] for c in chunks] == weights.lengths
     assert all(length % BLOCK == 0 for length in weights.lengths)
     assert all(length <= max(chunk, BLOCK) for length in weights.lengths)
@@ -75,7 +75,7 @@ def test_vectors_have_chunks_of_their_own():
 def test_assign_is_the_inverse_of_gather(shapes, chunk):
     variables, values = _variables(shapes)
     weights = FlatWeights(variables, chunk)
-    chunks = [np.array(c) for c in weights.gather()]
+    chunks = [np.array(c) for c in weights.flatten()]
     for variable in variables:
         variable.assign(np.full(variable.shape, 99.0))
     weights.assign(chunks)
@@ -111,7 +111,7 @@ def test_what_was_gathered_does_not_follow_the_variables(shapes):
     variables, _ = _variables(shapes)
     weights = FlatWeights(variables)
     flat, where = _flat(weights)
-    before = weights.gather()
+    before = weights.flatten()
     added = weights.add([tf.ones([BLOCK])])
     for variable in variables:
         variable.assign(np.full(variable.shape, 99.0))
@@ -124,7 +124,7 @@ def test_what_was_gathered_does_not_follow_the_variables(shapes):
 def test_other_float_types_are_cast_and_keep_their_type(dtype):
     variables, _ = _variables([(3, 4), (5,)], dtype)
     weights = FlatWeights(variables)
-    chunks = weights.gather()
+    chunks = weights.flatten()
     assert {c.dtype for c in chunks} == {tf.float32}
     flat, where = _flat(weights)
     np.testing.assert_array_equal(_joined(chunks)[where], flat)
@@ -371,7 +371,7 @@ def test_whole_model_survives_the_way_through_chunks():
     weights = FlatWeights(averaged_variables(model), chunk=BLOCK)
     x = np.random.default_rng(0).normal(size=[8, 5]).astype(np.float32)
     before = np.asarray(model(x))
-    chunks = [np.array(c) for c in weights.gather()]
+    chunks = [np.array(c) for c in weights.flatten()]
     weights.assign([np.zeros_like(c) for c in chunks])
     assert not np.allclose(np.asarray(model(x)), before)
     weights.assign(chunks)

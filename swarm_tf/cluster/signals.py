@@ -12,12 +12,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What users and schedulers send, and SIGUSR1, which every mpirun hands on to its ranks. (Open
 MPI's kills them a quarter of a second after SIGTERM or SIGINT; swarmrun sends SIGUSR1.)"""
 
-_asked: list[signal.Signals] = []
+_received: list[signal.Signals] = []
 
 
-def asked() -> signal.Signals | None:
+def received() -> signal.Signals | None:
     """The signal that asks this rank to end; None if there was none, or nobody is `listening`."""
-    return _asked[0] if _asked else None
+    return _received[0] if _received else None
 
 
 class listening:
@@ -31,7 +31,7 @@ class listening:
     def __enter__(self) -> None:
         global _outermost
         self._outermost = threading.current_thread() is threading.main_thread() and not any(
-            signal.getsignal(number) is _heard for number in SIGNALS
+            signal.getsignal(number) is _handler for number in SIGNALS
         )
         if not self._outermost:
             return
@@ -43,8 +43,10 @@ class listening:
         self._thread.start()
         self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
         # What was ignored before, as by nohup, stays so.
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, _heard) for number in heard}
+        listened_to = [
+            number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        self._before = {number: signal.signal(number, _handler) for number in listened_to}
         _outermost = self
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +64,7 @@ class listening:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         self._theirs.close()
-        _asked.clear()
+        _received.clear()
 
 
 _outermost: listening | None = None
@@ -96,7 +98,7 @@ os.register_at_fork(
 )
 
 
-def _heard(number: int, frame: FrameType | None) -> None:
+def _handler(number: int, frame: FrameType | None) -> None:
     """Only that it is there makes C write the number."""
 
 
@@ -104,6 +106,6 @@ def _count(signals: socket.socket) -> None:
     while data := signals.recv(1):
         if data[0] not in SIGNALS:  # some other one that has a handler
             continue
-        if _asked:
+        if _received:
             os._exit(128 + data[0])
-        _asked.append(signal.Signals(data[0]))
+        _received.append(signal.Signals(data[0]))

@@ -108,28 +108,28 @@ def _join() -> Transport | None:
     return connection
 
 
-class Member(Protocol):
+class Participant(Protocol):
     """One who trains with other ranks."""
 
     def abandon(self, *, exits: bool = False) -> None:
         """Let go of it: its training failed, or the program ends in its middle (`exits`)."""
 
 
-_training: set[Member] = set()
+_training: set[Participant] = set()
 """Who must not leave the others without a word."""
 
 
-def begin(member: Member) -> None:
+def begin(participant: Participant) -> None:
     """From now on, a rank that ends without `end` says so, and the others end too."""
-    _training.add(member)
+    _training.add(participant)
 
 
-def end(member: Member) -> None:
-    """`member` has left the swarm in good order."""
-    _training.discard(member)
+def end(participant: Participant) -> None:
+    """`participant` has left the swarm in good order."""
+    _training.discard(participant)
 
 
-def unfinished() -> list[Member]:
+def unfinished() -> list[Participant]:
     """Who has begun and not ended."""
     return list(_training)
 
@@ -153,9 +153,9 @@ def _end_together(connection: MPITransport) -> None:
         unfinished = list(_training)
         if unfinished:
             print(f"rank {connection.rank} ended during training", file=sys.stderr, flush=True)
-        for member in unfinished:
+        for participant in unfinished:
             with contextlib.suppress(Exception):
-                member.abandon(exits=True)
+                participant.abandon(exits=True)
         connection.leave(in_training=bool(unfinished))
 
     joined = os.getpid()
@@ -163,51 +163,53 @@ def _end_together(connection: MPITransport) -> None:
     atexit.register(leave)
 
 
-class RefusedTogether(UsageError):
+class RefusedOnAllRanks(UsageError):
     """Every rank knows of it."""
 
 
-def together(action: Callable[[], T], what: str = "the start", seconds: float = START_SECONDS) -> T:
+def run_on_all_ranks(
+    action: Callable[[], T], what: str = "the start", seconds: float = START_SECONDS
+) -> T:
     """Do `action` on every rank; if it is refused on one, refuse it on all.
 
-    Where one `together` is called within another, a rank that is refused before the inner one
-    meets the others in it: they are refused there, and all leave the outer one.
+    Where one is called within another, a rank that is refused before the inner one meets the others
+    in it: they are refused there, and all leave the outer one.
 
     Args:
       what: is waited for, if ranks are late.
       seconds: how long.
 
     Raises:
-      RefusedTogether: on every rank, with the reason of the first rank that has one.
+      RefusedOnAllRanks: on every rank, with the reason of the first rank that has one.
     """
     result, reason = None, ""
     try:
         result = action()
-    except RefusedTogether:
+    except RefusedOnAllRanks:
         raise
     except UsageError as error:
         reason = str(error)
     joined = transport()
     reasons = [reason]
     if joined:
-        everyones = joined.gather(reason.encode(), what, seconds, place="together")
+        everyones = joined.gather(reason.encode(), what, seconds, place="run_on_all_ranks")
         reasons = [r.decode() for r in everyones]
     for of, reason in enumerate(reasons):
         if reason:
-            raise RefusedTogether(reason if all(reasons) else f"rank {of}: {reason}")
+            raise RefusedOnAllRanks(reason if all(reasons) else f"rank {of}: {reason}")
     return result  # type: ignore[return-value]
 
 
-def first(action: Callable[[], None], what: str) -> None:
+def run_on_rank_zero(action: Callable[[], None], what: str) -> None:
     """Do `action` on rank 0 while the others wait; returns on all when it is done.
 
     Args:
       what: comes of it, for the error of those who wait too long.
 
     Raises:
-      RefusedTogether: on every rank, if it is refused on rank 0.
+      RefusedOnAllRanks: on every rank, if it is refused on rank 0.
     """
-    together(lambda: action() if rank() == 0 else None, what, FIRST_SECONDS)
+    run_on_all_ranks(lambda: action() if rank() == 0 else None, what, FIRST_SECONDS)
 
 
 def gather(value: Any, what: str, seconds: float = START_SECONDS) -> list[Any]:

@@ -41,7 +41,7 @@ from swarm_tf.codec.kernels import (
     position_hash,
     seed_tensor,
 )
-from swarm_tf.codec.scales import BlockScales, too_many
+from swarm_tf.codec.scales import BlockScales, out_of_range
 from swarm_tf.config import BITS
 from swarm_tf.errors import UsageError
 
@@ -197,7 +197,7 @@ class LatticeChannel(Channel):
     def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
         if attempt or not self.scales.known:
             return self._noted(self._exact.encode(terms, seed, NO_SCALES))
-        step_sizes = self.scales.steps(self._lattice.bits, self._magnitude)
+        step_sizes = self.scales.step_sizes(self._lattice.bits, self._magnitude)
         return self._noted(self._lattice.encode(terms, seed, step_sizes))
 
     def answer(self, terms: Sequence[tf.Tensor], offer: Encoded) -> Encoded:
@@ -216,4 +216,4 @@ class LatticeChannel(Channel):
             self.scales.exact(decoded.spread)
 
     def retries(self, attempt: int, accepted: Bools) -> bool:
-        return attempt == 0 and too_many(accepted)
+        return attempt == 0 and out_of_range(accepted)

@@ -11,9 +11,9 @@ TAIL = 10.0
 
 _LEAST_TAIL = 6.0
 _DECAY = 0.98
-_TOO_MANY = 0.5
+_OUT_OF_RANGE = 0.5
 _FASTEST, _CAREFUL = 2.0, 1.2
-_YOUNG = 12
+_WARM_UP = 12
 _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 
 
@@ -27,9 +27,9 @@ def longest_tail(bits: int) -> float:
     return max(half, min(64.0, 4 * half))
 
 
-def too_many(accepted: Bools) -> bool:
+def out_of_range(accepted: Bools) -> bool:
     """Whether so few blocks could be read that the partner is far: half of them failed."""
-    return bool(accepted.size) and float(np.mean(~accepted)) >= _TOO_MANY
+    return bool(accepted.size) and float(np.mean(~accepted)) >= _OUT_OF_RANGE
 
 
 class BlockScales:
@@ -55,14 +55,14 @@ class BlockScales:
         self._mean = np.full(blocks, np.nan, np.float32)
         self._tail = np.full(blocks, TAIL, np.float32)
         self._failures = np.zeros(blocks, np.int64)
-        self._lessons = 0
+        self._updates = 0
 
     @property
     def known(self) -> bool:
         """False until an exchange has told something; a first one is exact."""
-        return self._lessons > 0
+        return self._updates > 0
 
-    def steps(self, bits: int, magnitude: Floats) -> Floats:
+    def step_sizes(self, bits: int, magnitude: Floats) -> Floats:
         """Lattice steps for `bits` a weight: float32 [blocks], above zero.
 
         Args:
@@ -77,9 +77,9 @@ class BlockScales:
 
     def exact(self, spread: Floats) -> None:
         """Take in the mean |difference| of an exact exchange."""
-        self._lessons += 1
+        self._updates += 1
         # A mean of 0, of weights that never moved, says nothing of what comes.
-        usual = (self._mean > 0) & (self._lessons > _YOUNG)
+        usual = (self._mean > 0) & (self._updates > _WARM_UP)
         longest = np.where(usual, _FASTEST * self._mean, np.inf)
         spread = np.where(np.isfinite(spread), spread, np.float32(0))
         self._mean = np.minimum(spread, longest).astype(np.float32)
@@ -87,13 +87,13 @@ class BlockScales:
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
         """Take in an exchange over the lattice whose initiator chose the steps `used`."""
-        if too_many(accepted):
+        if out_of_range(accepted):
             # A step up to the mean costs little, so few bits lengthen theirs with more care.
             longer = np.where(self._tail < 2 ** (bits - 1), _FASTEST, _CAREFUL) * self._tail
             longer = np.clip(longer, _LEAST_TAIL, longest_tail(bits))
             self._tail = np.where(accepted, self._tail, longer).astype(np.float32)
             return
-        self._lessons += 1
+        self._updates += 1
         least, most = _LEAST_TAIL, longest_tail(bits)
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)

@@ -13,13 +13,13 @@ from swarm_tf.cluster import signals
 
 class _EndsWhenAsked(keras.callbacks.Callback):  # type: ignore[misc]
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.model.stop_evaluating = signals.asked() is not None
+        self.model.stop_evaluating = signals.received() is not None
 
 
 def evaluate(model: keras.Model, dataset: tf.data.Dataset) -> dict[str, float]:
     """Loss and metrics of a compiled model over `dataset`, by name; none if a signal ended it."""
     results = model.evaluate(dataset, verbose=0, return_dict=True, callbacks=[_EndsWhenAsked()])
-    if signals.asked():
+    if signals.received():
         return {}
     return {name: float(value) for name, value in results.items()}
 

@@ -74,7 +74,7 @@ class Run:
         """Train, evaluate, write; on a signal end the training, and write without a test."""
         began = time.monotonic()
         with self._writer as writer:
-            world.together(lambda: self._describe(writer))
+            world.run_on_all_ranks(lambda: self._describe(writer))
             log = _Log(self, Progress() if world.rank() == 0 else None)
             with signals.listening():
                 self.trainer.fit(
@@ -92,8 +92,8 @@ class Run:
                 if not ended_by:
                     self.log(self.steps, **_prefixed("test", own))
                     final = self._final(own)
-                    if asked := signals.asked():
-                        final, ended_by = {}, asked.name
+                    if received := signals.received():
+                        final, ended_by = {}, received.name
                     summary = dataclasses.replace(summary, final=final, ended_by=ended_by)
                     numbers = {k: v for k, v in final.items() if not isinstance(v, str)}
                     self.log(self.steps, **_prefixed("consensus", numbers))
@@ -136,9 +136,11 @@ class Run:
 
     def _ended_by(self) -> str | None:
         """The signal that ended the training of some rank, on all of them."""
-        asked = signals.asked()
+        received = signals.received()
         every = world.gather(
-            asked.name if asked else None, "the tests of all ranks' models", world.FIRST_SECONDS
+            received.name if received else None,
+            "the tests of all ranks' models",
+            world.FIRST_SECONDS,
         )
         return next(filter(None, every), None)
 

@@ -18,9 +18,9 @@ from swarm_tf.runner import evaluation
 def _asked():
     """What is asked, at the latest in ten seconds: another thread takes it in."""
     deadline = time.monotonic() + 10
-    while not signals.asked() and time.monotonic() < deadline:
+    while not signals.received() and time.monotonic() < deadline:
         time.sleep(0.01)
-    return signals.asked()
+    return signals.received()
 
 
 def _anything(number, frame):
@@ -32,11 +32,11 @@ def test_first_signal_is_remembered(number):
     before = signal.signal(number, _anything)
     try:
         with signals.listening():
-            assert signals.asked() is None
+            assert signals.received() is None
             os.kill(os.getpid(), number)
             assert _asked() is number
         assert signal.getsignal(number) is _anything
-        assert signals.asked() is None
+        assert signals.received() is None
     finally:
         signal.signal(number, before)
 
@@ -88,7 +88,7 @@ def test_a_signal_ends_a_test_on_the_way():
     with signals.listening():
         signal.raise_signal(signal.SIGUSR1)
         assert evaluation.evaluate(model, data.repeat()) == {}  # which has no end
-    assert signals.asked() is None
+    assert signals.received() is None
 
 
 def test_what_was_ignored_stays_ignored():
@@ -96,7 +96,7 @@ def test_what_was_ignored_stays_ignored():
     try:
         with signals.listening():
             signal.raise_signal(signal.SIGUSR1)
-            assert signals.asked() is None
+            assert signals.received() is None
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR1, before)

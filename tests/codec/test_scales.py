@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from swarm_tf.codec.scales import TAIL, BlockScales, too_many
+from swarm_tf.codec.scales import TAIL, BlockScales, out_of_range
 
 BLOCKS = 8
 """The first is watched; the others agree, so that the chunk is not exchanged exactly."""
@@ -18,7 +18,7 @@ ALL_BUT_ONE = np.arange(BLOCKS) > 0
 
 def _ranges(scales, bits, magnitude=ZEROS):
     """What the lattice can read, in weights: 2^(b-1) steps."""
-    return scales.steps(bits, magnitude).astype(np.float64) * 2 ** (bits - 1)
+    return scales.step_sizes(bits, magnitude).astype(np.float64) * 2 ** (bits - 1)
 
 
 def _known(spread, exchanges=1):
@@ -29,12 +29,12 @@ def _known(spread, exchanges=1):
 
 
 def _succeed(scales, bits, spread):
-    scales.update(bits, scales.steps(bits, ZEROS), ALL, ONES * np.float32(spread))
+    scales.update(bits, scales.step_sizes(bits, ZEROS), ALL, ONES * np.float32(spread))
 
 
 def _fail(scales, bits, spread):
     """The first block cannot be read; the others see `spread`."""
-    steps = scales.steps(bits, ZEROS)
+    steps = scales.step_sizes(bits, ZEROS)
     scales.update(bits, steps, ALL_BUT_ONE, ONES * np.float32(spread))
 
 
@@ -43,7 +43,7 @@ def _exchange(scales, bits, differences, rng, magnitude=ONES):
 
     `differences` are those of the first block; the others have a steady 1e-3 everywhere.
     """
-    steps = scales.steps(bits, magnitude)
+    steps = scales.step_sizes(bits, magnitude)
     all_blocks = np.full((BLOCKS, len(differences)), 1e-3)
     all_blocks[0] = differences
     points = np.floor(all_blocks / steps.astype(np.float64)[:, None] + rng.random(all_blocks.shape))
@@ -67,8 +67,8 @@ def test_a_chunk_without_weights_is_never_exact_again():
     scales.exact(empty)
     scales.update(8, empty, np.zeros(0, np.bool_), empty)
     assert scales.known
-    assert not too_many(np.zeros(0, np.bool_))
-    assert scales.steps(8, empty).shape == (0,)
+    assert not out_of_range(np.zeros(0, np.bool_))
+    assert scales.step_sizes(8, empty).shape == (0,)
 
 
 def test_usual_after_serving_over_the_lattice_of_another_node():
@@ -76,19 +76,19 @@ def test_usual_after_serving_over_the_lattice_of_another_node():
     scales = BlockScales(BLOCKS)
     scales.update(8, ONES / 2, ALL_BUT_ONE, ONES / 10)
     assert scales.known
-    assert (scales.steps(8, ZEROS) > 0).all()
+    assert (scales.step_sizes(8, ZEROS) > 0).all()
 
 
 @pytest.mark.parametrize(("failed", "many"), [(0, False), (3, False), (4, True), (8, True)])
 def test_a_partner_too_far_to_be_read_teaches_a_somewhat_longer_range_only(failed, many):
     accepted = np.arange(BLOCKS) >= failed
-    assert too_many(accepted) == many
+    assert out_of_range(accepted) == many
     for bits, factor in ((8, 2.0), (4, 1.2)):
         scales = _known(1e-3)
-        before = scales.steps(bits, ZEROS)
+        before = scales.step_sizes(bits, ZEROS)
         scales.update(bits, before, accepted, ONES * np.float32(5e-3))
         expected = before * np.where(accepted, 1, factor)
-        assert np.allclose(scales.steps(bits, ZEROS), expected) == many
+        assert np.allclose(scales.step_sizes(bits, ZEROS), expected) == many
 
 
 def test_a_fresh_node_that_could_not_read_its_first_request_still_knows_nothing():
@@ -116,7 +116,7 @@ def test_weights_that_never_moved_may_begin_to_at_any_pace():
 def test_an_exchange_that_saw_nothing_finite_leaves_finite_scales():
     scales = BlockScales(3)
     scales.exact(np.array([np.nan, np.inf, 1], np.float32))
-    steps = scales.steps(4, np.ones(3, np.float32))
+    steps = scales.step_sizes(4, np.ones(3, np.float32))
     assert np.isfinite(steps).all()
     assert (steps > 0).all()
 
@@ -131,7 +131,7 @@ def test_blocks_learn_each_for_itself():
     scales.exact(np.arange(1, BLOCKS + 1, dtype=np.float32))
     before = _ranges(scales, 8)
     spread = np.where(np.arange(BLOCKS) < 4, 1, 100).astype(np.float32)
-    scales.update(8, scales.steps(8, ZEROS), ALL, spread)
+    scales.update(8, scales.step_sizes(8, ZEROS), ALL, spread)
     after = _ranges(scales, 8)
     np.testing.assert_allclose(after[:4] / before[:4], [0.98, 0.735, 0.6533, 0.6125], rtol=1e-3)
     assert (after[4:] > 5 * before[4:]).all()
@@ -170,7 +170,7 @@ def test_steps_stay_finite_however_often_a_block_fails(bits):
     """An infinite step times a difference of 0 is a NaN in the model."""
     scales = _known(1)
     for failures in range(300):
-        steps = scales.steps(bits, ONES)
+        steps = scales.step_sizes(bits, ONES)
         assert np.isfinite(steps).all(), f"after {failures} failures in a row"
         _fail(scales, bits, 1)
 
@@ -180,7 +180,7 @@ def test_a_step_is_never_below_the_digits_of_float32(bits):
     """Nor zero, where a block is all zeros."""
     scales = BlockScales(3)
     scales.exact(np.zeros(3, np.float32))
-    steps = scales.steps(bits, np.array([0, 1, 1000], np.float32))
+    steps = scales.step_sizes(bits, np.array([0, 1, 1000], np.float32))
     assert (steps >= np.array([2.0**-100, 2.0**-22, 1000 * 2.0**-22])).all()
     assert (steps[1:] <= np.array([1, 1000]) * 2.0**-20).all()
 

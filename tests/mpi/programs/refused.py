@@ -13,7 +13,7 @@ RANK, SIZE = world.rank(), world.size()
 def reason(action):
     """Why `action` is refused on this rank."""
     try:
-        world.together(action)
+        world.run_on_all_ranks(action)
     except UsageError as error:
         return str(error)
     raise AssertionError("it was not refused")
@@ -25,7 +25,7 @@ def refuse(where, text="no"):
 
 
 def every_rank_learns_why():
-    assert world.together(lambda: RANK) == RANK
+    assert world.run_on_all_ranks(lambda: RANK) == RANK
     assert reason(lambda: refuse(2)) == "rank 2: no"
     assert reason(lambda: refuse("all")) == "no"
 
@@ -37,7 +37,7 @@ def the_first_rank_does_it_while_the_others_wait():
         time.sleep(0.5)
         done.append(time.monotonic())
 
-    world.first(slowly, "a nap")
+    world.run_on_rank_zero(slowly, "a nap")
     returned = time.monotonic()  # one clock for all processes of a machine
     ends = world.transport().gather(str(done[0] if done else "").encode(), "the nap's end", 60)
     assert returned >= float(ends[0])
@@ -51,14 +51,16 @@ def a_refusal_on_the_way_to_what_is_first_done_reaches_all():
         def build(stage=stage, where=where):
             if stage == "before":
                 refuse(where, "too soon")
-            world.first(lambda: refuse(where, "within") if stage == "inside" else None, "a file")
+            world.run_on_rank_zero(
+                lambda: refuse(where, "within") if stage == "inside" else None, "a file"
+            )
             if stage == "after":
                 refuse(where, "too late")
 
         expected = {"before": "too soon", "inside": "within", "after": "too late"}[stage]
         assert reason(build) == f"rank {where}: {expected}"
         # Nobody is one gather ahead of the others.
-        assert world.together(lambda stage=stage: stage) == stage
+        assert world.run_on_all_ranks(lambda stage=stage: stage) == stage
 
 
 run(

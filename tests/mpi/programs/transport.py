@@ -175,8 +175,8 @@ def differing_settings():
         return RANK
 
     with pytest.raises(UsageError, match=r"^rank 2: key=1 must be 2$"):
-        world.together(refuse)
-    assert world.together(lambda: RANK) == RANK
+        world.run_on_all_ranks(refuse)
+    assert world.run_on_all_ranks(lambda: RANK) == RANK
 
 
 if __name__ == "__main__":
