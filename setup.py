@@ -1,10 +1,18 @@
 """Packaging of the library; recipes (models/, data/, tasks/, configs/) stay in the repository."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+# Read, not imported: importing the package would want what is being installed.
+PACKAGE = Path(__file__).parent / "swarm_tf" / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE.read_text(), re.MULTILINE)[1]
 
 setup(
     name="swarm-tf",
-    version="0.1.0",
+    version=VERSION,
+    license="Apache-2.0",
     description="SwarmSGD for Keras: train over many machines without waiting",
     packages=find_packages(include=["swarm_tf", "swarm_tf.*"]),
     package_data={"swarm_tf": ["py.typed"]},

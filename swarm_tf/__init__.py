@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from swarm_tf.swarmsgd import SwarmCallback
     from swarm_tf.trainer import Trainer
 
+__version__ = "0.1.0"
+
 __all__ = ["Algorithm", "SwarmCallback", "Trainer", "UsageError", "rank", "size"]
 
 _HOMES = {
