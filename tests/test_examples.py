@@ -1,6 +1,10 @@
-"""The examples run, and the one in NumPy does what the real protocol does."""
+"""The examples run on two ranks, and the one in NumPy does what the real protocol does."""
 
+import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ from swarm_tf import codec as codecs
 from tests.protocol.swarm import Swarm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +52,33 @@ def test_swarmsgd_in_numpy_finds_the_optimum(example):
         models = example["swarm"](targets, step_size=step_size)
         assert np.abs(models.mean(axis=0) - targets.mean(axis=0)).max() < 0.5
         assert models.std(axis=0).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "least"),
+    [
+        ("image_classifier", r"mean of 2 models: ([\d.]+)%", 90),
+        ("text_classifier", r"test accuracy: ([\d.]+)%", 90),
+        ("fine_tuning", r"test accuracy: ([\d.]+)%", 80),
+        ("variational_autoencoder", r"rank 1: .* -> [\d.]+, (\d+) exchanges", 5),
+        ("own_partners", r"rank 1: (\d+) exchanges", 5),
+    ],
+)
+def test_it_trains_on_two_ranks(tmp_path, name, pattern, least):
+    done = subprocess.run(
+        [SWARMRUN, "-n", "2", str(EXAMPLES / f"{name}.py")],
+        cwd=tmp_path,
+        env=os.environ | {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(pattern, done.stdout)[1]) >= least, done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_it_is_short(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= (80 if path.name == "swarmsgd_in_numpy.py" else 60)
+    assert all(len(line) <= 100 for line in lines)

@@ -1,0 +1,52 @@
+"""A swarm that chooses its partners itself: the one that it has not asked for longest.
+
+    swarmrun -n 4 examples/own_partners.py
+
+`should_exchange`, `choose_partner` and `on_exchange_end` are made to be overridden. Each rank
+decides for itself; there is no schedule that ranks would have to share.
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import collections
+
+import keras
+from sklearn.datasets import load_digits
+
+import swarm_tf
+
+RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
+keras.utils.set_random_seed(RANK)
+
+
+class LongestUnasked(swarm_tf.SwarmCallback):
+    """Asks each neighbour in turn, and tells at the end what came of it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.asked_at = collections.Counter()
+        self.seconds = []
+
+    def choose_partner(self, neighbors, rng):
+        oldest = min(self.asked_at[rank] for rank in neighbors)
+        partner = int(rng.choice([rank for rank in neighbors if self.asked_at[rank] == oldest]))
+        self.asked_at[partner] = self.local_step()
+        return partner
+
+    def on_exchange_end(self, exchange):
+        if not exchange.failure:
+            self.seconds.append(exchange.seconds)
+
+
+digits = load_digits()
+mine = slice(RANK, None, SIZE)
+model = keras.Sequential([keras.Input([64]), keras.layers.Dense(10, "softmax")])
+model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
+swarm = LongestUnasked(local_steps=2)
+model.fit(digits.data[mine] / 16, digits.target[mine], epochs=10, verbose=0, callbacks=[swarm])
+
+if swarm.seconds:
+    average = sum(swarm.seconds) / len(swarm.seconds)
+    print(f"rank {RANK}: {len(swarm.seconds)} exchanges of {average * 1e3:.1f} ms each")
