@@ -114,9 +114,9 @@ class Driver:
 
     def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
         """See `Node.request`."""
-        with self._changed:
+        with self._changed:  # both at once, or the other thread may take it for carried out
             self._requested = partner, step
-        self._command(lambda: self._node.request(partner, step, adopt=adopt))
+            self._command(lambda: self._node.request(partner, step, adopt=adopt))
 
     def leave(self) -> None:
         """See `Node.leave`."""
@@ -165,13 +165,18 @@ class Driver:
             requested = () if self._requested is None else (self._requested[0],)
             return requested + self._view.unanswered
 
-    def wait(self, timeout: float) -> bool:
-        """Wait until the exchange is over and all is carried out; False after `timeout` seconds."""
+    def wait(self, timeout: float) -> View | None:
+        """Wait until the exchange is over and all is carried out.
+
+        Returns:
+          the view at that moment; None if it does not come within `timeout` seconds.
+        """
         with self._changed:
-            return self._changed.wait_for(
+            over = self._changed.wait_for(
                 lambda: self.error is not None or (self._carried_out and self._view.is_over),
                 timeout,
             )
+            return self._view if over else None
 
     def wait_announced(self, timeout: float) -> bool:
         """Wait until the others have been told what was last to be told."""
@@ -227,8 +232,8 @@ class Driver:
         except wire.Unreadable as reason:
             self.note(MessageDropped(str(reason)))
             return
-        self._send(self._node.handle(message, time.monotonic()))
-        self._show_changes()
+        out = self._node.handle(message, time.monotonic())
+        self._finish_turn(out)
 
     def poll(self) -> bool:
         """Carry out commands, and send what is due; whether there was anything."""
@@ -236,23 +241,20 @@ class Driver:
             commands, self._commands = self._commands, []
         for command in commands:
             command()
-        may_start = self._node.initiator.is_wanted
+        may_change = bool(commands) or self._node.may_change
         out = self._node.poll(time.monotonic())
-        self._send(out)
-        if commands or may_start or out or self._node.has_events:
-            self._show_changes()
+        if may_change or out or self._node.has_events:
+            self._finish_turn(out)
         return bool(out or commands)
 
-    def _send(self, out: Outbox) -> None:
+    def _finish_turn(self, out: Outbox) -> None:
+        """Note what has happened, send what follows, and let the training thread see it."""
+        if events := self._node.take_events():
+            self.note(*events)
         for to, message in out:
             head, payload = wire.pack(message, self.fingerprint)
             self.note(BytesSent(len(head) + len(payload)))
             self.transport.send(to, head, payload)
-
-    def _show_changes(self) -> None:
-        """Let the training thread see what the node has come to."""
-        if events := self._node.take_events():
-            self.note(*events)
         view, adopted = self._node.view, self._node.take_adopted()
         with self._changed:
             if adopted is not None:

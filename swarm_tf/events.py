@@ -19,7 +19,7 @@ class ExchangeEnded:
       id: counted by the initiator.
       partner: rank that was asked.
       step: local steps of the initiator when it published what it sent.
-      started, seconds: time of the start (monotonic clock) and duration.
+      started, seconds: time of the start (monotonic clock), and until the last answer came.
       failure: why it did not happen, in words; empty if it did.
       payload_bytes: of the initiator's model, or in mode "pull" of its partner's.
       blocks, blocks_skipped: of the codec; a skipped block could not be read for certain.

@@ -16,6 +16,7 @@ from swarm_tf.driver import Driver
 from swarm_tf.events import BoundaryPassed, Counters, ExchangeEnded, NotFinite, PartnersBusy
 from swarm_tf.history.record import Record
 from swarm_tf.protocol.messages import Reason
+from swarm_tf.protocol.node import View
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
 
@@ -136,9 +137,10 @@ class Member:
         self._apply()
         while True:
             self._request(choose_partner())
-            if not self._wait() or self.driver.view.settled:
+            view = self._wait()
+            if view is None or view.settled:
                 break
-            if self.driver.view.left:
+            if view.left:
                 break  # the next boundary says so
             if time.monotonic() > deadline:
                 self.driver.note(PartnersBusy(self.timeout))
@@ -155,11 +157,11 @@ class Member:
             self.driver.note(NotFinite(self._step, partner))
         self.driver.request(partner, self._step, adopt=not finite)
 
-    def _wait(self) -> bool:
+    def _wait(self) -> View | None:
         # The node's own deadline comes first, and its warning names the partner.
-        over = self.driver.wait(self.timeout + 1)
+        view = self.driver.wait(self.timeout + 1)
         self.driver.check()
-        return over
+        return view
 
     def _apply(self) -> None:
         """Corrections into the model, and publish it; or the model of a partner in its place."""
@@ -174,7 +176,7 @@ class Member:
     def _adopt(self) -> None:
         """Take the model of a partner, if one was asked for and has come."""
         chunks = self.driver.take_adopted()
-        if chunks is None:
+        if chunks is None or self.driver.replica.finite:  # or healed by another one meanwhile
             return
         self.weights.assign(chunks)
         self.driver.replica.replace(self.weights.flatten())

@@ -187,7 +187,13 @@ class SwarmCallback(Algorithm):
         assert self.member is not None
         # When all have left, one of them: that is refused, and said.
         among = self.member.reachable(self.neighbors) or self.neighbors
-        return self.choose_partner(among, self._rng)
+        partner = self.choose_partner(among, self._rng)
+        if partner not in self.neighbors:
+            raise UsageError(
+                f"choose_partner returned {partner!r}; it must be a neighbour: "
+                f"{', '.join(map(str, self.neighbors))}"
+            )
+        return int(partner)
 
     def end(self, step: int) -> None:
         """Serve until all ranks are done."""

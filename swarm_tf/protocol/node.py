@@ -201,6 +201,11 @@ class Node:
         return [(to, replace(message, step=self.step)) for to, message in out]
 
     @property
+    def may_change(self) -> bool:
+        """Whether `poll` may change the view without a message to send, or an event."""
+        return self.initiator.is_wanted or bool(self.gate.waiting)
+
+    @property
     def has_events(self) -> bool:
         """Whether something has happened since `take_events`."""
         return bool(self._events)

@@ -194,7 +194,8 @@ class Replica:
         return divmod(number, len(self.channels))
 
     def _checked(self, own: Encoded) -> Encoded:
-        self.finite &= own.finite
+        if not own.finite:  # written to only then: the training thread sets it too
+            self.finite = False
         return own
 
     def _average(

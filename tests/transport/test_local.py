@@ -3,11 +3,16 @@
 import threading
 import time
 
+import keras
 import numpy as np
 import pytest
 
+from swarm_tf import SwarmCallback, UsageError
+from swarm_tf import codec as codecs
+from swarm_tf.member import Member
 from swarm_tf.transport import collectives
 from swarm_tf.transport.local import Faults, LocalNetwork
+from swarm_tf.weights import FlatWeights
 from tests.transport.ranks import Quadratic, in_threads
 
 MODES = ("nonblocking", "blocking", "pull")
@@ -336,3 +341,19 @@ def test_a_second_training_hears_nothing_of_the_first(monkeypatch):
     for ranks in (first, second):
         assert _drift(ranks) < 2e-6
         assert _count(ranks, "exchanges_failed") == 0
+
+
+@pytest.mark.parametrize("partner", [0, 2, None])
+def test_a_partner_that_is_no_neighbour_is_refused(partner):
+    """Rank 0 itself, one across the ring, or nothing: nobody would answer."""
+    network = LocalNetwork(4)
+
+    class Wrong(SwarmCallback):
+        def choose_partner(self, neighbors, rng):
+            return partner
+
+    callback = Wrong(topology="ring", transport=network[0])
+    variable = keras.Variable(np.zeros([8], np.float32))
+    callback.member = Member(FlatWeights([variable]), network[0], codecs.build("float32"))
+    with pytest.raises(UsageError, match=f"choose_partner returned {partner}; .*: 1, 3"):
+        callback._choose()
