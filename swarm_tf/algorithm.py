@@ -108,7 +108,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     # What an algorithm is.
 
     def next_boundary(self, step: int) -> int:
-        """The local step that `boundary` follows after `step`, the last such one or the start."""
+        """The next local step to call `boundary` after; `step` is the last one, or the start."""
         return step + 1
 
     def begin(self, common: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
 
     @contextmanager
     def exposed(self) -> Iterator[None]:
-        """Within it an exchange makes training wait: count both."""
+        """Count an exchange, and the time that training waits for it."""
         began = time.perf_counter()
         yield
         seconds = time.perf_counter() - began
@@ -183,8 +183,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Ranks that go in step begin an epoch together.
 
-        Between epochs one may validate or save for long, which is no reason to give it up; and
-        one that has stopped early is noticed here, before others wait for its next step.
+        Between epochs a rank may validate or save for long without being given up; one that has
+        stopped early is noticed here, before others wait for its next step.
         """
         if self.synchronous and self.transport is not None and self.weights is not None:
             together = {"the epoch": epoch}
@@ -205,7 +205,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     def _has_slots(self) -> bool:
         """Whether every optimizer of the model's own has slots, if they are averaged.
 
-        Those of the compiled one can be made; which weights another one steps, only it knows.
+        The compiled one's can be made here; the weights of another one are known only to it.
         """
         if not self.settings["average_optimizer"]:
             return True
@@ -246,7 +246,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             )
             self._join(refused)
         self._check_model()
-        if self.synchronous:  # or what comes now would be taken for what others still wait for
+        if self.synchronous:  # or the next message would be mistaken for one that others await
             world.agree(self.transport, "the end of training", self._progress(ends=True))
         self.end(self._step)
         if self._same_data is not None:
@@ -287,8 +287,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     def _count_steps(self, batch: int) -> int:
         """How many batches the block that ends with `batch` had.
 
-        Keras counts a block as full where the data ended within it; optimizers do not, but there
-        may be none, or several, or some that take more steps than one with a batch.
+        Keras reports a full block even if the data ended within it. Optimizers count right, but
+        there may be none, several, or one that steps more than once a batch.
         """
         before, self._iterations = self._iterations, state.steps_taken(self.model)
         taken = self._iterations - before
@@ -319,7 +319,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         return any(one["stop"] for one in every)
 
     def _progress(self, *, ends: bool) -> dict[str, Any]:
-        """What tells ranks with other numbers of batches from those that go in step."""
+        """Shows which ranks have other numbers of batches."""
         return {
             "the number of averagings, so of batches,": self.rounds,
             "whether the batches are at an end": ends,
@@ -365,7 +365,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._last_stop_check = 0, 0.0
 
     def _refuses_optimizer(self) -> str:
-        """Why ranks that go in step can't, if they can't."""
+        """Why ranks cannot go in step; empty if they can."""
         every = [part for one in state.optimizers(self.model).values() for part in state.parts(one)]
         scaled = any(isinstance(one, keras.optimizers.LossScaleOptimizer) for one in every)
         if scaled and self.own_gradients:
@@ -476,7 +476,7 @@ def _frame_of_list() -> FrameType | None:
 
 
 def _is_running(frame: FrameType | None) -> bool:
-    """Whether a loop still trains; one that can't be known is taken to."""
+    """Whether a loop still trains; assumed where it can't be known."""
     if frame is None:
         return True
     for top in sys._current_frames().values():

@@ -179,7 +179,7 @@ class Driver:
             return self._view if over else None
 
     def wait_announced(self, timeout: float) -> bool:
-        """Wait until the others have been told what was last to be told."""
+        """Wait until the last announcement has been sent."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self.error is not None or (self._carried_out and self._view.has_announced),
@@ -274,10 +274,10 @@ class Driver:
 
 
 class CommunicationThread(threading.Thread):
-    """One thread a transport, for any number of trainings: messages go to whose they are.
+    """One thread per transport, for all trainings; it hands each message to its driver.
 
-    It polls, for a blocking receive would spin a core, and sleeps in between a tenth of the time
-    that nothing has happened: no message waits long, measured by how rare it is.
+    It polls, since a blocking receive would spin a core. Between polls it sleeps about a tenth of
+    the time since the last message, so the delay stays in proportion to how rare messages are.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -289,7 +289,7 @@ class CommunicationThread(threading.Thread):
 
     @classmethod
     def serving(cls, driver: Driver) -> CommunicationThread:
-        """The one of the driver's transport, which serves it from now on."""
+        """The thread of the driver's transport; it serves the driver from now on."""
         with _lock:
             running = _running.get(driver.transport)
             if running is None:
@@ -312,7 +312,7 @@ class CommunicationThread(threading.Thread):
             self.join()
 
     def _drop(self, drivers: list[Driver]) -> bool:
-        """Whether none is left."""
+        """Stop serving some; returns whether none is left."""
         with _lock:
             rest = {k: one for k, one in self._drivers.items() if one not in drivers}
             self._drivers = rest

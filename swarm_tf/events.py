@@ -67,7 +67,7 @@ class ChunkAveraged:
       initiator, exchange, chunk: which.
       accepted: bool [blocks], those that were averaged.
       correction: float32 [blocks, BLOCK], what was added to the own side.
-      withheld: it was not added, since the partner has ended, and after fewer steps.
+      withheld: it was not added: the partner had ended, after fewer steps.
     """
 
     initiator: int
@@ -80,7 +80,7 @@ class ChunkAveraged:
 
 @dataclass(frozen=True)
 class PartnersBusy:
-    """(blocking) All whom this rank asked for `seconds` were waiting themselves."""
+    """(blocking) Every rank that this one asked within `seconds` was itself waiting."""
 
     seconds: float
 

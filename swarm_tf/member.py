@@ -82,12 +82,12 @@ class Member:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asks this rank, or another one that has said so, to end."""
+        """Whether a signal to this rank, or to one that has told us, ends the training."""
         return self.driver.view.stop_requested
 
     def start(self) -> None:
         """Begin to serve."""
-        # Nothing added; but the first correction must not wait until that is compiled.
+        # This adds nothing, but compiles it now, so that the first correction need not wait.
         self.driver.replica.publish(self.weights.add(self.weights.zeros()))
         self.driver.replica.warm_up()
         self.transport.gather(b"", "the start of training", world.START_SECONDS)

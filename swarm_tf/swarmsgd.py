@@ -185,7 +185,7 @@ class SwarmCallback(Algorithm):
 
     def _choose(self) -> int:
         assert self.member is not None
-        # When all have left, one of them: that is refused, and said.
+        # If none is left, any of them: the exchange fails, and the log says why.
         among = self.member.reachable(self.neighbors) or self.neighbors
         partner = self.choose_partner(among, self._rng)
         if partner not in self.neighbors:
@@ -204,7 +204,7 @@ class SwarmCallback(Algorithm):
             self.on_exchange_end(exchange)
 
     def abandon(self, *, exits: bool = False) -> None:
-        """Tell the others: they go on after a failure, and end with a program that ends."""
+        """Tell the others: they go on if this training failed, and end if its program ends."""
         if self.member is not None:
             self.member.part(Reason.LEFT if exits else Reason.FAILED)
 
@@ -217,7 +217,7 @@ class SwarmCallback(Algorithm):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asks this rank, or another one that has said so, to end."""
+        """Whether a signal to this rank, or to one that has told us, ends the training."""
         return super().stop_requested or (self.member is not None and self.member.stop_requested)
 
     @property

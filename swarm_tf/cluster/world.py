@@ -23,7 +23,7 @@ START_SECONDS = 600.0
 """How long ranks may lag behind each other before training."""
 
 FIRST_SECONDS = 3600.0
-"""How long rank 0 may take over what it does for all, such as to tokenize a set."""
+"""How long rank 0 may work for all, such as tokenizing a data set."""
 
 _LAST_WORDS_SECONDS = 3.0
 
@@ -46,24 +46,23 @@ def transport() -> Transport | None:
 
 
 def rank() -> int:
-    """The number of this rank, from 0; 0 when alone; in a process of a rank's own that rank's."""
+    """This rank's number, from 0; 0 when alone; in a child process its parent's."""
     joined = transport()
     return joined.rank if joined else _of_parent[0]
 
 
 def size() -> int:
-    """How many ranks train; 1 when alone; in a process that a rank has started as there."""
+    """How many ranks train; 1 when alone; in a child process as in its parent."""
     joined = transport()
     return joined.size if joined else _of_parent[1]
 
 
 _of_parent = environment.parent() or (0, 1)
-"""Rank and size to tell where this process has not joined: a worker that reads a rank's data must
-read that rank's part."""
+"""Rank and size in a process that has not joined: a rank's data worker reads that rank's part."""
 
 
 def is_child() -> bool:
-    """Whether a rank has started this process, which is none itself."""
+    """Whether a rank has started this process, so that it is no rank itself."""
     return _of_parent != (0, 1)
 
 
@@ -95,7 +94,7 @@ def _join() -> Transport | None:
     try:
         connection = mpi_start.connect(START_SECONDS)
     except UsageError:
-        # Each ends by itself, and a launcher ends all with the first: let rank 0 tell why.
+        # A launcher ends all when one exits: wait, so that rank 0 can say why.
         if not is_first():
             time.sleep(_LAST_WORDS_SECONDS)
         raise
@@ -148,8 +147,8 @@ def _end_together(connection: MPITransport) -> None:
     def leave() -> None:
         if os.getpid() != joined:
             return
-        # Whether an exception was handled, or this is its end, can't be told here. If others
-        # still train, they end with the word of this; if none does, nothing is lost.
+        # It can't be told here whether an exception was handled. If others still train, this
+        # message ends them; if none does, no harm is done.
         unfinished = list(_training)
         if unfinished:
             print(f"rank {connection.rank} ended during training", file=sys.stderr, flush=True)
@@ -172,8 +171,8 @@ def run_on_all_ranks(
 ) -> T:
     """Do `action` on every rank; if it is refused on one, refuse it on all.
 
-    Where one is called within another, a rank that is refused before the inner one meets the others
-    in it: they are refused there, and all leave the outer one.
+    When nested, a rank that is refused before the inner call meets the others, which are in their
+    inner one, in its outer one: all are refused, and leave both.
 
     Args:
       what: is waited for, if ranks are late.
@@ -204,7 +203,7 @@ def run_on_rank_zero(action: Callable[[], None], what: str) -> None:
     """Do `action` on rank 0 while the others wait; returns on all when it is done.
 
     Args:
-      what: comes of it, for the error of those who wait too long.
+      what: the result, which the error of a rank that waits too long names.
 
     Raises:
       RefusedOnAllRanks: on every rank, if it is refused on rank 0.

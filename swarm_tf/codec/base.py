@@ -82,7 +82,7 @@ class Decoded:
 
 
 class Codec(ABC):
-    """`encode`s both sides, `decode`s the partner's; has no state, which a `channel` keeps."""
+    """`encode`s either side and `decode`s the partner's. Stateless: see `channel`."""
 
     wire_id: int
     dtype: tf.DType
@@ -169,12 +169,12 @@ class Channel:
         self._by_wire_id = {codec.wire_id: codec for codec in codecs}
 
     def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
-        """The initiator's side, to be kept until the reply comes. Unless finite it may not travel.
+        """The initiator's side, to be kept until the reply comes. Send it only if it is `finite`.
 
         Args:
           terms: see `Codec.encode`.
           seed: of the dither.
-          attempt: 0, or 1 for what `retries`.
+          attempt: 0, or 1 when it is sent once more; see `retries`.
         """
         return self.codecs[attempt].encode(terms, seed, NO_SCALES)
 

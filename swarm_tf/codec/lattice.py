@@ -171,8 +171,8 @@ class Lattice(Codec):
 def _lattice_points(x: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     """floor(x/s + u) as uint32 (two's complement) [blocks, BLOCK]; exact for |x/s| < 2^22."""
     hashed = position_hash(keys)
-    # 23 random bits under the exponent of 1.0 make u + 1; minus 1.5 turns the rounding to the
-    # nearest integer below into a floor.
+    # 23 random bits under 1.0's exponent make u + 1. Subtracting 1.5 turns the rounding to the
+    # nearest that follows into a floor.
     mantissa = tf.bitwise.right_shift(hashed, np.uint32(9))
     dither = tf.bitcast(tf.bitwise.bitwise_or(mantissa, np.uint32(0x3F800000)), tf.float32)
     inverse = (np.float32(1) / scales)[:, None]
@@ -192,7 +192,7 @@ class LatticeChannel(Channel):
         self._lattice, self._exact = lattice, float32()
         super().__init__([lattice, self._exact], length)
         self.scales = BlockScales(blocks_of(length))
-        self._magnitude: Floats = NO_SCALES  # when last encoded: measured then, wanted before
+        self._magnitude: Floats = NO_SCALES  # of the last encoding; needed before the next one
 
     def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
         if attempt or not self.scales.known:

@@ -18,10 +18,10 @@ _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 
 
 def longest_tail(bits: int) -> float:
-    """Beyond it an exchange may add more to the differences than it takes away.
+    """The longest useful tail: beyond it an exchange may add more difference than it removes.
 
-    It leaves s * mean |d| of a mean square that is at least (mean |d|)^2: a step s up to the mean
-    is always worth it. Few bits must take longer ones, and heavy tails, up to 64 means, bear them.
+    It leaves s * mean |d| of a mean square of at least (mean |d|)^2, so a step s up to the mean
+    always pays. Few bits need longer steps; heavy tails, up to 64 means, tolerate them.
     """
     half: float = 2.0 ** (bits - 1)
     return max(half, min(64.0, 4 * half))
@@ -39,16 +39,16 @@ class BlockScales:
     to 50. An exchange leaves a difference d with variance |d| (s - |d|), so a step s that is too
     long costs as much as a block that cannot be read. Hence:
 
-    - the mean is a running mean: unbiased under shared dither at any number of bits, where a
-      maximum runs away at few;
-    - a failure lengthens the range by half, the fourth and later ones in a row by 4, for a
-      block that was silent for long, such as a row of an embedding, may wake up; the range that
-      works at last, over the mean that it shows, is the new tail. Every success shortens the
-      tail a little: a few blocks in a hundred fail, and are averaged next time;
-    - a partner so far that half of the blocks failed, such as a rank that stood still, teaches
-      little, for steps that fit it would be noise between all others: somewhat longer tails, and
-      by the exact exchange that follows at once, means at most twice as long. Only of the first
-      dozen exchanges is all believed: models begin alike, and their differences grow fast.
+    - the mean is a running mean: unbiased under shared dither at any number of bits, while a
+      maximum diverges at few;
+    - a failure multiplies the range by 1.5, from the fourth in a row by 4, since a block that was
+      silent for long (a row of an embedding) may wake up; the range that finally works, divided by
+      the mean that it shows, is the new tail. Every success shortens the tail a little: a few
+      blocks in a hundred fail, and are averaged next time;
+    - a partner out of range (half of the blocks failed, such as a rank that stood still) teaches
+      little, since steps that fit it would be noise for all others: tails grow somewhat, and the
+      exact exchange that follows at most doubles the means. The first dozen exchanges, the warm-up,
+      are believed in full: models begin equal and differences grow fast.
     """
 
     def __init__(self, blocks: int) -> None:

@@ -8,12 +8,11 @@ averaged with one other node, and the two average undisturbed. A node is
     ASKING     at its boundary, its own request not answered yet
     PAIRED     at its boundary, in an exchange; other requests wait until that is over
 
-One averaging settles a boundary: afterwards only those are served who waited by then, and a quick
-partner's next request waits for the next boundary.
+One averaging settles a boundary: after it only requests that wait already are served. Later ones,
+even the partner's, wait for the next boundary.
 
-Waiting cannot close a cycle: a node that waits itself (ASKING) lets only lower ranks wait for it
-and tells higher ones that it is busy, and then they are FREE, serve those who wait for them, and
-ask somebody else.
+No deadlock: an ASKING node lets only lower ranks wait for it. Higher ranks are told that it is
+busy; they become FREE again, serve whoever waits for them, and ask another node.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ class Gate:
             self.state, self.partner = State.PAIRED, partner
 
     def end_exchange(self, *, settles: bool) -> None:
-        """The exchange is over; one that `settles` this boundary leaves only those who wait now."""
+        """The exchange is over; if it `settles`, only those who wait now are served."""
         if settles and not self.settled:
             self.settled = True
             self._must_serve = frozenset(_key(request) for request in self.waiting)

@@ -35,7 +35,7 @@ class _Exchange:
       in_flight: the own side of chunks by number, to read the replies against and to send again;
         None in an adoption, which has no own side.
       to_send: numbers of the chunks that follow.
-      answered: how many chunks were.
+      answered: chunks answered so far.
       cancelled: the number at which the initiator stopped, since its model is not finite.
       model: chunks of the partner's model, in an adoption.
       failure: why it does not happen, in words.
@@ -215,7 +215,7 @@ class Initiator:
         exchange = self._awaiting(message)
         reply, accepted, number = message.encoded, message.accepted, message.chunk
         if exchange is None or reply is None or accepted is None:
-            return []  # a second copy
+            return []  # a second copy, or no answer to anything
         own = exchange.in_flight[number]
         if own is None:
             return self._on_shown(exchange, number, reply, now)
@@ -223,7 +223,7 @@ class Initiator:
             self._note(MessageDropped("a reply of another form"))
             return []
         exchange.last_reply_at = now
-        # One that has ended earlier follows those who train on, and does not hold them back.
+        # A partner that ended earlier applies its half, but must not pull back those who train on.
         withhold = message.sender in self._membership.done and message.step < exchange.step
         averaged = self._replica.conclude(
             number, own, reply, accepted, strict=self._retry is not None, withhold=withhold
@@ -322,7 +322,7 @@ class Initiator:
         """The training thread need not wait for this exchange any more."""
         if self._current is exchange:
             self._current = None
-            # After a failure, too, this boundary is settled; only a busy partner is replaced.
+            # A failure settles this boundary too; only after a busy partner another one is asked.
             self._gate.end_exchange(settles=not exchange.harmless)
 
     def poll(self, now: float) -> Outbox:

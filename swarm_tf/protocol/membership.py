@@ -50,7 +50,7 @@ class Membership:
         self._announce()
 
     def request_stop(self) -> None:
-        """A signal asks this rank to end: so should the others, at once if all wait already."""
+        """A signal ends this rank, so the others too; told at once if it waits already."""
         if not self.stop_requested:
             self.stop_requested = True
             self._must_announce |= self._heartbeat_at is not None
@@ -66,7 +66,7 @@ class Membership:
 
     @property
     def has_announced(self) -> bool:
-        """Whether `poll` has told the others what was last to be told."""
+        """Whether `poll` has sent the last announcement."""
         return not self._must_announce
 
     # Messages.
@@ -83,7 +83,7 @@ class Membership:
         return [(rank, heartbeat) for rank in self.last_seen if rank not in self.done]
 
     def on_ping(self, message: Message) -> Outbox:
-        """I am alive; or, since the announcement may be lost, I have ended."""
+        """PONG; or DONE again, since the first may have been lost."""
         alive = self._done() if self.rank in self.done else Message(Kind.PONG, self.rank)
         return [(message.sender, alive)]
 

@@ -19,8 +19,8 @@ class Kind(enum.IntEnum):
     REFUSE = 3
     """Responder to initiator: no exchange, and the reason."""
     DONE = 4
-    """To all: my own steps are over; I serve until everybody's are, which end now if a signal
-    is the reason."""
+    """To all: my own steps are over; I serve until all are done. If a signal is the reason, end
+    now."""
     PING = 5
     """Are you alive?"""
     PONG = 6
@@ -53,7 +53,7 @@ class Reason(enum.IntEnum):
 
     @property
     def is_failure(self) -> bool:
-        """Crossed and busy nodes average all the same, in another exchange."""
+        """False for crossed and busy nodes: they average in another exchange."""
         return self not in (Reason.NONE, Reason.CROSSED, Reason.BUSY)
 
     def sentence(self, partner: int) -> str:

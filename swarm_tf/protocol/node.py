@@ -12,8 +12,8 @@ what has happened. It has no thread, lock or clock: `swarm_tf.driver` gives it t
 a simulation may deliver its messages in any order. Whatever the order, the corrections of an
 exchange are exact opposites and each is applied once, so the mean of all models does not move.
 
-A node that has ended its own steps serves until all have. To those who have taken more steps than
-it, its old model has no weight: it takes its half of an exchange, and they leave theirs.
+A node that has ended its own steps serves until all have. With a partner that has taken more steps,
+only this node applies its half of an exchange: its old model must not count.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class View:
       pending_step: the local step whose exchange is not over yet; None when a new one may start.
       is_over: nothing holds the training thread: no own exchange, and in blocking mode none that
         must be served before it may leave its boundary.
-      settled: (blocking) the node has averaged at this boundary; otherwise, once it `is_over`,
-        the partner was busy: ask another one.
+      settled: (blocking) the node has averaged at this boundary. If not, and it `is_over`, the
+        partner was busy: ask another one.
       unanswered: partners that have not answered yet, late ones included.
       done, failed, left, stop_requested, has_announced: see `Membership`.
     """

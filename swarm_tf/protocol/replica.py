@@ -100,7 +100,7 @@ class Replica:
         with self._guard:
             base, *parts = self._base[chunk], self._applying[chunk], self._pending[chunk]
         corrections = [part for part in parts if part is not None]
-        # Never three terms: each number of terms is compiled apart.
+        # At most two terms: each number of terms is compiled separately.
         return (base, tf.add_n(corrections)) if corrections else (base,)
 
     def warm_up(self) -> None:
@@ -148,8 +148,8 @@ class Replica:
     ) -> Averaged | None:
         """Correct the initiator's side of chunk `number`.
 
-        None, with `strict`, if the reply is damaged: the partner averaged blocks that cannot be
-        read here, so it must be asked for once more.
+        With `strict`, None if the reply is damaged: the partner averaged blocks that cannot be read
+        here, so the reply must come again.
 
         Args:
           accepted: bool [blocks], those that the partner has averaged.
@@ -157,8 +157,8 @@ class Replica:
         """
         _, chunk = self._place(number)
         channel = self.channels[chunk]
-        # One-sided, the responder can't know what is readable here: a block out of range would be
-        # asked for again and again.
+        # In mode "pull" the responder can't know what is readable here: a block out of range would
+        # be requested for ever.
         if strict and not self.one_sided:
             readable = channel.decode(own, reply).accepted
             if (accepted & own.usable & ~readable).any():
@@ -170,7 +170,7 @@ class Replica:
         return self._average(chunk, own, reply, accepted)
 
     def retry_of(self, number: int, accepted: Bools) -> int | None:
-        """The number under which the initiator sends a chunk once more at once, if it has to."""
+        """The number for sending this chunk once more at once; None if it need not be."""
         attempt, chunk = self._place(number)
         retries = self.channels[chunk].retries(attempt, accepted)
         return number + len(self.channels) if retries else None

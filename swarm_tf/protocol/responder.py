@@ -19,7 +19,7 @@ class _Served:
 
     Attributes:
       id: counted by the initiator.
-      chunks: how many numbers it sends, chunks sent once more included, by the answers so far.
+      chunks: how many requests to expect: all chunks, and those sent once more as far as known.
       answers: to each of them, by its number.
     """
 
@@ -39,7 +39,7 @@ class Responder:
 
     Args:
       crosses: whether an own request to that rank is on its way; see `Initiator.crosses`.
-      repeats: whether requests may come twice, so that answers are kept.
+      repeats: whether messages may be lost, so that answers are kept whole and sent again.
       timeout_seconds: after which a partner that sends no more is given up.
       note: takes the events.
     """
@@ -69,7 +69,7 @@ class Responder:
         if message.exchange < served.id:
             return []  # a late copy of an exchange that is over
         if number >= 2 * len(self._replica.channels):
-            return self._reply(message, Reason.OTHER_MODEL)
+            return self._refuse(message, Reason.OTHER_MODEL)
         if number in served.answers:
             return [(sender, served.answers[number])] if self._repeats else []
         verdict = self._verdict(message, served)
@@ -93,7 +93,7 @@ class Responder:
 
     def _verdict(self, message: Message, served: _Served) -> Reason | bool:
         """As `Gate.admit`."""
-        # One exchange serves both that cross, unless each only reads.
+        # Crossing requests need one exchange only, except in mode "pull".
         crossed = (
             not self._replica.one_sided and not served.answers and self._crosses(message.sender)
         )
@@ -132,7 +132,7 @@ class Responder:
             served.chunks += self._replica.retry_of(number, answer.accepted) is not None
 
     def _exchange_of(self, message: Message) -> _Served:
-        """The exchange of this message as far as it is answered, or a later one of its sender."""
+        """This message's exchange so far; a later one if its sender has begun one."""
         served = self._served.get(message.sender)
         if served is None or served.id < message.exchange:
             return _Served(message.exchange, len(self._replica.channels))
@@ -144,10 +144,10 @@ class Responder:
             self._note(MessageDropped("a chunk that there is not"))
             return []
         if self.closed:
-            return self._reply(message, Reason.CLOSED)
+            return self._refuse(message, Reason.CLOSED)
         shown = self._replica.show(message.chunk)
         if not shown.finite:
-            return self._reply(message, Reason.NOT_FINITE)
+            return self._refuse(message, Reason.NOT_FINITE)
         every = np.ones(len(shown.checksums[0]), np.bool_)
         exchange, chunk = message.exchange, message.chunk
         answer = Message(Kind.REPLY, self.rank, exchange, chunk, encoded=shown, accepted=every)
@@ -191,5 +191,5 @@ class Responder:
     def _refusal(self, message: Message, reason: Reason) -> Message:
         return Message(Kind.REFUSE, self.rank, message.exchange, message.chunk, reason=reason)
 
-    def _reply(self, message: Message, reason: Reason) -> Outbox:
+    def _refuse(self, message: Message, reason: Reason) -> Outbox:
         return [(message.sender, self._refusal(message, reason))]

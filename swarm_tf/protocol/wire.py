@@ -22,7 +22,7 @@ from swarm_tf.protocol.messages import Kind, Message, Reason
 
 VERSION = 1
 EXCHANGES = 2**48
-"""No node comes to so many; and who believed in such a one would not hear the next ones."""
+"""No node gets this far; accepting a larger one would make all later, real ones look old."""
 
 _HEADER = struct.Struct("<4sBBBBBBHQIIQQQQII")
 _FINGERPRINT = 14  # its place in the header

@@ -32,7 +32,7 @@ def refuse_other_places(places: Sequence[str]) -> None:
 class Transport(ABC):
     """One rank's connection to the others.
 
-    While a `Dispatcher` runs, only its thread calls `send` and `receive`. The collectives belong to
+    While a driver's thread runs, only that calls `send` and `receive`. The collectives belong to
     the training thread, before the first local step and after the last. Every rank calls the
     same collectives in the same order. `isend` and `irecv` are for ranks that both know what
     comes when; `collectives` are made of them.

@@ -1,6 +1,6 @@
 """The codec once more in NumPy, from its definition: float64, int64, floor, bits in a row.
 
-Written from DESIGN.md and the docstrings, not from the kernels, so that the two can disagree.
+Written from the papers and the docstrings, not from the kernels, so that the two can disagree.
 Where a number lies so close to a boundary that float32 may fall on either side, `unsure` says so.
 """
 
