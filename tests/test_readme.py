@@ -43,8 +43,10 @@ def test_it_trains_as_it_stands(tmp_path, ranks):
         # 280 steps, of which 16 at most go by until an exchange is waited for.
         assert min(exchanges) > 10
     digits = load_digits()
-    told = keras.models.load_model(tmp_path / "model.keras").predict(digits.data / 16, verbose=0)
-    assert (told.argmax(axis=1) == digits.target).mean() > 0.9
+    predicted = keras.models.load_model(tmp_path / "model.keras").predict(
+        digits.data / 16, verbose=0
+    )
+    assert (predicted.argmax(axis=1) == digits.target).mean() > 0.9
 
 
 def test_the_package_shows_the_same_example():

@@ -20,13 +20,13 @@ FINGERPRINT = 0x5EED
 
 
 class Post:
-    """Messages as bytes on their way; delivers any of them, and does harm on request."""
+    """Messages as bytes on their way; delivers any of them, and injects faults on request."""
 
     def __init__(self, rng, drop=0.0, duplicate=0.0, corrupt=0.0, in_order=False):
         self.rng, self.drop, self.duplicate, self.corrupt = rng, drop, duplicate, corrupt
         self.in_order = in_order  # of each pair of nodes, as MPI keeps it
         self.bag = []
-        self.harmed = {"drop": 0, "duplicate": 0, "corrupt": 0}
+        self.injected = {"drop": 0, "duplicate": 0, "corrupt": 0}
 
     def send(self, outbox):
         for to, message in outbox:
@@ -61,7 +61,7 @@ class Post:
 
     def _happens(self, what, probability):
         happens = self.rng.random() < probability
-        self.harmed[what] += happens
+        self.injected[what] += happens
         return happens
 
     def _damaged(self, head, payload):
@@ -129,14 +129,14 @@ class Swarm:
         chunks=1,
         seed=0,
         spread=0.05,
-        harm=None,
+        faults=None,
         **options,
     ):
         self.size, self.mode, self.now = size, mode, 0.0
         self.rng = np.random.default_rng(seed)
-        self.post = Post(self.rng, **(harm or {}))
+        self.post = Post(self.rng, **(faults or {}))
         self.lengths = [BLOCK + 100 if chunks == 1 else BLOCK] * chunks
-        if harm:
+        if faults:
             options.setdefault("retry_seconds", 1.0)
         options |= {"seed": seed, "clock": lambda: self.now}
         self.nodes = [
@@ -266,7 +266,7 @@ CODECS = {
     "lattice3": ("lattice", 3),
     "lattice2": ("lattice", 2),
 }
-HARM = {"drop": 0.05, "duplicate": 0.05, "corrupt": 0.05}
+FAULTS = {"drop": 0.05, "duplicate": 0.05, "corrupt": 0.05}
 # Corrections that wait together are summed in float32, hardly more. One that is lost or applied
 # twice moves the mean by a thousand times as much.
 ROUNDING = 2e-8

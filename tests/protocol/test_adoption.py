@@ -9,10 +9,10 @@ from tests.protocol.swarm import Swarm, flat, pair
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
-@pytest.mark.parametrize("harm", [None, {"drop": 0.2, "duplicate": 0.2, "corrupt": 0.2}])
+@pytest.mark.parametrize("faults", [None, {"drop": 0.2, "duplicate": 0.2, "corrupt": 0.2}])
 @pytest.mark.parametrize("codec", ["lattice", "float32"])
-def test_a_node_that_is_not_finite_adopts_a_model(mode, harm, codec):
-    swarm = Swarm(2, codecs.build(codec), mode, chunks=3, harm=harm)
+def test_a_node_that_is_not_finite_adopts_a_model(mode, faults, codec):
+    swarm = Swarm(2, codecs.build(codec), mode, chunks=3, faults=faults)
     swarm.models[0][1][7] = np.nan
     swarm.apply(0)
     swarm.ask(0, 1)

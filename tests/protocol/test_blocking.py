@@ -7,7 +7,7 @@ import pytest
 
 from swarm_tf import codec as codecs
 from swarm_tf.protocol.gate import State
-from tests.protocol.swarm import CODECS, HARM, ROUNDING, Blocking, Swarm, even, on_a_ring, pair
+from tests.protocol.swarm import CODECS, FAULTS, ROUNDING, Blocking, Swarm, even, on_a_ring, pair
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
@@ -78,10 +78,10 @@ def test_blocking_with_uneven_speeds(seed):
 
 
 @pytest.mark.parametrize("name", ["float32", "lattice8", "lattice4"])
-@pytest.mark.parametrize("harm", [None, HARM], ids=["calm", "harm"])
-def test_blocking_with_several_chunks(name, harm):
+@pytest.mark.parametrize("faults", [None, FAULTS], ids=["reliable", "faulty"])
+def test_blocking_with_several_chunks(name, faults):
     swarm = Blocking(
-        4, codecs.build(*CODECS[name]), seed=3, chunks=5, harm=harm, retry_seconds=0.01
+        4, codecs.build(*CODECS[name]), seed=3, chunks=5, faults=faults, retry_seconds=0.01
     )
     swarm.run()
     assert swarm.drift() < ROUNDING

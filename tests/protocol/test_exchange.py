@@ -21,7 +21,7 @@ def test_an_exchange_is_the_exact_average(chunks):
 
 def test_crossed_requests_average_once():
     for seed in range(20):
-        swarm = pair(seed=seed, harm={"in_order": True})
+        swarm = pair(seed=seed, faults={"in_order": True})
         a, b = even(swarm)
         for rank in (0, 1):
             swarm.ask(rank, 1 - rank)

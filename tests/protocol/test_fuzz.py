@@ -147,7 +147,7 @@ def test_a_hundred_thousand_mutated_messages():
         dropped += driver.counters.messages_dropped
         averaged += driver.counters.exchanges + driver.counters.exchanges_served
     assert dropped > 50_000
-    assert averaged > 100, "what is only changed where it does no harm is heard"
+    assert averaged > 100, "what is only changed where it does no faults is heard"
 
 
 def _mutated_messages(rng, count):

@@ -3,7 +3,7 @@
 import pytest
 
 from swarm_tf import codec as codecs
-from tests.protocol.swarm import CODECS, HARM, ROUNDING, Swarm
+from tests.protocol.swarm import CODECS, FAULTS, ROUNDING, Swarm
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -20,17 +20,17 @@ def test_mean_stays_over_a_thousand_exchanges(name):
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "lattice16", "lattice8", "lattice4"])
 def test_mean_stays_with_loss_doubles_disorder_and_damage(name):
-    swarm = Swarm(4, codecs.build(*CODECS[name]), seed=1, harm=HARM)
+    swarm = Swarm(4, codecs.build(*CODECS[name]), seed=1, faults=FAULTS)
     swarm.run(400, noise=0.003)
-    assert min(swarm.post.harmed.values()) > 30
+    assert min(swarm.post.injected.values()) > 30
     assert swarm.drift() < ROUNDING
     assert swarm.distance() < 0.05
 
 
 @pytest.mark.parametrize("name", ["float32", "lattice4"])
-@pytest.mark.parametrize("harm", [None, HARM], ids=["calm", "harm"])
-def test_mean_stays_with_several_chunks(name, harm):
-    swarm = Swarm(3, codecs.build(*CODECS[name]), seed=2, chunks=7, harm=harm)
+@pytest.mark.parametrize("faults", [None, FAULTS], ids=["reliable", "faulty"])
+def test_mean_stays_with_several_chunks(name, faults):
+    swarm = Swarm(3, codecs.build(*CODECS[name]), seed=2, chunks=7, faults=faults)
     swarm.run(60, noise=0.003)
     assert swarm.drift() < ROUNDING
     assert swarm.distance() < 0.05

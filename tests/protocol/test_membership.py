@@ -80,11 +80,11 @@ def test_a_lost_done_is_asked_for():
     assert [n.view.done for n in swarm.nodes] == [{0, 1}, {0, 1}]
 
 
-@pytest.mark.parametrize("told", ["at once", "when asked for"])
-def test_a_signal_to_one_ends_all(told):
+@pytest.mark.parametrize("announced", ["at once", "on a heartbeat"])
+def test_a_signal_to_one_ends_all(announced):
     swarm = Swarm(3, codecs.build("float32"))
     swarm.nodes[0].finish(5, stop=True)
-    if told == "when asked for":
+    if announced == "on a heartbeat":
         swarm.nodes[0].poll()  # lost
         for node in swarm.nodes[1:]:
             node.finish(6)
@@ -107,7 +107,7 @@ def test_one_that_ended_earlier_follows_and_holds_nobody_back(name, chunks):
     swarm = Swarm(2, codecs.build(*CODECS[name]), chunks=chunks)
     a, b = (np.concatenate(m) for m in swarm.models)
     swarm.nodes[1].finish(50)
-    swarm.settle()  # node 0 is told
+    swarm.settle()  # node 0 knows of it
     far = np.abs(a - b).max()
     for step in (51, 60, 70, 80, 90):
         swarm.steps[0] = step

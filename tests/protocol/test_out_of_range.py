@@ -5,7 +5,7 @@ import pytest
 
 from swarm_tf import codec as codecs
 from swarm_tf.codec import BLOCK
-from tests.protocol.swarm import HARM, ROUNDING, Swarm, exchange_of
+from tests.protocol.swarm import FAULTS, ROUNDING, Swarm, exchange_of
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
@@ -34,8 +34,8 @@ def test_what_is_too_far_to_be_read_is_averaged_exactly_at_once(mode, bits, chun
         assert swarm.drift() < ROUNDING
 
 
-@pytest.mark.parametrize(("bits", "way", "farther"), [(4, 0.1, 3), (4, 1.0, 15), (8, 1.0, 5)])
-def test_a_rank_that_stood_still_does_not_disturb_the_others_for_long(bits, way, farther):
+@pytest.mark.parametrize(("bits", "distance", "most"), [(4, 0.1, 3), (4, 1.0, 15), (8, 1.0, 5)])
+def test_a_rank_that_stood_still_does_not_disturb_the_others_for_long(bits, distance, most):
     """Were its distance taken for the usual one, they would be 4.5, 58 and 8.5 times as far."""
     factors = []
     for seed in range(9):
@@ -45,7 +45,7 @@ def test_a_rank_that_stood_still_does_not_disturb_the_others_for_long(bits, way,
         for _ in range(6):
             swarm.run(swarm.count("exchanges") + 5, noise=0.003)
             usual.append(swarm.distance())
-        moved = way * swarm.rng.normal(size=swarm.lengths[0])
+        moved = distance * swarm.rng.normal(size=swarm.lengths[0])
         for rank in (1, 2, 3):
             swarm.models[rank][0] += moved.astype(np.float32)
             swarm.apply(rank)
@@ -53,12 +53,12 @@ def test_a_rank_that_stood_still_does_not_disturb_the_others_for_long(bits, way,
         swarm.run(swarm.count("exchanges") + 20, noise=0.003)  # ten for each rank, asking or asked
         factors.append(swarm.distance() / np.mean(usual))
         assert swarm.drift() < 3 * ROUNDING
-    assert np.median(factors) < farther
+    assert np.median(factors) < most
 
 
 @pytest.mark.parametrize("chunks", [1, 5])
 def test_mean_stays_where_ranks_leap_amid_loss_doubles_disorder_and_damage(chunks):
-    swarm = Swarm(3, codecs.build("lattice", 4), seed=11, chunks=chunks, harm=HARM)
+    swarm = Swarm(3, codecs.build("lattice", 4), seed=11, chunks=chunks, faults=FAULTS)
     swarm.run(20, noise=0.003)
     repeated = 0
     for leap in range(12):

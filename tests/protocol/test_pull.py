@@ -5,7 +5,7 @@ import pytest
 
 from swarm_tf import codec as codecs
 from swarm_tf.codec import BLOCK
-from tests.protocol.swarm import HARM, Swarm, pair
+from tests.protocol.swarm import FAULTS, Swarm, pair
 
 
 @pytest.mark.parametrize("codec", ["float32", "lattice"])
@@ -28,7 +28,7 @@ def test_pull_changes_only_the_initiator(codec, chunks):
 
 
 def test_pull_with_harm_is_still_an_average():
-    swarm = Swarm(4, codecs.build("lattice", 8), "pull", seed=6, harm=HARM)
+    swarm = Swarm(4, codecs.build("lattice", 8), "pull", seed=6, faults=FAULTS)
     before = swarm.distance()
     swarm.run(300, noise=0)
     assert swarm.distance() < before / 1000

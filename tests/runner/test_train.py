@@ -72,12 +72,12 @@ def test_three_ranks_swarm_with_every_option_on(tmp_path):
         "--config.data.dirichlet_alpha=5",
     )
     assert done.returncode == 0, done.stderr
-    told = summary(tmp_path)
-    assert told["ranks"] == 3
-    assert told["exchanges"] > 20
-    assert told["exchanges_failed"] == 0
-    assert told["final"]["accuracy"] > 0.8
-    assert told["consensus_distance"] < 0.5
+    result = summary(tmp_path)
+    assert result["ranks"] == 3
+    assert result["exchanges"] > 20
+    assert result["exchanges_failed"] == 0
+    assert result["final"]["accuracy"] > 0.8
+    assert result["consensus_distance"] < 0.5
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
         "--config.noloco.local_steps=8",
     )
     assert done.returncode == 0, done.stderr
-    told = summary(tmp_path)
-    assert told["algorithm"] == algorithm
-    assert told["exchanges"] > 0
-    assert told["exchanges_failed"] == 0
-    assert told["bytes_sent"] > 4 * told["parameters"]
-    assert told["final"]["accuracy"] > 0.3, "guessing gives 0.1"
+    result = summary(tmp_path)
+    assert result["algorithm"] == algorithm
+    assert result["exchanges"] > 0
+    assert result["exchanges_failed"] == 0
+    assert result["bytes_sent"] > 4 * result["parameters"]
+    assert result["final"]["accuracy"] > 0.3, "guessing gives 0.1"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     passes = [line for line in lines if "pass_loss" in line]
     assert len(passes) == 3
@@ -136,11 +136,11 @@ def test_mixed_precision_averages_float32_weights(tmp_path, precision):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no GPU") == 1
-    told = summary(tmp_path)
-    assert told["exchanges"] > 20
-    assert told["exchanges_failed"] == 0
-    assert told["final"]["accuracy"] > 0.9
-    assert told["final"]["top5_accuracy"] >= told["final"]["accuracy"]
+    result = summary(tmp_path)
+    assert result["exchanges"] > 20
+    assert result["exchanges_failed"] == 0
+    assert result["final"]["accuracy"] > 0.9
+    assert result["final"]["top5_accuracy"] >= result["final"]["accuracy"]
     # Weights rounded to 8 or 11 bits would sit on a coarse grid.
     with h5py.File(tmp_path / "consensus.weights.h5") as file:
         weights = []

@@ -51,15 +51,15 @@ def test_what_does_not_fit_is_refused_in_one_line(model, data, line, tmp_path):
 
 def test_measure_is_bleu_as_its_signature_says_and_counts_exact_matches():
     references = ["The cat sat on the mat today.", "Ein Satz, wie er im Buche steht."]
-    told = translation.measure(references, references)
-    assert told["bleu"] == pytest.approx(100)
-    assert told["exact_match"] == 1
-    assert told["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
+    result = translation.measure(references, references)
+    assert result["bleu"] == pytest.approx(100)
+    assert result["exact_match"] == 1
+    assert result["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
     # One of two is right; the other has 7 of 8 words and 6 of 7, 4 of 6, 3 of 5 n-grams.
-    told = translation.measure(["The cat sat on a mat today.", references[1]], references)
+    result = translation.measure(["The cat sat on a mat today.", references[1]], references)
     precisions = (8 + 9 - 1) / 17, (7 + 8 - 2) / 15, (6 + 7 - 3) / 13, (5 + 6 - 4) / 11
     expected = 1.0
     for precision in precisions:
         expected *= precision**0.25
-    assert told["bleu"] == pytest.approx(100 * expected)
-    assert told["exact_match"] == 0.5
+    assert result["bleu"] == pytest.approx(100 * expected)
+    assert result["exact_match"] == 0.5

@@ -174,7 +174,7 @@ def _count(ranks, name):
 
 
 FAULTS = {
-    "calm": Faults(),
+    "none": Faults(),
     "all": Faults(drop=0.05, duplicate=0.05, corrupt=0.05, delay=0.01, seed=1),
     "lossy": Faults(drop=0.2, seed=2),
 }
