@@ -18,6 +18,7 @@ from swarm_tf.cluster import devices, signals, world
 from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, RanksAveraged
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
+from swarm_tf.training_loop import frame_of_callback_list, is_running
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
 
@@ -409,7 +410,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             if not isinstance(other, Algorithm) or other.transport is not self.transport:
                 continue
             mine = other is self or other.model is self.model
-            if mine or not _is_running(other._caller):
+            if mine or not is_running(other._caller):
                 other._caller = None
                 other._training.close()
                 other.abandon()
@@ -439,7 +440,7 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
         Returns:
           it, and the frame of the loop that trains; None where a loop calls the hooks itself.
         """
-        frame = _frame_of_list()
+        frame = frame_of_callback_list()
         if frame is None:
             return None, None
         among = frame.f_locals["self"]
@@ -453,39 +454,6 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.algorithm._conclude()
-
-
-_FRAMES = 10  # of callers within which Keras' list of callbacks is
-
-
-def callback_list() -> keras.callbacks.CallbackList | None:
-    """Keras' list that calls a hook right now; None if a loop calls the hook itself."""
-    frame = _frame_of_list()
-    return None if frame is None else frame.f_locals["self"]
-
-
-def _frame_of_list() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(_FRAMES):
-        if frame is None:
-            break
-        if isinstance(frame.f_locals.get("self"), keras.callbacks.CallbackList):
-            return frame
-        frame = frame.f_back
-    return None
-
-
-def _is_running(frame: FrameType | None) -> bool:
-    """Whether a loop still trains; assumed where it can't be known."""
-    if frame is None:
-        return True
-    for top in sys._current_frames().values():
-        at: FrameType | None = top
-        while at is not None:
-            if at is frame:
-                return True
-            at = at.f_back
-    return False
 
 
 class Single(Algorithm):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 
 # Rooms from the ground up; a room may use rooms before it, and itself.
 ORDER = [
-    ["errors", "files", "buffers", "events"],
+    ["errors", "files", "buffers", "events", "training_loop"],
     ["topology", "local_steps", "config", "transport", "history"],
     ["validation", "codec", "cluster"],
     ["protocol", "state", "weights", "same_data"],

@@ -9,9 +9,10 @@ from typing import Any
 import keras
 
 from swarm_tf import validation
-from swarm_tf.algorithm import Algorithm, callback_list
+from swarm_tf.algorithm import Algorithm
 from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
+from swarm_tf.training_loop import callback_list
 from swarm_tf.transport.base import Transport
 
 _log = logging.getLogger("swarm_tf")

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf import consensus, files, state, validation
-from swarm_tf.algorithm import Algorithm, callback_list
+from swarm_tf.algorithm import Algorithm
 from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
+from swarm_tf.training_loop import callback_list
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array, Transport
 from swarm_tf.weights import FlatWeights
