@@ -171,20 +171,20 @@ class Driver:
         Returns:
           the view at that moment; None if it does not come within `timeout` seconds.
         """
+        return self._wait_for(lambda view: view.is_over, timeout)
+
+    def wait_announced(self, timeout: float) -> None:
+        """Wait until the last announcement has been sent."""
+        self._wait_for(lambda view: view.has_announced, timeout)
+
+    def _wait_for(self, holds: Callable[[View], bool], timeout: float) -> View | None:
+        """The view for which it holds when all is carried out, or the driving has failed."""
         with self._changed:
             over = self._changed.wait_for(
-                lambda: self.error is not None or (self._carried_out and self._view.is_over),
+                lambda: self.error is not None or (self._carried_out and holds(self._view)),
                 timeout,
             )
             return self._view if over else None
-
-    def wait_announced(self, timeout: float) -> bool:
-        """Wait until the last announcement has been sent."""
-        with self._changed:
-            return self._changed.wait_for(
-                lambda: self.error is not None or (self._carried_out and self._view.has_announced),
-                timeout,
-            )
 
     def last_seen(self, rank: int) -> tuple[float, int]:
         """When another rank was last heard of (monotonic clock), and after how many steps."""

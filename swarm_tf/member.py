@@ -138,10 +138,8 @@ class Member:
         while True:
             self._request(choose_partner())
             view = self._wait()
-            if view is None or view.settled:
+            if view is None or view.settled or view.left:  # of which the next boundary tells
                 break
-            if view.left:
-                break  # the next boundary says so
             if time.monotonic() > deadline:
                 self.driver.note(PartnersBusy(self.timeout))
                 break

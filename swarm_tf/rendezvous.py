@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from swarm_tf import consensus, state
-from swarm_tf.cluster.world import gather_over
+from swarm_tf.cluster.world import check_equal, gather_over
 from swarm_tf.errors import UsageError
 from swarm_tf.transport.base import Transport
 
@@ -86,27 +86,6 @@ def join(
 def leave(model: keras.Model) -> None:
     """A training of `model` is over; the next one goes on from here, if nobody changes it."""
     _left_with[model] = state.digest(model.weights)
-
-
-def check_equal(every: list[dict[str, Any]]) -> None:
-    """Make sure that all ranks' dictionaries are the same.
-
-    Raises:
-      UsageError: names the first key that differs, and both values.
-    """
-    first, *others = every
-    for of, other in enumerate(others, 1):
-        for key in sorted(first.keys() | other.keys()):
-            if first.get(key) != other.get(key):
-                raise UsageError(
-                    f"{key} must be the same on all ranks, but is {_short(first.get(key))} on "
-                    f"rank 0 and {_short(other.get(key))} on rank {of}"
-                )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _refusal(model: keras.Model) -> str:

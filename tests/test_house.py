@@ -27,15 +27,19 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 
 def imports(path: Path) -> set[str]:
     """Names of our own modules imported anywhere in the file, as `swarm_tf.x.y`."""
+    ours = ("swarm_tf", "models", "data", "configs")
+    return {name for name in all_imports(path) if name.split(".")[0] in ours}
+
+
+def all_imports(path: Path) -> set[str]:
+    """Names of all modules imported anywhere in the file, and of what is taken from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {
-        name for name in found if name.split(".")[0] in ("swarm_tf", "models", "data", "configs")
-    }
+    return found
 
 
 def room(path: Path) -> str:
@@ -70,15 +74,7 @@ def test_only_the_mpi_transport_imports_mpi4py(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "protocol").glob("*.py")), ids=lambda p: p.name)
 def test_the_protocol_has_no_thread_clock_log_or_configuration(path):
-    tree = ast.parse(path.read_text())
-    found = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in (
-            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-        )
-    }
+    found = {name.split(".")[0] for name in all_imports(path)}
     assert not found & {"threading", "time", "logging", "os", "socket"}
     rooms = {name.split(".")[1] for name in imports(path) if name.count(".")}
     assert rooms <= {"protocol", "codec", "events", "buffers"}

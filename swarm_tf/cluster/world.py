@@ -242,7 +242,16 @@ def agree(
     Raises:
       UsageError: on every rank; names the first key that differs, and both values.
     """
-    first, *others = gather_over(joined, value, what, seconds)
+    check_equal(gather_over(joined, value, what, seconds))
+
+
+def check_equal(every: list[dict[str, Any]]) -> None:
+    """Make sure that all ranks' dictionaries, in order of ranks, are the same.
+
+    Raises:
+      UsageError: names the first key that differs, and both values.
+    """
+    first, *others = every
     for of, other in enumerate(others, 1):
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
