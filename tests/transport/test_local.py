@@ -185,7 +185,8 @@ FAULTS = {
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
 def test_mean_of_threads_that_train(mode, codec, faults):
     network = LocalNetwork(4, FAULTS[faults], retry_seconds=0.02)
-    ranks = _train(network, 40, mode=mode, codec=codec)
+    # After 8 steps at most a rank waits for its exchange: enough are sure on a busy machine.
+    ranks = _train(network, 40, mode=mode, codec=codec, max_staleness=8)
     assert _drift(ranks) < 2e-6  # of weights up to 3, rounded at each of 40 steps
     assert _count(ranks, "exchanges") >= 10
     # Alone, the ranks would end at their targets, 1.0 apart.
