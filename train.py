@@ -13,9 +13,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-from swarm_tf import UsageError, config, validation
+from swarm_tf import UsageError
 from swarm_tf.cluster import signals, startup_logs, world
-from swarm_tf.runner import flags, metrics
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +26,8 @@ def main(argv: list[str]) -> int:
 
 
 def trained(argv: list[str]) -> int:
+    with startup_logs.start():
+        from swarm_tf import config  # loads TensorFlow
     try:
         settings, workdir = world.run_on_all_ranks(lambda: read(argv))
         agreed = config.flatten(config.to_dict(settings))
@@ -44,7 +45,10 @@ def trained(argv: list[str]) -> int:
     return 0
 
 
-def read(argv: list[str]) -> tuple[config.RunConfig, str]:
+def read(argv: list[str]):
+    """The configuration, validated, and the workdir."""
+    from swarm_tf.runner import flags, metrics, validation
+
     settings, workdir = flags.parse(argv)
     validation.validate(settings, world.size())
     if world.rank() == 0:
@@ -52,10 +56,9 @@ def read(argv: list[str]) -> tuple[config.RunConfig, str]:
     return settings, workdir
 
 
-def build(settings: config.RunConfig, workdir: str):
-    """Everything a run needs; TensorFlow is loaded here, after the flags were found good."""
-    with startup_logs.start():
-        import keras
+def build(settings, workdir: str):
+    """The run, ready to be called."""
+    import keras
 
     import tasks
     from swarm_tf.cluster import devices

@@ -88,7 +88,7 @@ def load(workdir: Path, *, beams: int, alpha: float):
     """The translator of a run; TensorFlow is loaded here, after the flags were found good."""
     with startup_logs.start():
         import models
-    from data import vocabulary
+    from data.text import vocabulary
     from models.translator import Translator
     from swarm_tf.cluster import devices
     from swarm_tf.config import ModelConfig

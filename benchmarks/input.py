@@ -24,8 +24,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import data
 from benchmarks.timing import batch_rates
+from data import images
 from swarm_tf.config import DataConfig
 from testbed import tfds_standin
 
@@ -53,7 +53,7 @@ def main() -> int:
             ("imagenet2012", False, 3),
         ):
             config = DataConfig(name=name, data_dir=where, augment=augment)
-            train = data.load(config, rank=0, size=1, batch_size=_BATCH, seed=0).train
+            train = images.load(config, rank=0, size=1, batch_size=_BATCH, seed=0).train
             rates = [_BATCH * rate for rate in batch_rates(train, batches, args.rounds)]
             rate = statistics.median(rates)
             table.add_row(

@@ -22,8 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.timing import batch_rates
-from data import translation
-from data.vocabulary import PADDING
+from data.text import translation
+from data.text.vocabulary import PADDING
 from swarm_tf.config import DataConfig
 
 RATE = 1_000_000  # target tokens a CPU-second

@@ -1,22 +1,21 @@
 """What all ways of training on several ranks have in common."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 
-from swarm_tf import consensus, rendezvous, state, validation
+from swarm_tf import consensus, rendezvous, state
 from swarm_tf.cluster import devices, signals, world
 from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, RanksAveraged
+from swarm_tf.options import ANY, POSITIVE, SEED, Options, fields, option, with_options
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
 from swarm_tf.training_loop import frame_of_callback_list, is_running
 from swarm_tf.transport.base import Transport
@@ -25,7 +24,23 @@ from swarm_tf.weights import FlatWeights
 _log = logging.getLogger("swarm_tf")
 
 
-class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
+@dataclass(kw_only=True)
+class AlgorithmConfig(Options):
+    """Options that every algorithm has. In the configuration they are keys of section `swarm`."""
+
+    average_statistics: bool = option(
+        True, ANY, "average moving statistics of BatchNormalization too; of every algorithm"
+    )
+    average_optimizer: bool = option(
+        False, ANY, "average momentum and other optimizer slots too; of every algorithm"
+    )
+    timeout_seconds: float = option(
+        60.0, POSITIVE, "longest wait for another rank; of every algorithm", agreed=False
+    )
+
+
+@with_options
+class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc]
     """Trains a Keras model on all ranks of an MPI job; subclasses say how.
 
     All ranks start from rank 0's weights, take local steps on their own data, and do what
@@ -46,47 +61,35 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     ```
 
     Args:
-      average_statistics: average the moving statistics of BatchNormalization too.
-      average_optimizer: average momentum and other optimizer slots too.
-      average_at_end: leave every rank with the mean model after training.
-      seed: of all that is random; the same on all ranks.
-      timeout_seconds: longest wait for another rank.
       transport: other than MPI; for tests and simulations.
 
     Attributes:
       name: what it is called in messages and in `algorithm=NAME`.
       synchronous: whether ranks wait for each other, so that they must take equally many steps.
       own_gradients: whether each rank steps by its own gradients, not by everyone's.
+      waits_in_step: whether ranks wait for each other within a training step.
       weights: what is averaged; None until the ranks have met.
-      settings: what must be the same on all ranks, JSON values by name.
     """
 
-    name = "algorithm"
-    synchronous = True
-    own_gradients = True
+    name: ClassVar[str] = "algorithm"
+    synchronous: ClassVar[bool] = True
+    own_gradients: ClassVar[bool] = True
+    waits_in_step: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        average_statistics: bool = True,
-        average_optimizer: bool = False,
-        average_at_end: bool = True,
-        seed: int = 0,
-        timeout_seconds: float = 60.0,
-        transport: Transport | None = None,
-    ) -> None:
-        super().__init__()
-        self.transport = transport or world.transport()
-        if transport is None and self.transport is not None:
+    _: KW_ONLY
+    seed: int = option(0, SEED, "of all that is random; the same on all ranks")
+    average_at_end: bool = option(
+        True, ANY, "leave every rank with the mean model after training", agreed=False
+    )
+    transport: Transport | None = None
+
+    def __post_init__(self) -> None:
+        keras.callbacks.Callback.__init__(self)
+        given, self.transport = self.transport, self.transport or world.transport()
+        if given is None and self.transport is not None:
             devices.claim_gpu_if_possible()
-        key, switch = f"{self.name}.", validation.switch
-        self.settings: dict[str, Any] = {
-            "average_statistics": switch(f"{key}average_statistics", average_statistics),
-            "average_optimizer": switch(f"{key}average_optimizer", average_optimizer),
-            "seed": validation.whole_number(f"{key}seed", seed),
-        }
-        self.average_at_end = switch(f"{key}average_at_end", average_at_end)
-        self.timeout_seconds = validation.positive_number(f"{key}timeout_seconds", timeout_seconds)
+        ranks = self.transport.size if self.transport is not None else 1
+        self.check(self.name, ranks=ranks, seed=self.seed, common=self)
         self.weights: FlatWeights | None = None
         self._counters = Counters()
         self._sent_before = 0
@@ -105,6 +108,15 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         self._next_stop_check = 0  # the step at which synchronous ranks next ask whether to end
         self._last_stop_check = 0, 0.0  # the last such step, and when it was
         self._training = ExitStack()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that must be the same on all ranks, JSON values by name."""
+        return {
+            one.name: _plain(getattr(self, one.name))
+            for one in fields(self)
+            if one.metadata["agreed"]
+        }
 
     # What an algorithm is.
 
@@ -166,8 +178,6 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Get ready to meet the other ranks."""
-        for key, value in self.settings.items():
-            validation.check(f"{self.name}.{key}", value)
         if self.transport is None:
             if world.is_child():
                 _log.warning("a process that rank %d has started: training alone", world.rank())
@@ -208,7 +218,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
 
         The compiled one's can be made here; the weights of another one are known only to it.
         """
-        if not self.settings["average_optimizer"]:
+        if not self.average_optimizer:
             return True
         owned = state.optimizers(self.model).values()
         return all(one.built for one in owned if one is not self.model.optimizer)
@@ -329,8 +339,8 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
     def _variables(self) -> list[keras.Variable]:
         return state.averaged_variables(
             self.model,
-            statistics=self.settings["average_statistics"],
-            optimizer=self.settings["average_optimizer"],
+            statistics=self.average_statistics,
+            optimizer=self.average_optimizer,
         )
 
     def _join(self, refused: str = "") -> None:
@@ -344,12 +354,12 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             self.model,
             self.transport,
             common,
-            averages_slots=self.settings["average_optimizer"],
+            averages_slots=self.average_optimizer,
             equal_slots=not self.own_gradients,
             refused=refused,
         )
         self._iterations = state.steps_taken(self.model)
-        slots = self.settings["average_optimizer"]
+        slots = self.average_optimizer
         self.weights = FlatWeights(
             self._variables(), signed=state.signed_variables(self.model, slots=slots)
         )
@@ -419,7 +429,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
             self._caller = None
             self._training.close()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Algorithm:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Algorithm":
         raise UsageError(
             f"a {type(self).__name__} can't be copied: it is a rank's place among the others; "
             "make a new one"
@@ -434,7 +444,7 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
         self.algorithm = algorithm
 
     @staticmethod
-    def of(algorithm: Algorithm) -> tuple[_AfterAllCallbacks | None, FrameType | None]:
+    def of(algorithm: Algorithm) -> tuple["_AfterAllCallbacks | None", FrameType | None]:
         """Put one behind the callbacks among which `algorithm` begins a training right now.
 
         Returns:
@@ -456,7 +466,27 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
         self.algorithm._conclude()
 
 
-class Single(Algorithm):
+def _plain(value: Any) -> Any:
+    """An option as a JSON value: the edges of a graph."""
+    return sorted(value.edges) if hasattr(value, "edges") else value
+
+
+@dataclass(kw_only=True)
+class SingleConfig(Options):
+    """One rank alone, the sequential recipe."""
+
+    def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
+        """See `Options`; and there must be one rank."""
+        super().check(name, ranks=ranks, seed=seed, common=common)
+        if ranks > 1:
+            raise UsageError(
+                f"algorithm={name} trains on one rank, but this run has {ranks}; "
+                "start one rank or use algorithm=swarm"
+            )
+
+
+@with_options
+class Single(SingleConfig, Algorithm):
     """Training on one rank alone, on purpose."""
 
     name = "single"

@@ -1,197 +1,235 @@
-"""The dataclasses of a run; validation.py says which values they may have.
+"""The configuration of a run, section by section.
 
 A file in configs/ returns a `RunConfig` from `get_config()`; `--config.SECTION.KEY=VALUE` sets a
-single key (see flags.py). Annotations must stay real types: ml_collections reads them to parse
-the command line, so no `from __future__ import annotations` here.
+single key (see flags.py). docs/configuration.md lists all keys. The sections of algorithms stand in
+the files of the algorithms. Annotations must stay real types, since ml_collections reads them to
+parse the command line: so no `from __future__ import annotations` here and there.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-# Each class is a keras.callbacks.Callback that takes the keys of config.NAME.
-ALGORITHMS = {
-    "swarm": "swarm_tf.swarmsgd:SwarmCallback",
-    "single": "swarm_tf.algorithm:Single",
-    "allreduce": "swarm_tf.baselines.allreduce:AllReduce",
-    "local_sgd": "swarm_tf.baselines.local_sgd:LocalSGD",
-    "dpsgd": "swarm_tf.baselines.dpsgd:DPSGD",
-    "adpsgd": "swarm_tf.baselines.adpsgd:ADPSGD",
-    "sgp": "swarm_tf.baselines.sgp:SGP",
-    "diloco": "swarm_tf.baselines.diloco:DiLoCo",
-    "noloco": "swarm_tf.baselines.noloco:NoLoCo",
-}
-ALLREDUCE_BACKENDS = ("mpi", "horovod")
+from swarm_tf.algorithm import Algorithm, Single, SingleConfig
+from swarm_tf.baselines.adpsgd import ADPSGD, ADPSGDConfig
+from swarm_tf.baselines.allreduce import AllReduce, AllReduceConfig
+from swarm_tf.baselines.diloco import DiLoCo, DiLoCoConfig
+from swarm_tf.baselines.dpsgd import DPSGD, DPSGDConfig
+from swarm_tf.baselines.local_sgd import LocalSGD, LocalSGDConfig
+from swarm_tf.baselines.noloco import NoLoCo, NoLoCoConfig
+from swarm_tf.baselines.sgp import SGP, SGPConfig
+from swarm_tf.options import (
+    ANY,
+    DIRECTORY,
+    NAME,
+    POSITIVE,
+    SEED,
+    SHARE,
+    at_least,
+    one_of,
+    option,
+    required,
+    rule,
+)
+from swarm_tf.swarmsgd import SwarmCallback, SwarmConfig
+
+CLASSIFICATION, TRANSLATION = "classification", "translation"
 PARTITIONS = ("iid", "static", "dirichlet")
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
-SCHEDULES = ("constant", "cosine", "step", "inverse_sqrt")
-NORMALIZATIONS = ("post", "pre")
-MODES = ("nonblocking", "blocking", "pull")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-CODECS = ("lattice", "float32", "bfloat16", "float16")
-BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+
+_LANGUAGE = rule("a language such as en, or None", lambda value: value != "", obvious=True)
+_FACTORS = rule("each 1 or more", lambda values: min(values, default=1) >= 1)
+_RISING = rule(
+    "rising, between 0 and 1",
+    lambda values: all(low < high for low, high in pairwise((0.0, *values, 1.0))),
+)
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
     """Which network; models/ knows the names."""
 
-    name: str
-    dropout: float | None = None  # of translation models, as the keys below; None: as its size has
-    normalization: str = "post"  # or pre: LayerNorm behind or before each sublayer
-    memory_length: int = 0  # tokens that a transformer_xl looks back at, before its segment
+    name: str = required(NAME, "network, by its name in models/")
+    dropout: float | None = option(
+        None, SHARE, "share of activations that is dropped; None: as its size has", only=TRANSLATION
+    )
+    normalization: str = option(
+        "post",
+        one_of(("post", "pre")),
+        "LayerNorm behind (post) or before (pre) each sublayer",
+        only=TRANSLATION,
+    )
+    memory_length: int = option(
+        0,
+        at_least(0),
+        "tokens before the segment that a transformer_xl attends to",
+        only=TRANSLATION,
+    )
 
 
 @dataclass(kw_only=True)
 class DataConfig:
     """Which data, and how the ranks share it; data/ knows the names."""
 
-    name: str
-    data_dir: str | None = None  # of TFDS; None is TFDS' own choice
-    partition: str = "iid"
-    dirichlet_alpha: float = 0.5  # the smaller, the fewer classes a rank sees
-    augment: bool = False
-    image_size: int = 224  # height and width of images that are streamed, not held in memory
-    source: str | None = None  # language of a translation set, "en"; None: as the set has it
-    target: str | None = None
-    vocabulary_size: int = 37000  # pieces that both languages share; Vaswani et al. 2017, 5.1
-    max_length: int = 256  # tokens; training leaves out longer sentences, with their partners
-    train_examples: int | None = None  # pairs of number_words, in documents of 20; None: 10,000
-    cache_dir: str | None = None  # of tokenized sets, to use again; None is the workdir
+    name: str = required(NAME, "data set: digits, number_words, or a prepared one of TFDS")
+    data_dir: str | None = option(
+        None, DIRECTORY, "where TFDS keeps its prepared sets; None: TFDS's own choice"
+    )
+    partition: str = option(
+        "iid",
+        one_of(PARTITIONS),
+        "how examples are dealt to ranks: anew in every epoch (iid), once for all (static), or "
+        "once with label skew (dirichlet)",
+    )
+    dirichlet_alpha: float = option(
+        0.5, POSITIVE, "for partition=dirichlet: the smaller, the fewer classes a rank sees"
+    )
+    augment: bool = option(False, ANY, "random flips and crops in training", only=CLASSIFICATION)
+    image_size: int = option(
+        224,
+        at_least(1),
+        "height and width of images that are streamed, not held in memory",
+        only=CLASSIFICATION,
+    )
+    source: str | None = option(
+        None, _LANGUAGE, "language to translate from; None: the set's first", only=TRANSLATION
+    )
+    target: str | None = option(
+        None, _LANGUAGE, "language to translate into; None: the set's second", only=TRANSLATION
+    )
+    vocabulary_size: int = option(
+        37000,
+        at_least(1),
+        "pieces that both languages share (Vaswani et al. 2017, section 5.1)",
+        only=TRANSLATION,
+    )
+    max_length: int = option(
+        256,
+        at_least(1),
+        "tokens of a sentence; training leaves out pairs with a longer one",
+        only=TRANSLATION,
+    )
+    train_examples: int | None = option(
+        None,
+        at_least(1),
+        "pairs of number_words, in documents of 20; None: 10,000",
+        only=TRANSLATION,
+    )
+    cache_dir: str | None = option(
+        None, DIRECTORY, "where tokens are kept for other runs; None: the workdir", only=TRANSLATION
+    )
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
     """How long and in what portions. An epoch is one pass over the data by all ranks together."""
 
-    epochs: float
-    max_steps: int | None = None  # local steps a rank; wins over epochs
-    batch_size: int  # a rank; images, or target tokens with their padding
-    epoch_multiplier: float = 1.0  # the paper's factor on the epochs of algorithm=single
-    mixed_precision: str = "float32"  # or mixed_bfloat16, mixed_float16; weights stay float32
-    label_smoothing: float = 0.0  # share of the label's weight that all classes get alike
-    jit_compile: bool = False  # XLA made the training step slower on CPUs
-    log_every: int = 10  # local steps
-    evaluate_every: float = 1.0  # epochs; in a swarm every rank tests its own model then
-    recalibrate: bool = False  # estimate the mean model's BatchNorm statistics anew
-    step_seconds: float = 0.0  # a step takes at least so long, as a slower machine's; for trials
-    slow_factors: tuple[float, ...] = ()  # and on each rank so many times longer; empty: 1
-    threads: int = 0  # intra-op threads a rank; 0 is its share of the cores
+    epochs: float = required(POSITIVE, "passes over the data by all ranks together")
+    max_steps: int | None = option(
+        None, at_least(1), "local steps a rank, in place of epochs; None: as epochs says"
+    )
+    batch_size: int = required(
+        at_least(1), "examples a local step of one rank: images, or target tokens with padding"
+    )
+    epoch_multiplier: float = option(
+        1.0, POSITIVE, "factor on epochs, as in the paper; single has none"
+    )
+    mixed_precision: str = option(
+        "float32",
+        one_of(("float32", "mixed_bfloat16", "mixed_float16")),
+        "Keras' dtype policy; weights stay float32",
+    )
+    label_smoothing: float = option(
+        0.0, SHARE, "share of a label's weight that is spread over all classes"
+    )
+    jit_compile: bool = option(
+        False, ANY, "compile the training step with XLA; on CPUs it was slower"
+    )
+    log_every: int = option(10, at_least(1), "local steps between two lines of metrics.jsonl")
+    evaluate_every: float = option(
+        1.0, POSITIVE, "epochs between two tests; in a swarm each rank tests its own model"
+    )
+    recalibrate: bool = option(
+        False, ANY, "estimate the mean model's BatchNormalization statistics anew before its test"
+    )
+    step_seconds: float = option(
+        0.0, at_least(0), "least duration of a step, to play a slower machine"
+    )
+    slow_factors: tuple[float, ...] = option(
+        (), _FACTORS, "factor on each rank's step duration, to play uneven machines; empty: 1"
+    )
+    threads: int = option(
+        0, at_least(0), "TensorFlow's intra-op threads a rank; 0: the rank's share of the cores"
+    )
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
     """The local optimizer; its schedule counts the rank's own steps."""
 
-    name: str = "momentum"
-    learning_rate: float
-    momentum: float = 0.9  # only for name=momentum
-    beta_2: float = 0.999  # only for adam and adamw, as epsilon
-    epsilon: float = 1e-7
-    clip_norm: float | None = None  # longest gradient, over all weights
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    decay_all: bool = False  # also biases and BatchNorm's scales and offsets
-    schedule: str = "constant"
-    warmup_epochs: float = 0.0  # of the sequential recipe, as train.epochs
-    step_boundaries: tuple[float, ...] = ()  # fractions of the run, for schedule=step
-    step_factor: float = 0.1  # the learning rate is multiplied by it at each boundary
+    name: str = option("momentum", one_of(("sgd", "momentum", "adam", "adamw")), "the optimizer")
+    learning_rate: float = required(POSITIVE, "learning rate at its peak")
+    momentum: float = option(0.9, SHARE, "for name=momentum: decay of the velocity")
+    beta_2: float = option(0.999, SHARE, "for adam and adamw: decay of the second moment")
+    epsilon: float = option(1e-7, POSITIVE, "for adam and adamw: added to the second moment's root")
+    clip_norm: float | None = option(
+        None, POSITIVE, "largest norm of the gradient of all weights together; None: no limit"
+    )
+    nesterov: bool = option(False, ANY, "Nesterov's momentum")
+    weight_decay: float = option(0.0, at_least(0), "L2 penalty, or of adamw decoupled decay")
+    decay_all: bool = option(
+        False, ANY, "decay biases and BatchNormalization's scales and offsets too"
+    )
+    schedule: str = option(
+        "constant",
+        one_of(("constant", "cosine", "step", "inverse_sqrt")),
+        "course of the learning rate",
+    )
+    warmup_epochs: float = option(
+        0.0, at_least(0), "epochs of linear warm-up, counted as train.epochs"
+    )
+    step_boundaries: tuple[float, ...] = option(
+        (), _RISING, "for schedule=step: fractions of the run"
+    )
+    step_factor: float = option(
+        0.1,
+        rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+        "for schedule=step: the learning rate is multiplied by it at each boundary",
+    )
 
 
-@dataclass(kw_only=True)
-class SwarmConfig:
-    """How often, with whom and in what form models are averaged."""
-
-    local_steps: int = 4
-    local_steps_distribution: str = "fixed"
-    mode: str = "nonblocking"
-    codec: str = "lattice"
-    bits: int = 8  # a weight, for codec=lattice
-    max_staleness: int | None = None  # local steps to train past an unanswered exchange; None: 4 H
-    topology: str = "complete"
-    degree: int = 4  # for topology=random_regular
-    average_statistics: bool = True  # BatchNorm's moving mean and variance; of every algorithm
-    average_optimizer: bool = False  # of every algorithm
-    timeout_seconds: float = 60.0  # of any wait for another rank; of every algorithm
-
-
-@dataclass(kw_only=True)
-class AllReduceConfig:
-    """Large-batch SGD; baselines/allreduce.py."""
-
-    backend: str = "mpi"
-    bucket_mib: float = 1.0
-
-
-@dataclass(kw_only=True)
-class LocalSGDConfig:
-    """Local SGD; baselines/local_sgd.py."""
-
-    local_steps: int = 4
-    switch: float = 0.0  # fraction of the run that averages every step, before
-
-
-@dataclass(kw_only=True)
-class DPSGDConfig:
-    """D-PSGD; baselines/dpsgd.py."""
-
-    topology: str = "ring"
-    degree: int = 4  # for topology=random_regular
-
-
-@dataclass(kw_only=True)
-class ADPSGDConfig:
-    """AD-PSGD; baselines/adpsgd.py."""
-
-    topology: str = "complete"
-    degree: int = 4  # for topology=random_regular
-    max_staleness: int = 4
-
-
-@dataclass(kw_only=True)
-class SGPConfig:
-    """Stochastic gradient push; baselines/sgp.py."""
-
-    overlap: bool = False
-
-
-@dataclass(kw_only=True)
-class DiLoCoConfig:
-    """DiLoCo; baselines/diloco.py."""
-
-    local_steps: int = 32
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.9
-
-
-@dataclass(kw_only=True)
-class NoLoCoConfig:
-    """NoLoCo; baselines/noloco.py."""
-
-    local_steps: int = 32
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.5
-    attraction: float = 0.7
+def section(algorithm: type[Algorithm], config: type) -> Any:
+    """The section of an algorithm; the name of the field is the algorithm's."""
+    return field(default_factory=config, metadata={"algorithm": algorithm})
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Everything that decides a run, except the number of ranks."""
+    """Everything that decides a run, except the number of ranks.
 
-    algorithm: str = "swarm"
-    seed: int = 0
+    It is the table of algorithms too: one of another package is added by a subclass with one more
+    section (docs/extending.md).
+    """
+
+    algorithm: str = option("swarm", NAME, "how ranks train together: the name of a section below")
+    seed: int = option(0, SEED, "of all that is random; the same on all ranks")
+    task: str | None = option(
+        None, NAME, "what is learned, by its name in tasks/; None: the task that has model.name"
+    )
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     optimizer: OptimizerConfig
-    swarm: SwarmConfig = field(default_factory=SwarmConfig)
-    allreduce: AllReduceConfig = field(default_factory=AllReduceConfig)
-    local_sgd: LocalSGDConfig = field(default_factory=LocalSGDConfig)
-    dpsgd: DPSGDConfig = field(default_factory=DPSGDConfig)
-    adpsgd: ADPSGDConfig = field(default_factory=ADPSGDConfig)
-    sgp: SGPConfig = field(default_factory=SGPConfig)
-    diloco: DiLoCoConfig = field(default_factory=DiLoCoConfig)
-    noloco: NoLoCoConfig = field(default_factory=NoLoCoConfig)
+    swarm: SwarmConfig = section(SwarmCallback, SwarmConfig)
+    single: SingleConfig = section(Single, SingleConfig)
+    allreduce: AllReduceConfig = section(AllReduce, AllReduceConfig)
+    local_sgd: LocalSGDConfig = section(LocalSGD, LocalSGDConfig)
+    dpsgd: DPSGDConfig = section(DPSGD, DPSGDConfig)
+    adpsgd: ADPSGDConfig = section(ADPSGD, ADPSGDConfig)
+    sgp: SGPConfig = section(SGP, SGPConfig)
+    diloco: DiLoCoConfig = section(DiLoCo, DiLoCoConfig)
+    noloco: NoLoCoConfig = section(NoLoCo, NoLoCoConfig)
 
     @property
     def epoch_multiplier(self) -> float:
@@ -204,9 +242,18 @@ class RunConfig:
         return self.train.epochs * self.epoch_multiplier
 
 
+def algorithms(config: RunConfig | type[RunConfig] = RunConfig) -> dict[str, type[Algorithm]]:
+    """The table of algorithms: their classes by name."""
+    return {
+        section.name: section.metadata["algorithm"]
+        for section in dataclasses.fields(config)
+        if "algorithm" in section.metadata
+    }
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested plain values that survive JSON unchanged; tuples become lists."""
-    plain: dict[str, Any] = asdict(
+    plain: dict[str, Any] = dataclasses.asdict(
         config,
         dict_factory=lambda items: {
             key: list(value) if isinstance(value, tuple) else value for key, value in items

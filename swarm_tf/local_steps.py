@@ -1,13 +1,12 @@
 """How many local steps a rank takes between two exchanges."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from swarm_tf.errors import UsageError
-
-DISTRIBUTIONS = ("fixed", "geometric")
 
 
 class LocalSteps(Protocol):
@@ -45,20 +44,22 @@ class Geometric:
         return int(rng.geometric(1.0 / self.mean))
 
 
+DISTRIBUTIONS: dict[str, Callable[[int], LocalSteps]] = {"fixed": Fixed, "geometric": Geometric}
+"""Name -> the law with so many local steps on average."""
+
+
 def build(distribution: str, steps: int) -> LocalSteps:
     """The law named by `swarm.local_steps_distribution`, with mean `swarm.local_steps`.
 
     Raises:
       UsageError: for an unknown distribution, or steps below 1.
     """
-    if distribution == "fixed":
-        return Fixed(steps)
-    if distribution == "geometric":
-        return Geometric(steps)
-    raise UsageError(
-        f"swarm.local_steps_distribution={distribution} is unknown; "
-        f"use one of {', '.join(DISTRIBUTIONS)}"
-    )
+    if distribution not in DISTRIBUTIONS:
+        raise UsageError(
+            f"swarm.local_steps_distribution={distribution} is unknown; "
+            f"use one of {', '.join(DISTRIBUTIONS)}"
+        )
+    return DISTRIBUTIONS[distribution](steps)
 
 
 def _at_least_one(steps: float) -> None:

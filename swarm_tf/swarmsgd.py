@@ -23,29 +23,69 @@ and after. A boundary is `swarm_tf.member`, an exchange `swarm_tf.protocol`, Q `
 docs/algorithm.md follows each symbol, examples/swarmsgd_in_numpy.py is the whole in NumPy.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from swarm_tf import codec as codecs
 from swarm_tf import local_steps as laws
-from swarm_tf import state, validation
-from swarm_tf import topology as topologies
-from swarm_tf.algorithm import Algorithm
-from swarm_tf.config import MODES
+from swarm_tf import state, topology
+from swarm_tf.algorithm import Algorithm, AlgorithmConfig
 from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, ExchangeEnded
 from swarm_tf.member import Member
+from swarm_tf.options import at_least, one_of, option, with_options
+from swarm_tf.partners import PARTNERS
 from swarm_tf.protocol.messages import Reason
+from swarm_tf.protocol.node import MODES
+from swarm_tf.topology import GraphOptions
 
 
-class SwarmCallback(Algorithm):
+@dataclass
+class SwarmConfig(GraphOptions, AlgorithmConfig):
+    """How often, with whom and in what form models are averaged."""
+
+    local_steps: int = option(
+        4, at_least(1), "local steps (batches) between two exchanges that a rank requests, H"
+    )
+    bits: int = option(8, one_of(codecs.BITS), "bits of a weight on the wire, for codec=lattice")
+    mode: str = option(
+        "nonblocking",
+        one_of(MODES),
+        "during an exchange train on (nonblocking) or wait (blocking); pull: only the rank that "
+        "requests an exchange changes its model",
+    )
+    codec: str = option("lattice", one_of(codecs.CODECS), "in what form models travel")
+    local_steps_distribution: str = option(
+        "fixed", one_of(laws.DISTRIBUTIONS), "H is always local_steps, or has it as its mean"
+    )
+    partners: str = option("uniform", one_of(PARTNERS), "which neighbour is next")
+    max_staleness: int | None = option(
+        None,
+        at_least(1),
+        "local steps that training goes on during an unanswered exchange, then it waits; "
+        "None: 4 local_steps",
+    )
+
+    def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
+        """See `Options`; and a rank must be able to get from one exchange to the next."""
+        super().check(name, ranks=ranks, seed=seed, common=common)
+        # With blocking no step is taken during an exchange, so there is nothing to bound.
+        if self.mode == "blocking" or self.max_staleness is None:
+            return
+        if self.max_staleness < self.local_steps:
+            raise UsageError(
+                f"{name}.max_staleness={self.max_staleness} must be at least {name}.local_steps="
+                f"{self.local_steps}; for no training during an exchange use {name}.mode=blocking"
+            )
+
+
+@with_options
+class SwarmCallback(SwarmConfig, Algorithm):
     """Trains a Keras model with SwarmSGD (arXiv 1910.12308) over all ranks of an MPI job.
 
     Every rank trains its own copy on its own part of the data. After every few local steps it
@@ -61,20 +101,8 @@ class SwarmCallback(Algorithm):
     To decide otherwise, override `should_exchange`, `choose_partner` or `on_exchange_end`.
 
     Args:
-      local_steps: training steps (batches) between exchanges, H.
-      bits: a weight on the wire, 2 to 8 or 16, for the lattice codec.
-      mode: "nonblocking", "blocking" or "pull".
-      codec: "lattice", "float32", "bfloat16" or "float16".
-      topology: who may meet whom: a name of `topology.TOPOLOGIES`, or any connected
-        `networkx.Graph` on the ranks.
-      degree: of the topology "random_regular".
-      local_steps_distribution: "fixed", or "geometric" with mean `local_steps`.
-      max_staleness: local steps for which an unanswered exchange lets training go on, then it
-        waits; default 4 * local_steps.
-      seed: of partners, step counts and dither.
       record: a directory in which each rank writes down what every exchange did, for
         `python -m swarm_tf.history`; slow.
-      common: see `Algorithm`.
 
     Raises:
       UsageError: a value breaks its rule.
@@ -83,51 +111,21 @@ class SwarmCallback(Algorithm):
     name = "swarm"
     synchronous = False
 
-    def __init__(
-        self,
-        local_steps: int = 4,
-        bits: int = 8,
-        *,
-        mode: str = "nonblocking",
-        codec: str = "lattice",
-        topology: str | nx.Graph = "complete",
-        degree: int = 4,
-        local_steps_distribution: str = "fixed",
-        max_staleness: int | None = None,
-        seed: int = 0,
-        record: str | os.PathLike[str] | None = None,
-        **common: Any,
-    ) -> None:
-        super().__init__(seed=seed, **common)
-        self.record = record
-        key, whole = f"{self.name}.", validation.whole_number
-        seed, local_steps = self.settings["seed"], whole(f"{key}local_steps", local_steps)
-        bits, degree = whole(f"{key}bits", bits), whole(f"{key}degree", degree)
-        if max_staleness is None:
-            max_staleness = 4 * local_steps
-        self.settings |= {
-            "local_steps": local_steps,
-            "bits": bits,
-            "mode": mode,
-            "codec": codec,
-            "topology": topology if isinstance(topology, str) else sorted(topology.edges),
-            "degree": degree,
-            "local_steps_distribution": local_steps_distribution,
-            "max_staleness": whole(f"{key}max_staleness", max_staleness),
-        }
+    record: str | os.PathLike[str] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._max_staleness = self.max_staleness or 4 * self.local_steps
         self.member: Member | None = None
-        self._codec = codecs.build(codec, bits)
-        self._steps = laws.build(local_steps_distribution, local_steps)
-        if mode not in MODES:
-            raise UsageError(f"swarm.mode={mode} must be one of {', '.join(MODES)}")
+        self._codec = codecs.build(self.codec, self.bits)
+        self._steps = laws.build(self.local_steps_distribution, self.local_steps)
         rank = 0
         self.neighbors: list[int] = []
         if self.transport is not None:
             rank = self.transport.rank
-            size = self.transport.size
-            graph = topologies.resolve(topology, size, degree=degree, seed=seed)
-            self.neighbors = topologies.neighbors(graph, rank)
-        self._rng = np.random.default_rng([seed, rank, 2])
+            self.neighbors = topology.neighbors(self.graph(self.transport.size, self.seed), rank)
+        self._rng = np.random.default_rng([self.seed, rank, 2])
+        self._partners = PARTNERS[self.partners](self._rng)
         self._next = 0
 
     def next_boundary(self, step: int) -> int:
@@ -146,8 +144,8 @@ class SwarmCallback(Algorithm):
         return True
 
     def choose_partner(self, neighbors: list[int], rng: np.random.Generator) -> int:
-        """The rank to average with; uniform over the neighbours."""
-        return int(neighbors[rng.integers(len(neighbors))])
+        """The rank to average with; as the option `partners` says."""
+        return self._partners.choose(neighbors)
 
     def on_exchange_end(self, exchange: ExchangeEnded) -> None:
         """Called on the training thread at the boundary after an own exchange ended."""
@@ -162,9 +160,9 @@ class SwarmCallback(Algorithm):
             self.weights,
             self.transport,
             self._codec,
-            self.settings["mode"],
-            max_staleness=self.settings["max_staleness"],
-            seed=self.settings["seed"],
+            self.mode,
+            max_staleness=self._max_staleness,
+            seed=self.seed,
             timeout_seconds=self.timeout_seconds,
             fingerprint=_fingerprint(common),
             on_adopt=self._start_afresh,

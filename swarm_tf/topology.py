@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from swarm_tf.errors import UsageError
-
-TOPOLOGIES = ("complete", "ring", "torus", "hypercube", "exponential", "random_regular")
+from swarm_tf.options import Options, at_least, one_of, option
 
 # A random regular graph of degree >= 3 is connected with probability 1 - O(1/size^2), so a
 # handful of draws is enough; degree 2 (a union of cycles) may really use them up.
@@ -34,9 +35,7 @@ def build(name: str, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
         raise UsageError(f"topology={name} needs at least 1 rank, got {size}")
     if size == 1:
         return nx.empty_graph(1)
-    if name == "random_regular":
-        return _random_regular(size, degree, seed)
-    return _FAMILIES[name](size)
+    return TOPOLOGIES[name](size, degree, seed)
 
 
 def resolve(graph: str | nx.Graph, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
@@ -110,7 +109,7 @@ def spectral_gap(graph: nx.Graph) -> float:
     return float(1.0 - modulus[-2])
 
 
-def _torus(size: int) -> nx.Graph:
+def _torus(size: int, degree: int, seed: int) -> nx.Graph:
     rows = max(d for d in range(1, math.isqrt(size) + 1) if size % d == 0)
     if rows == 1 and size > 2:
         # A 1 x n torus is a ring: someone who asked for a torus should hear of it.
@@ -122,7 +121,7 @@ def _torus(size: int) -> nx.Graph:
     return nx.convert_node_labels_to_integers(grid, ordering="sorted")
 
 
-def _hypercube(size: int) -> nx.Graph:
+def _hypercube(size: int, degree: int, seed: int) -> nx.Graph:
     if size & (size - 1):
         raise UsageError(
             f"topology=hypercube needs a power of two of ranks, got {size}; "
@@ -132,7 +131,7 @@ def _hypercube(size: int) -> nx.Graph:
     return nx.convert_node_labels_to_integers(cube, ordering="sorted")
 
 
-def _exponential(size: int) -> nx.Graph:
+def _exponential(size: int, degree: int, seed: int) -> nx.Graph:
     return nx.circulant_graph(size, [1 << k for k in range((size - 1).bit_length())])
 
 
@@ -161,10 +160,47 @@ def _abridged(nodes: Iterable[object], most: int = 8) -> str:
     return "{" + ", ".join(names[:most]) + (", ...}" if len(names) > most else "}")
 
 
-_FAMILIES: dict[str, Callable[[int], nx.Graph]] = {
-    "complete": nx.complete_graph,
-    "ring": nx.cycle_graph,
+TOPOLOGIES: dict[str, Callable[[int, int, int], nx.Graph]] = {
+    "complete": lambda size, degree, seed: nx.complete_graph(size),
+    "ring": lambda size, degree, seed: nx.cycle_graph(size),
     "torus": _torus,
     "hypercube": _hypercube,
     "exponential": _exponential,
+    "random_regular": _random_regular,
 }
+"""Name -> family(size, degree, seed) for two ranks or more."""
+
+
+def topology_option(default: str) -> Any:
+    """The option `topology`, with the default of an algorithm."""
+    return option(
+        default,
+        one_of(TOPOLOGIES),
+        "who may average with whom; an argument may be any connected networkx.Graph on the ranks",
+        or_type=nx.Graph,
+    )
+
+
+@dataclass(kw_only=True)
+class GraphOptions(Options):
+    """Options of algorithms that average along the edges of a graph."""
+
+    topology: str = topology_option("complete")
+    degree: int = option(4, at_least(1), "neighbours of each rank, for topology=random_regular")
+
+    def graph(self, ranks: int, seed: int) -> nx.Graph:
+        """The graph on `ranks` ranks.
+
+        Raises:
+          UsageError: see `resolve`.
+        """
+        return resolve(self.topology, ranks, degree=self.degree, seed=seed)
+
+    def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
+        """See `Options`; and there must be such a graph."""
+        super().check(name, ranks=ranks, seed=seed, common=common)
+        if ranks > 1:
+            try:
+                self.graph(ranks, seed)
+            except UsageError as error:
+                raise UsageError(f"{name}.{error}") from None

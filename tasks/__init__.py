@@ -1,11 +1,47 @@
-"""What there is to learn: data, model, loss and measures together, by the kind of the model."""
+"""What is learned: data, model, loss and metrics together, by a table of tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import models
-from swarm_tf.config import RunConfig
+from swarm_tf.config import CLASSIFICATION, TRANSLATION, RunConfig
 from swarm_tf.errors import UsageError
+from swarm_tf.options import check_unused
 from tasks.task import Task
 
-__all__ = ["Task", "build"]
+__all__ = ["TASKS", "Entry", "Task", "build"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task of the table.
+
+    Attributes:
+      build: makes it of the configuration and the workdir.
+      models: the names that model.name may have.
+    """
+
+    build: Callable[[RunConfig, str], Task]
+    models: tuple[str, ...]
+
+
+def _classification(config: RunConfig, workdir: str) -> Task:
+    from tasks import classification
+
+    return classification.build(config)
+
+
+def _translation(config: RunConfig, workdir: str) -> Task:
+    from tasks import translation  # here, since who trains on images needs no sentencepiece
+
+    return translation.build(config, workdir)
+
+
+TASKS = {
+    CLASSIFICATION: Entry(_classification, models.NAMES),
+    TRANSLATION: Entry(_translation, models.TRANSLATORS),
+}
+"""The table of tasks, by the name that the key `task` has for them."""
 
 
 def build(config: RunConfig, workdir: str) -> Task:
@@ -16,19 +52,22 @@ def build(config: RunConfig, workdir: str) -> Task:
       workdir: for files that all ranks share.
 
     Raises:
-      UsageError: for an unknown model, data that are not there, and keys that do not fit them.
+      UsageError: for an unknown task or model, data that are not there, and keys that do not fit
+        them.
     """
-    name = config.model.name
-    # Imported where needed: who trains on images needs no sentencepiece.
-    if name in models.NAMES:
-        from tasks import classification
+    name = _name(config)
+    for section in ("model", "data"):
+        check_unused(getattr(config, section), section, name)
+    return TASKS[name].build(config, workdir)
 
-        return classification.build(config)
-    if name in models.TRANSLATORS:
-        from tasks import translation
 
-        return translation.build(config, workdir)
-    raise UsageError(
-        f"model.name={name} is unknown; use one of {', '.join(models.NAMES)} for images, "
-        f"{', '.join(models.TRANSLATORS)} for translation"
-    )
+def _name(config: RunConfig) -> str:
+    model = config.model.name
+    if config.task is not None and config.task not in TASKS:
+        raise UsageError(f"task={config.task} must be one of {', '.join(TASKS)}")
+    candidates = TASKS if config.task is None else {config.task: TASKS[config.task]}
+    for name, entry in candidates.items():
+        if model in entry.models:
+            return name
+    known = (f"{', '.join(entry.models)} for {name}" for name, entry in candidates.items())
+    raise UsageError(f"model.name={model} is unknown; use one of {'; '.join(known)}")

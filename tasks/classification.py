@@ -2,21 +2,17 @@
 
 import keras
 
-import data
 import models
+from data import images
 from swarm_tf.cluster import world
 from swarm_tf.config import RunConfig
-from swarm_tf.validation import refuse_unused
 from tasks.crossentropy import Crossentropy
 from tasks.task import Task
 
 
 def build(config: RunConfig) -> Task:
     """See `tasks.build`."""
-    unused = ("dropout", "normalization", "memory_length")
-    name = config.model.name
-    refuse_unused("model", config.model, unused, f"model.name={name}, a model for images")
-    loaded = data.load(
+    loaded = images.load(
         config.data,
         rank=world.rank(),
         size=world.size(),
@@ -24,7 +20,10 @@ def build(config: RunConfig) -> Task:
         seed=config.seed,
     )
     model = models.build(
-        name, classes=loaded.classes, input_shape=loaded.input_shape, seed=config.seed
+        config.model.name,
+        classes=loaded.classes,
+        input_shape=loaded.input_shape,
+        seed=config.seed,
     )
     return Task(
         data=loaded,

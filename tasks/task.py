@@ -16,8 +16,8 @@ class Task:
       data: of this rank.
       model: not yet compiled. Ranks draw different dropout; a swarm starts from rank 0's weights.
       loss, metrics: to compile it with; the metrics weigh examples as the loss does.
-      score: what the model is worth beyond its metrics, by name. Called at the end, on all ranks
-        together, when all hold the same model.
+      score: further scores of the model, by name. Called at the end, on all ranks together, when
+        all hold the same model.
       files: what else is needed to use the model, by the name in the workdir.
     """
 

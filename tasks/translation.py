@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import keras
 import sacrebleu
 
-import data.translation
 import models
-from data.translation import Translation
+from data.text import translation
+from data.text.translation import Translation
 from models.translator import Translator
 from swarm_tf.cluster import world
 from swarm_tf.config import ModelConfig, RunConfig
@@ -21,7 +21,7 @@ _SCORE_SECONDS = 3600.0  # how much longer than the quickest a rank may translat
 
 def build(config: RunConfig, workdir: str) -> Task:
     """See `tasks.build`."""
-    loaded = data.translation.load(
+    loaded = translation.load(
         config.data,
         rank=world.rank(),
         size=world.size(),
@@ -81,14 +81,14 @@ class Score:
         for rank, part in enumerate(every):
             translated[rank :: world.size()] = part
         found = [sentence for document in translated for sentence in document]
-        return measure(found, self.data.test_references)
+        return scores(found, self.data.test_references)
 
     def _documents(self, sentences: Sequence[str]) -> list[Sequence[str]]:
         length = self.data.segments or 1
         return [sentences[at : at + length] for at in range(0, len(sentences), length)]
 
 
-def measure(translated: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
+def scores(translated: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
     """See `Score`; a translation and a reference for each sentence."""
     bleu = sacrebleu.BLEU()
     score = bleu.corpus_score(translated, [references]).score

@@ -10,14 +10,15 @@ ROOT = Path(__file__).parent.parent / "swarm_tf"
 # Rooms from the ground up; a room may use rooms before it, and itself.
 ORDER = [
     ["errors", "files", "buffers", "events", "training_loop"],
-    ["topology", "local_steps", "config", "transport", "history"],
-    ["validation", "codec", "cluster"],
+    ["options", "local_steps", "partners", "transport", "history"],
+    ["topology", "codec", "cluster"],
     ["protocol", "state", "weights", "same_data"],
     ["driver", "gradients", "consensus"],
     ["member", "rendezvous"],
     ["algorithm"],
     ["swarmsgd", "trainer"],
     ["callbacks", "baselines"],
+    ["config"],
     ["runner"],
     ["launch"],
     ["__init__", "__main__"],

@@ -11,40 +11,30 @@ they were when the step began, and the step is added. (The paper's bipartite gra
 deadlock that the exchange here does not know.)
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, field
 
-from typing import Any
-
-import networkx as nx
-
+from swarm_tf.options import at_least, option, with_options
 from swarm_tf.swarmsgd import SwarmCallback
+from swarm_tf.topology import GraphOptions
 
 
-class ADPSGD(SwarmCallback):
-    """Asynchronous pairwise averaging after every step.
+@dataclass
+class ADPSGDConfig(GraphOptions):
+    """AD-PSGD."""
 
-    Args:
-      topology: a name of `topology.TOPOLOGIES`, or any connected `networkx.Graph` on the ranks.
-      degree: of the topology "random_regular".
-      max_staleness: local steps past an unanswered exchange, then it waits; the paper's T.
-      common: see `Algorithm`.
-    """
+    max_staleness: int | None = option(
+        4,
+        at_least(1),
+        "local steps that training goes on during an unanswered exchange, then it waits; the "
+        "paper's T; None: 4",
+    )
+
+
+@with_options
+class ADPSGD(ADPSGDConfig, SwarmCallback):
+    """Asynchronous pairwise averaging after every step."""
 
     name = "adpsgd"
 
-    def __init__(
-        self,
-        topology: str | nx.Graph = "complete",
-        *,
-        degree: int = 4,
-        max_staleness: int = 4,
-        **common: Any,
-    ) -> None:
-        super().__init__(
-            1,
-            codec="float32",
-            topology=topology,
-            degree=degree,
-            max_staleness=max_staleness,
-            **common,
-        )
+    local_steps: int = field(default=1, init=False)
+    codec: str = field(default="float32", init=False)

@@ -7,22 +7,22 @@ arXiv 1802.05799 (Horovod) and Li et al. 2020, arXiv 2006.15704.
     x   <- x - optimizer step for g        the same on every rank
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import gradients, validation
+from swarm_tf import gradients
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.cluster import world
 from swarm_tf.errors import CollectiveError, UsageError
 from swarm_tf.events import Counters
+from swarm_tf.options import POSITIVE, Options, one_of, option, with_options
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
@@ -30,29 +30,36 @@ _UNLIKE = 1e-3
 """Of a weight's norm, by which ranks may differ along a random direction."""
 
 
-class AllReduce(Algorithm):
+@dataclass
+class AllReduceConfig(Options):
+    """Large-batch SGD."""
+
+    backend: str = option(
+        "mpi", one_of(("mpi", "horovod")), "what averages; make horovod builds Horovod"
+    )
+    bucket_mib: float = option(
+        1.0, POSITIVE, "size at which a bucket of gradients leaves; Horovod has its own buckets"
+    )
+
+
+@with_options
+class AllReduce(AllReduceConfig, Algorithm):
     """Averages gradients between the backward pass and the optimizer.
 
     Gradients travel in buckets as soon as they are there, the last layers' first, while the
     backward pass goes on.
 
-    Args:
-      backend: "mpi", or "horovod" (which then must be installed; see `make horovod`).
-      bucket_mib: size at which a bucket of gradients leaves; not for horovod, which has its own.
-      common: see `Algorithm`.
-
     Raises:
-      UsageError: Horovod is missing.
+      UsageError: a value breaks its rule, or Horovod is missing.
     """
 
     name = "allreduce"
     own_gradients = False
+    waits_in_step = True
 
-    def __init__(self, backend: str = "mpi", *, bucket_mib: float = 1.0, **common: Any) -> None:
-        super().__init__(**common)
-        size = validation.positive_number("allreduce.bucket_mib", bucket_mib)
-        self.settings |= {"backend": backend, "bucket_mib": size}
-        if backend == "horovod" and self.transport is not None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend == "horovod" and self.transport is not None:
             _start_horovod(self.transport.size)
         self._error: Exception | None = None
         self._background: collectives.Background | None = None
@@ -147,7 +154,7 @@ class AllReduce(Algorithm):
         if self.weights is None or self.transport is None:
             return Counters()
         rounds, sent = self.rounds, super().counters.bytes_sent
-        if self.settings["backend"] == "horovod":
+        if self.backend == "horovod":
             size = self.transport.size
             weights = sum(math.prod(v.shape) for v in self.model.trainable_variables)
             sent = rounds * 4 * weights * 2 * (size - 1) // size
@@ -163,7 +170,7 @@ class AllReduce(Algorithm):
             for gradient, variable in zip(own, variables, strict=True)
             if gradient is not None
         ]
-        reduce = self._over_horovod if self.settings["backend"] == "horovod" else self._over_mpi
+        reduce = self._over_horovod if self.backend == "horovod" else self._over_mpi
         means, began = reduce(there)
         with tf.control_dependencies(means):
             ended = tf.timestamp()
@@ -174,7 +181,7 @@ class AllReduce(Algorithm):
 
     def _over_mpi(self, own: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The means, and when the last gradient was there."""
-        buckets = _buckets(own, self.settings["bucket_mib"] * 2**20)
+        buckets = _buckets(own, self.bucket_mib * 2**20)
         started = []
         # Each starts when its gradients are there and those before it have started. TensorFlow
         # keeps the order in which such operations are made: the clock must come after them.

@@ -8,47 +8,31 @@ Douillard et al. 2023, arXiv 2311.08105.
     theta   <- theta - eta (mu m + d)                      Nesterov
 """
 
-from __future__ import annotations
-
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from swarm_tf import consensus
-from swarm_tf.baselines.outer import Outer
+from swarm_tf.baselines.outer import Outer, OuterConfig
+from swarm_tf.options import SHARE, option, with_options
 
 
-class DiLoCo(Outer):
-    """Local steps on every rank, an outer Nesterov optimizer on all together.
+@dataclass
+class DiLoCoConfig(OuterConfig):
+    """DiLoCo."""
 
-    Args:
-      local_steps: between two outer steps, H; 500 in the paper.
-      outer_learning_rate: eta.
-      outer_momentum: mu.
-      common: see `Algorithm`.
-    """
+    outer_momentum: float = option(0.9, SHARE, "mu, of the outer step")
+
+
+@with_options
+class DiLoCo(DiLoCoConfig, Outer):
+    """Local steps on every rank, an outer Nesterov optimizer on all together."""
 
     name = "diloco"
 
-    def __init__(
-        self,
-        local_steps: int = 32,
-        *,
-        outer_learning_rate: float = 0.7,
-        outer_momentum: float = 0.9,
-        **common: Any,
-    ) -> None:
-        super().__init__(local_steps, **common)
-        self.settings |= {
-            "outer_learning_rate": outer_learning_rate,
-            "outer_momentum": outer_momentum,
-        }
-
     def outer_step(self, fast: consensus.Chunks) -> None:
         """`slow` moves by the mean of what all ranks have moved."""
-        eta, mu = (
-            np.float32(self.settings[f"outer_{key}"]) for key in ("learning_rate", "momentum")
-        )
+        eta, mu = np.float32(self.outer_learning_rate), np.float32(self.outer_momentum)
         differences = [slow - chunk for slow, chunk in zip(self.slow, fast, strict=True)]
         self.average(differences)
         for slow, momentum, d in zip(self.slow, self.momentum, differences, strict=True):

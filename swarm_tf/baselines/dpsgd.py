@@ -8,47 +8,42 @@ Lian et al. 2017, arXiv 1705.09056, algorithm 1.
 W is that of Metropolis and Hastings: W_ij = 1 / (1 + max(degree i, degree j)).
 """
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import consensus, validation
-from swarm_tf import topology as topologies
+from swarm_tf import consensus
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.codec import BLOCK
+from swarm_tf.options import with_options
+from swarm_tf.topology import GraphOptions, neighbors, topology_option
 from swarm_tf.transport import collectives
 
 
-class DPSGD(Algorithm):
-    """Synchronous averaging with all neighbours, overlapped with the next step.
+@dataclass
+class DPSGDConfig(GraphOptions):
+    """D-PSGD."""
 
-    Args:
-      topology: a name of `topology.TOPOLOGIES`, or any connected `networkx.Graph` on the ranks.
-      degree: of the topology "random_regular".
-      common: see `Algorithm`.
-    """
+    topology: str = topology_option("ring")
+
+
+@with_options
+class DPSGD(DPSGDConfig, Algorithm):
+    """Synchronous averaging with all neighbours, overlapped with the next step."""
 
     name = "dpsgd"
 
-    def __init__(
-        self, topology: str | nx.Graph = "ring", *, degree: int = 4, **common: Any
-    ) -> None:
-        super().__init__(**common)
-        self.settings |= {
-            "topology": topology if isinstance(topology, str) else sorted(topology.edges),
-            "degree": validation.whole_number("dpsgd.degree", degree),
-        }
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.mixing: dict[int, float] = {}
         if self.transport is not None:
             rank, size = self.transport.rank, self.transport.size
-            graph = topologies.resolve(topology, size, degree=degree, seed=self.settings["seed"])
+            graph = self.graph(size, self.seed)
             self.mixing = {
                 other: 1 / (1 + max(graph.degree[rank], graph.degree[other]))
-                for other in topologies.neighbors(graph, rank)
+                for other in neighbors(graph, rank)
             }
 
     def begin(self, common: dict[str, Any]) -> None:

@@ -6,31 +6,46 @@ Stich 2019, arXiv 1805.09767; post-local SGD: Lin, Stich, Patel, Jaggi 2020, arX
     x_i <- (x_1 + ... + x_N) / N                 every H steps; every step before the switch
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, field
 
-from typing import Any
-
-from swarm_tf import consensus, validation
+from swarm_tf import consensus
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.errors import UsageError
+from swarm_tf.options import Options, at_least, option, rule, with_options
 
 
-class LocalSGD(Algorithm):
+@dataclass
+class LocalSGDConfig(Options):
+    """Local SGD."""
+
+    local_steps: int = option(4, at_least(1), "local steps between two averagings, H")
+    switch: float = option(
+        0.0,
+        rule("from 0 to 1", lambda value: 0 <= value <= 1),
+        "fraction of the run, at its begin, that averages every step (post-local SGD)",
+    )
+
+
+@with_options
+class LocalSGD(LocalSGDConfig, Algorithm):
     """Averages all models every few steps.
 
     Args:
-      local_steps: between two averagings, H.
-      switch_step: until this local step H is 1, as in post-local SGD.
-      common: see `Algorithm`.
+      steps: local steps of the run; `switch` needs it.
+
+    Raises:
+      UsageError: a value breaks its rule.
     """
 
     name = "local_sgd"
 
-    def __init__(self, local_steps: int = 4, *, switch_step: int = 0, **common: Any) -> None:
-        super().__init__(**common)
-        whole = validation.whole_number
-        self.local_steps = whole("local_sgd.local_steps", local_steps)
-        self.switch_step = whole("local_sgd.switch_step", switch_step)
-        self.settings |= {"local_steps": self.local_steps, "switch_step": self.switch_step}
+    steps: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.switch and self.steps is None:
+            raise UsageError(f"local_sgd.switch={self.switch} needs steps=, the steps of the run")
+        self.switch_step = round(self.switch * (self.steps or 0))
 
     def next_boundary(self, step: int) -> int:
         """Every step until the switch, then every H."""

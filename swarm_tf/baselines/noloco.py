@@ -8,62 +8,48 @@ Kolehmainen et al. 2025, arXiv 2506.10911. For rank i and its partner j of the r
     phi_i   <- phi_i + m_i
 """
 
-from __future__ import annotations
-
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from swarm_tf import consensus
-from swarm_tf.baselines.outer import Outer
+from swarm_tf.baselines.outer import Outer, OuterConfig
+from swarm_tf.options import POSITIVE, SHARE, option, with_options
 from swarm_tf.transport import collectives
 
 
-class NoLoCo(Outer):
+@dataclass
+class NoLoCoConfig(OuterConfig):
+    """NoLoCo."""
+
+    outer_momentum: float = option(0.5, SHARE, "alpha, of the outer step")
+    attraction: float = option(
+        0.7, POSITIVE, "gamma, with which the slow weights of a pair approach each other"
+    )
+
+
+@with_options
+class NoLoCo(NoLoCoConfig, Outer):
     """Local steps on every rank, an outer momentum step in every pair.
 
     All ranks draw the same random pairs; of an odd number one stays alone in each round.
-
-    Args:
-      local_steps: between two outer steps, H; 50 in the paper.
-      outer_learning_rate: beta.
-      outer_momentum: alpha.
-      attraction: gamma, with which the slow weights of a pair approach each other.
-      common: see `Algorithm`.
     """
 
     name = "noloco"
 
-    def __init__(
-        self,
-        local_steps: int = 32,
-        *,
-        outer_learning_rate: float = 0.7,
-        outer_momentum: float = 0.5,
-        attraction: float = 0.7,
-        **common: Any,
-    ) -> None:
-        super().__init__(local_steps, **common)
-        self.settings |= {
-            "outer_learning_rate": outer_learning_rate,
-            "outer_momentum": outer_momentum,
-            "attraction": attraction,
-        }
-
     def partner(self, round: int) -> int | None:
         """Of this rank in a round counted from 1; None where it stays alone."""
         assert self.transport is not None
-        rng = np.random.default_rng([self.settings["seed"], round])
+        rng = np.random.default_rng([self.seed, round])
         order = rng.permutation(self.transport.size).tolist()
         other = order.index(self.transport.rank) ^ 1
         return order[other] if other < len(order) else None
 
     def outer_step(self, fast: consensus.Chunks) -> None:
         """`slow` moves by the pair's mean of what it has moved, and towards the partner's."""
-        settings = self.settings
-        beta = np.float32(settings["outer_learning_rate"])
-        alpha = np.float32(settings["outer_momentum"])
-        gamma = np.float32(settings["attraction"])
+        beta = np.float32(self.outer_learning_rate)
+        alpha = np.float32(self.outer_momentum)
+        gamma = np.float32(self.attraction)
         theirs = self._sendrecv([*self.slow, *fast])
         their_slow, their_fast = theirs[: len(fast)], theirs[len(fast) :]
         every = zip(self.slow, their_slow, fast, their_fast, self.momentum, strict=True)

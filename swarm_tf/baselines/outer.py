@@ -1,28 +1,44 @@
 """Slow weights, which an outer optimizer moves by what the fast ones did in many local steps."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from swarm_tf import consensus, validation
+from swarm_tf import consensus
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.errors import UsageError
+from swarm_tf.options import POSITIVE, Options, at_least, option, with_options
 from swarm_tf.state import moving_statistics
 from swarm_tf.transport import collectives
 from swarm_tf.weights import FlatWeights
 
 
-class Outer(Algorithm, ABC):
+@dataclass
+class OuterConfig(Options):
+    """Options of an algorithm with an outer optimizer."""
+
+    local_steps: int = option(
+        32, at_least(1), "local steps between two outer steps, H; 500 and 50 in the papers"
+    )
+    outer_learning_rate: float = option(0.7, POSITIVE, "of the outer step")
+
+    def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
+        """See `Options`; and the local optimizer's slots stay where they are."""
+        super().check(name, ranks=ranks, seed=seed, common=common)
+        if common.average_optimizer:
+            raise UsageError(
+                f"swarm.average_optimizer=True has no effect on algorithm={name}; leave it at False"
+            )
+
+
+@with_options
+class Outer(OuterConfig, Algorithm, ABC):
     """An algorithm with an outer optimizer.
 
     Moving statistics of BatchNormalization are averaged as they are: momentum could make a
     variance negative.
-
-    Args:
-      local_steps: between two outer steps.
-      common: see `Algorithm`; the local optimizer's slots are not averaged.
 
     Attributes:
       slow: weights that the next local steps start from, in chunks.
@@ -30,10 +46,8 @@ class Outer(Algorithm, ABC):
       round: outer steps so far, the current one included.
     """
 
-    def __init__(self, local_steps: int, **common: Any) -> None:
-        super().__init__(**common)
-        self.local_steps = validation.whole_number(f"{self.name}.local_steps", local_steps)
-        self.settings["local_steps"] = self.local_steps
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.slow: consensus.Chunks = []
         self.momentum: consensus.Chunks = []
         self.round = 0
@@ -54,7 +68,7 @@ class Outer(Algorithm, ABC):
     def begin(self, common: dict[str, Any]) -> None:
         """The slow weights are the ones that all ranks begin with."""
         self._trained = FlatWeights(self.model.trainable_variables)
-        statistics = self.settings["average_statistics"]
+        statistics = self.average_statistics
         self._statistics = FlatWeights(moving_statistics(self.model) if statistics else [])
         self.slow = consensus.copy(self._trained)
         self.momentum = [np.zeros_like(chunk) for chunk in self.slow]

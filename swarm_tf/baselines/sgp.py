@@ -10,14 +10,14 @@ The sum of all w stays N. On the directed exponential graph, where rank i sends 
 in round k, every rank sends to one and receives from one.
 """
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from swarm_tf import consensus, validation
+from swarm_tf import consensus
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.options import ANY, Options, option, with_options
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
@@ -25,13 +25,21 @@ from swarm_tf.transport.base import Array
 _Coming = list[tuple[collectives.Handle, dict[int, Array]]]
 
 
-class SGP(Algorithm):
-    """Push-sum over directed edges, in step with each other.
+@dataclass
+class SGPConfig(Options):
+    """Stochastic gradient push."""
 
-    Args:
-      overlap: receive in the next round what is sent in this one, so that it travels during the
-        step in between (overlap-SGP with tau = 1).
-      common: see `Algorithm`.
+    overlap: bool = option(
+        False,
+        ANY,
+        "receive in the next round what is sent in this one, so that it travels during the step "
+        "in between (overlap-SGP with tau = 1)",
+    )
+
+
+@with_options
+class SGP(SGPConfig, Algorithm):
+    """Push-sum over directed edges, in step with each other.
 
     Attributes:
       weight: w_i.
@@ -39,9 +47,8 @@ class SGP(Algorithm):
 
     name = "sgp"
 
-    def __init__(self, *, overlap: bool = False, **common: Any) -> None:
-        super().__init__(**common)
-        self.settings["overlap"] = self.overlap = validation.switch("sgp.overlap", overlap)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.weight = 1.0
 
     def out_neighbors(self, rank: int, round: int) -> list[int]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
-from swarm_tf import validation
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
+from swarm_tf.options import POSITIVE, checked
 from swarm_tf.training_loop import callback_list
 from swarm_tf.transport.base import Transport
 
@@ -52,7 +52,7 @@ class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         key = "AverageMetrics.timeout_seconds"
-        self.timeout_seconds = validation.positive_number(key, timeout_seconds)
+        self.timeout_seconds = checked(key, timeout_seconds, float, POSITIVE)
         self.transport = transport or world.transport()
         self._batches = {"train": 0, "test": 0}
         self._examples: dict[str, float] = {}

@@ -14,10 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from swarm_tf import consensus, files, state, validation
+from swarm_tf import consensus, files, state
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
+from swarm_tf.options import POSITIVE, checked, rule
 from swarm_tf.training_loop import callback_list
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array, Transport
@@ -27,6 +28,7 @@ _log = logging.getLogger("swarm_tf")
 
 _TAG = 1007  # see collectives.session_tag
 _ENDING = ".weights.h5"
+_EVERY = rule('1 or more, or "epoch"', lambda value: value >= 1)
 _LONGEST_SLEEP = 0.02  # seconds: nobody waits for a mean
 
 
@@ -70,12 +72,10 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         if not self.filepath.endswith(_ENDING):
             raise UsageError(f"{key}filepath={self.filepath} must end with {_ENDING}")
         if every != "epoch":
-            every = validation.whole_number(f"{key}every", every)
-            if every < 1:
-                raise UsageError(f'{key}every={every} must be at least 1, or "epoch"')
+            every = checked(f"{key}every", every, int, _EVERY)
         self.every = every
         self._path_of(1)
-        self.timeout_seconds = validation.positive_number(f"{key}timeout_seconds", timeout_seconds)
+        self.timeout_seconds = checked(f"{key}timeout_seconds", timeout_seconds, float, POSITIVE)
         self._algorithm: Algorithm | None = None
         self._began_at = self._epochs = 0
         self._watches = self._ended = False

@@ -2,29 +2,39 @@
 
 import functools
 
-from swarm_tf.codec.base import NO_SCALES, Channel, Codec, Decoded, Encoded
-from swarm_tf.codec.floats import BFLOAT16, FLOAT16, Float, float32
+from swarm_tf.codec.base import NAME_BYTES, NO_SCALES, Channel, Codec, Decoded, Encoded
+from swarm_tf.codec.floats import BFloat16, Float16, Float32, float32
 from swarm_tf.codec.kernels import BLOCK, SEEDS, Bools, Floats, blocks_of
-from swarm_tf.codec.lattice import Lattice
-from swarm_tf.config import CODECS
+from swarm_tf.codec.lattice import BITS, Lattice
 from swarm_tf.errors import UsageError
+
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (Lattice, Float32, BFloat16, Float16)
+}
+"""The table of codecs, by the name that `swarm.codec` and messages have for them."""
 
 
 @functools.cache
 def build(name: str, bits: int = 8) -> Codec:
-    """The codec `name`; `bits` a weight for the lattice. It has no state: one serves all."""
-    if name == "lattice":
-        return Lattice(bits)
-    if name == "float32":
-        return float32()
-    formats = {"bfloat16": BFLOAT16, "float16": FLOAT16}
-    if name not in formats:
+    """The codec `name`; `bits` a weight for the lattice. It has no state: one serves all.
+
+    Raises:
+      UsageError: `name` is none of the table, or the codec has no such width.
+      ValueError: the codec has another name than its entry, or one that is too long for messages.
+    """
+    if name not in CODECS:
         raise UsageError(f"swarm.codec={name} must be one of {', '.join(CODECS)}")
-    return Float(formats[name])
+    codec = float32() if name == Float32.name else CODECS[name].build(bits)
+    if codec.name != name or len(codec.wire_name.encode("ascii")) > NAME_BYTES:
+        raise ValueError(f"codec {name} calls itself {codec.wire_name} in messages")
+    return codec
 
 
 __all__ = [
+    "BITS",
     "BLOCK",
+    "CODECS",
+    "NAME_BYTES",
     "NO_SCALES",
     "SEEDS",
     "Bools",

@@ -11,6 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,8 @@ import tensorflow as tf
 from swarm_tf.codec.kernels import BLOCK, Bools, Floats, Words, blocks_of, weights_in_blocks
 
 NO_SCALES = np.zeros(0, np.float32)
+NAME_BYTES = 21
+"""Of a codec's name in a message; so many leave the arrays behind the header aligned."""
 
 
 @dataclass
@@ -25,7 +28,7 @@ class Encoded:
     """One side of an exchange of one chunk of the model, ready to travel.
 
     Attributes:
-      wire_id: the codec that made it (`Codec.wire_id`).
+      codec: the one that made it (`Codec.wire_name`).
       length: weights in the chunk.
       seed: exchange seed, chosen by the initiator; both sides derive the same dither from it.
       scales: float32 [blocks], the lattice step of each block; empty for the float codecs.
@@ -38,7 +41,7 @@ class Encoded:
         such a block is spoiled so that the partner skips it too.
     """
 
-    wire_id: int
+    codec: str
     length: int
     seed: int
     scales: Floats
@@ -82,14 +85,33 @@ class Decoded:
 
 
 class Codec(ABC):
-    """`encode`s either side and `decode`s the partner's. Stateless: see `channel`."""
+    """`encode`s either side and `decode`s the partner's. Stateless: see `channel`.
 
-    wire_id: int
+    A subclass sets what a partner must know to read a message.
+
+    Attributes:
+      name: as in `codec=NAME`; each class has its own.
+      bits: a weight, where the class has codecs of several widths, else 0.
+      dtype: of the payload.
+      words: of the checksum of a block.
+      width: numbers of payload in a block.
+    """
+
+    name: ClassVar[str]
+    bits: int = 0
     dtype: tf.DType
     words: int
     width: int
-    """What a partner must know to read a message: identity, payload dtype, checksum words, and
-    numbers of payload a block."""
+
+    @classmethod
+    def build(cls, bits: int) -> Codec:
+        """The codec with so many bits a weight, where the class has several widths."""
+        return cls()
+
+    @property
+    def wire_name(self) -> str:
+        """What a message calls the codec: ASCII, at most `NAME_BYTES`; by name and bits unique."""
+        return f"{self.name}{self.bits}" if self.bits else self.name
 
     def channel(self, length: int) -> Channel:
         """What keeps the state of one chunk of `length` weights."""
@@ -115,7 +137,7 @@ class Codec(ABC):
         blocks = blocks_of(encoded.length)
         shape = tuple(encoded.payload.shape)
         return (
-            encoded.wire_id == self.wire_id
+            encoded.codec == self.wire_name
             and encoded.checksums.shape == (self.words, blocks)
             and (0 in shape if question else shape == (blocks, self.width))
             and tf.as_dtype(encoded.payload.dtype) == self.dtype
@@ -166,7 +188,7 @@ class Channel:
 
     def __init__(self, codecs: Sequence[Codec], length: int) -> None:
         self.codecs, self.length = tuple(codecs), length
-        self._by_wire_id = {codec.wire_id: codec for codec in codecs}
+        self._named = {codec.wire_name: codec for codec in codecs}
 
     def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
         """The initiator's side, to be kept until the reply comes. Send it only if it is `finite`.
@@ -180,7 +202,7 @@ class Channel:
 
     def answer(self, terms: Sequence[tf.Tensor], offer: Encoded) -> Encoded:
         """The responder's side, on the lattice of an offer that `fits`."""
-        return self._by_wire_id[offer.wire_id].encode(terms, offer.seed, offer.scales)
+        return self._named[offer.codec].encode(terms, offer.seed, offer.scales)
 
     def fits(self, encoded: Encoded, attempt: int) -> bool:
         """Whether what came over the wire can be of this chunk at all."""
@@ -192,7 +214,7 @@ class Channel:
         Args:
           question: it has no payload; see `Encoded.question`.
         """
-        codec = self._by_wire_id.get(encoded.wire_id)
+        codec = self._named.get(encoded.codec)
         return codec is not None and codec.fits(encoded, question=question)
 
     def decode(
@@ -203,7 +225,7 @@ class Channel:
         allowed: Bools | None = None,
     ) -> Decoded:
         """The correction to the own side; nothing is learned. See `Codec.decode`."""
-        return self._by_wire_id[own.wire_id].decode(own, other, onto, allowed)
+        return self._named[own.codec].decode(own, other, onto, allowed)
 
     def learn(self, own: Encoded, decoded: Decoded) -> None:
         """Take in what an exchange has shown."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -37,25 +38,24 @@ class Format:
     """
 
     dtype: tf.DType
-    wire_id: int
     fraction: int
     min_exponent: int
     largest: float
 
 
-FLOAT32 = Format(tf.float32, 1, 23, -126, float(np.finfo(np.float32).max))
+FLOAT32 = Format(tf.float32, 23, -126, float(np.finfo(np.float32).max))
 # The grid of bfloat16 ends where its reciprocal would leave float32's range.
-BFLOAT16 = Format(tf.bfloat16, 2, 7, -119, 2.0**127)
-FLOAT16 = Format(tf.float16, 3, 10, -14, 65504.0)
+BFLOAT16 = Format(tf.bfloat16, 7, -119, 2.0**127)
+FLOAT16 = Format(tf.float16, 10, -14, 65504.0)
 
 
 class Float(Codec):
     """Every weight as one number of `format`; `scales` are not used."""
 
-    def __init__(self, format: Format) -> None:
-        self.format = format
-        self.wire_id = format.wire_id
-        self.dtype = format.dtype
+    format: ClassVar[Format]
+
+    def __init__(self) -> None:
+        self.dtype = self.format.dtype
         self.words, self.width = 1, BLOCK
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
@@ -71,7 +71,9 @@ class Float(Codec):
         # float16 ends at 65,504; the dither may add one step.
         usable = magnitude <= self.format.largest * (1 - 2.0**-self.format.fraction)
         checksums = np.where(usable, sums, ~np.asarray(sums))[None]
-        return Encoded(self.wire_id, length, seed, NO_SCALES, checksums, payload, magnitude, usable)
+        return Encoded(
+            self.wire_name, length, seed, NO_SCALES, checksums, payload, magnitude, usable
+        )
 
     def _read(
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
@@ -134,10 +136,31 @@ class Float(Codec):
         return tf.floor(x * inverse * grid + dither) * (power / grid)
 
 
+class Float32(Float):
+    """Exact."""
+
+    name = "float32"
+    format = FLOAT32
+
+
+class BFloat16(Float):
+    """Rounded to bfloat16 with the shared dither."""
+
+    name = "bfloat16"
+    format = BFLOAT16
+
+
+class Float16(Float):
+    """Rounded to float16 with the shared dither; ends at 65,504."""
+
+    name = "float16"
+    format = FLOAT16
+
+
 @functools.cache
 def float32() -> Float:
     """The exact codec; one for all, since its kernels are compiled."""
-    return Float(FLOAT32)
+    return Float32()
 
 
 def _bits(numbers: tf.Tensor) -> tf.Tensor:

@@ -42,29 +42,34 @@ from swarm_tf.codec.kernels import (
     seed_tensor,
 )
 from swarm_tf.codec.scales import BlockScales, out_of_range
-from swarm_tf.config import BITS
 from swarm_tf.errors import UsageError
 
 # Adding 1.5 * 2^23 to a float32 below 2^22 rounds it to an integer that stands in the low bits:
 # one addition instead of floor, convert and clamp.
 _ROUNDER = np.float32(1.5 * 2**23)
 _ROUNDER_BITS = _ROUNDER.view(np.uint32)
+BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 _SPOIL = np.uint32(0x5BD1E995)
 
 
 class Lattice(Codec):
     """`bits` a weight: 2 to 8, or 16."""
 
+    name = "lattice"
+
     def __init__(self, bits: int) -> None:
         if bits not in BITS:
             raise UsageError(f"swarm.bits={bits} must be one of {', '.join(map(str, BITS))}")
         self.bits = bits
-        self.wire_id = 16 + bits
         self.dtype = tf.uint16 if bits == 16 else tf.uint8
         self.width = BLOCK * min(bits, 8) // 8
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
+
+    @classmethod
+    def build(cls, bits: int) -> Codec:
+        return cls(bits)
 
     def channel(self, length: int) -> Channel:
         """One whose step sizes are learned."""
@@ -82,7 +87,7 @@ class Lattice(Codec):
         # Beyond 2^22 steps the integers of the kernel end.
         usable = magnitude * FLOAT32_DIGITS <= scales
         checksums = np.where(usable, checksums, checksums + _SPOIL)
-        return Encoded(self.wire_id, length, seed, scales, checksums, payload, magnitude, usable)
+        return Encoded(self.wire_name, length, seed, scales, checksums, payload, magnitude, usable)
 
     def _scales_fit(self, scales: Floats, blocks: int) -> bool:
         return len(scales) == blocks and bool(np.isfinite(scales).all() and (scales > 0).all())
@@ -209,7 +214,7 @@ class LatticeChannel(Channel):
         return own
 
     def learn(self, own: Encoded, decoded: Decoded) -> None:
-        if own.wire_id == self._lattice.wire_id:
+        if own.codec == self._lattice.wire_name:
             bits = self._lattice.bits
             self.scales.update(bits, own.scales, decoded.accepted, decoded.spread)
         else:

@@ -219,7 +219,7 @@ class Initiator:
         own = exchange.in_flight[number]
         if own is None:
             return self._on_shown(exchange, number, reply, now)
-        if own.wire_id != reply.wire_id or not self._replica.readable(number, reply):
+        if own.codec != reply.codec or not self._replica.readable(number, reply):
             self._note(MessageDropped("a reply of another form"))
             return []
         exchange.last_reply_at = now

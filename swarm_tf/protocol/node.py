@@ -31,6 +31,8 @@ from swarm_tf.protocol.messages import Kind, Message, Outbox, Reason
 from swarm_tf.protocol.replica import UNGUARDED, Replica
 from swarm_tf.protocol.responder import Responder
 
+MODES = ("nonblocking", "blocking", "pull")
+
 
 @dataclass(frozen=True)
 class View:

@@ -17,14 +17,14 @@ import tensorflow as tf
 
 from swarm_tf import buffers
 from swarm_tf.buffers import Bytes
-from swarm_tf.codec import SEEDS, Encoded, blocks_of
+from swarm_tf.codec import NAME_BYTES, SEEDS, Encoded, blocks_of
 from swarm_tf.protocol.messages import Kind, Message, Reason
 
-VERSION = 1
+VERSION = 2
 EXCHANGES = 2**48
 """No node gets this far; accepting a larger one would make all later, real ones look old."""
 
-_HEADER = struct.Struct("<4sBBBBBBHQIIQQQQII")
+_HEADER = struct.Struct(f"<4sBBB{NAME_BYTES}sBBHQIIQQQQII")
 _FINGERPRINT = 14  # its place in the header
 _MAGIC = b"swtf"
 _CRC = struct.Struct("<I")
@@ -53,7 +53,7 @@ def pack(message: Message, fingerprint: int) -> tuple[bytes, Bytes]:
         VERSION,
         message.kind,
         message.reason,
-        encoded.wire_id if encoded else 0,
+        encoded.codec.encode("ascii") if encoded else b"",
         encoded.checksums.shape[0] if encoded else 0,
         _DTYPES.index(dtype),
         message.sender,
@@ -96,29 +96,30 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
         raise Unreadable("not a message")
     if zlib.crc32(head[: -_CRC.size]) != _CRC.unpack(head[-_CRC.size :])[0]:
         raise Unreadable("damaged header")
-    (_, version, kind, reason, wire_id, words, dtype, sender, exchange, chunk, n_scales, step,
+    (_, version, kind, reason, name, words, dtype, sender, exchange, chunk, n_scales, step,
      length, seed, theirs, payload_bytes, has_accepted) = _HEADER.unpack_from(head)  # fmt: skip
     if version != VERSION or theirs != fingerprint:
         raise Unreadable(f"rank {sender} runs another version, model or configuration")
     try:
         kind, reason, dtype = Kind(kind), Reason(reason), _DTYPES[dtype]
+        codec = name.rstrip(b"\0").decode("ascii")
     except (ValueError, IndexError):
         raise Unreadable(f"rank {sender} speaks of things unknown here") from None
     if seed >= SEEDS or exchange >= EXCHANGES:
         raise Unreadable(f"rank {sender} names numbers that nobody draws or reaches")
     blocks, at = blocks_of(length), _HEADER.size
-    arrays = 4 * (n_scales + words * blocks) if wire_id else 0
+    arrays = 4 * (n_scales + words * blocks) if codec else 0
     arrays += -(-blocks // 8) if has_accepted else 0
     if at + arrays + _CRC.size != len(head):  # nothing is allocated by what a header says
         raise Unreadable(f"rank {sender} names lengths that its message does not have")
     encoded = accepted = None
-    if wire_id:
+    if codec:
         scales = np.frombuffer(head, np.float32, n_scales, at)
         at += scales.nbytes
         sums = np.frombuffer(head, np.uint32, words * blocks, at).reshape(words, blocks)
         at += sums.nbytes
         payload = np.zeros((0, 0), dtype.as_numpy_dtype)
-        encoded = Encoded(wire_id, length, seed, scales, sums, payload)
+        encoded = Encoded(codec, length, seed, scales, sums, payload)
     if has_accepted:
         bits = np.frombuffer(head, np.uint8, -(-blocks // 8), at)
         accepted = np.unpackbits(bits, count=blocks).astype(np.bool_)

@@ -1,31 +1,20 @@
 """The algorithm that a configuration names."""
 
-from __future__ import annotations
+from dataclasses import fields
 
-import importlib
-
-from swarm_tf.algorithm import Algorithm
-from swarm_tf.config import ALGORITHMS, RunConfig
+from swarm_tf.algorithm import Algorithm, AlgorithmConfig
+from swarm_tf.config import RunConfig, algorithms
 
 
 def build(config: RunConfig, steps: int) -> Algorithm:
     """The callback of `config.algorithm`, which leaves the mean of the models to the caller.
 
     Args:
-      steps: local steps of the run.
+      steps: local steps of the run; for a class that has such a field.
     """
-    module, name = ALGORITHMS[config.algorithm].split(":")
-    swarm = config.swarm
-    options = {
-        "average_statistics": swarm.average_statistics,
-        "average_optimizer": swarm.average_optimizer,
-        "timeout_seconds": swarm.timeout_seconds,
-        "seed": config.seed,
-        "average_at_end": False,
-    }
-    own = getattr(config, config.algorithm, None)
-    options |= {k: v for k, v in vars(own).items() if v is not None} if own else {}
-    if "switch" in options:
-        options["switch_step"] = round(options.pop("switch") * steps)
-    algorithm: Algorithm = getattr(importlib.import_module(module), name)(**options)
-    return algorithm
+    algorithm = algorithms(config)[config.algorithm]
+    common = {field.name: getattr(config.swarm, field.name) for field in fields(AlgorithmConfig)}
+    own = vars(getattr(config, config.algorithm))
+    if any(field.name == "steps" for field in fields(algorithm)):
+        own = own | {"steps": steps}
+    return algorithm(**{**common, **own}, seed=config.seed, average_at_end=False)

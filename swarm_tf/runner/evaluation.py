@@ -1,4 +1,4 @@
-"""What a model is worth: metrics on a data set, and BatchNormalization made fit for it."""
+"""Metrics of a model on a data set, and statistics of BatchNormalization estimated anew."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import tensorflow as tf
 from swarm_tf.cluster import signals
 
 
-class _EndsWhenAsked(keras.callbacks.Callback):  # type: ignore[misc]
+class _StopOnSignal(keras.callbacks.Callback):  # type: ignore[misc]
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.model.stop_evaluating = signals.received() is not None
 
 
 def evaluate(model: keras.Model, dataset: tf.data.Dataset) -> dict[str, float]:
     """Loss and metrics of a compiled model over `dataset`, by name; none if a signal ended it."""
-    results = model.evaluate(dataset, verbose=0, return_dict=True, callbacks=[_EndsWhenAsked()])
+    results = model.evaluate(dataset, verbose=0, return_dict=True, callbacks=[_StopOnSignal()])
     if signals.received():
         return {}
     return {name: float(value) for name, value in results.items()}

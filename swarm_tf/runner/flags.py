@@ -17,7 +17,8 @@ from ml_collections.config_flags import config_path
 
 from swarm_tf.config import RunConfig, flatten, to_dict
 from swarm_tf.errors import UsageError
-from swarm_tf.validation import describe_type
+from swarm_tf.options import describe_type
+from swarm_tf.runner import keys
 
 USAGE = "--config=configs/NAME.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]"
 
@@ -97,8 +98,8 @@ def _parse_known(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
 def _print_help(program: str, path: str | None) -> None:
     print(f"usage: {program} {USAGE}")
     if path:
-        for key, value in flatten(to_dict(load(path))).items():
-            print(f"  --config.{key}={value}")
+        for key in keys.of(load(path)):
+            print(f"  --config.{key.name}={key.value}\n      {key.words}")
 
 
 def _override(config: RunConfig, argv: list[str]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""What a run tells: counters, metrics.jsonl, summary.json, TensorBoard, and a line on the screen.
+"""The files that a run writes: metrics.jsonl, TensorBoard's events, the weights, summary.json.
 
 NaN and infinities are written as null: JSON has no number for them, and pandas reads null as NaN.
 """
@@ -9,70 +9,22 @@ import json
 import logging
 import math
 import os
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from swarm_tf import files
-from swarm_tf.cluster import environment
 from swarm_tf.errors import UsageError
+from swarm_tf.runner.summary import Summary
 
 _log = logging.getLogger("swarm_tf")
 
 _LEAST_ROOM = 1 << 16
 """Bytes without which a run need not start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """summary.json: a whole run, all ranks together."""
-
-    algorithm: str
-    ranks: int
-    survivors: int
-    parameters: int
-    local_steps_total: int
-    epochs: float
-    ended_by: str | None  # the signal that ended it early; the mean model was not tested then
-    wall_seconds: float
-    train_seconds: float
-    examples_per_second: float
-    final: dict[str, Any]  # loss, accuracy, ... of the mean model on the test split
-    per_rank_accuracy: dict[str, float]  # min and max of the separate models
-    exchanges: int
-    exchanges_failed: int
-    bytes_sent: int
-    payload_bytes_per_exchange: float
-    blocks_skipped: int
-    exposed_seconds: float  # a rank's mean
-    exposed_fraction: float  # of train_seconds
-    data_wait_fraction: float  # of train_seconds: steps waited for the input pipeline
-    step_seconds_median: float
-    steps_per_second: dict[str, float]  # min, mean and max over ranks, exchanges included
-    staleness_mean: float  # local steps
-    consensus_distance: float  # root mean square distance to the mean model, over its norm
-
-    def __str__(self) -> str:
-        if self.ended_by:
-            return (
-                f"{self.ended_by} ended the training after {self.epochs:.4g} epochs; "
-                "consensus.weights.h5 has the mean model, which was not tested"
-            )
-        final, each = self.final.get("accuracy", math.nan), self.per_rank_accuracy
-        alone = f" (mean model; separate ones {each['min']:.2%} to {each['max']:.2%})"
-        bleu = f"BLEU {self.final['bleu']:.2f}, " if "bleu" in self.final else ""
-        return (
-            f"{bleu}accuracy {final:.2%}{alone if self.ranks > 1 else ''}, "
-            f"{self.train_seconds:.1f} s of training, {self.examples_per_second:,.0f} examples/s; "
-            f"of the time {self.exposed_fraction:.1%} waiting for exchanges, "
-            f"{self.data_wait_fraction:.1%} for data"
-        )
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> None:
@@ -187,7 +139,7 @@ class MetricsWriter:
         if self._lines:
             self._lines.close()
         if self._events:
-            with contextlib.suppress(Exception):  # a full disk, which was told of
+            with contextlib.suppress(Exception):  # a full disk, of which a warning was logged
                 self._events.close()
         self._lines = self._events = None
         if failed:
@@ -246,69 +198,6 @@ class MetricsWriter:
             self._leave_out(what, error.message.splitlines()[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """Where a run stands, as shown on one line."""
-
-    epoch: float  # passes made
-    epochs: float  # passes in the whole run
-    loss: float
-    accuracy: float | None = None  # 0..1; None until the first evaluation
-    exchanges: int = 0
-    bytes_sent: int = 0
-    exposed_fraction: float = 0.0  # of the time so far
-
-    def __str__(self) -> str:
-        accuracy = "   -  " if self.accuracy is None else f"{self.accuracy:6.1%}"
-        # Within 79 columns: a longer line cannot be rewritten in place.
-        return (
-            f"epoch {self.epoch:.4g}/{self.epochs:g}  loss {self.loss:.4f}  acc {accuracy}  "
-            f"{self.exchanges} exchanges  {self.bytes_sent / 1e6:.1f} MB  "
-            f"{self.exposed_fraction:.1%} exposed"
-        )
-
-
-class Progress:
-    """One line on rank 0: rewritten in place on a terminal, otherwise printed once an epoch."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        """Terminal or not is the stream's word, or under a launcher SWARM_TF_LIVE's (0, 1)."""
-        self._stream = stream or sys.stdout
-        default = "1" if self._stream.isatty() and environment.size() == 1 else "0"
-        self._live = os.environ.get("SWARM_TF_LIVE", default) == "1"
-        self._width = 0
-        self._fails = False
-
-    def update(self, status: Status) -> None:
-        """Shows a moment inside an epoch; does nothing unless the line is live."""
-        if self._live:
-            self._rewrite(status, end="")
-
-    def end_epoch(self, status: Status) -> None:
-        """Leaves a line standing."""
-        if self._live:
-            self._rewrite(status, end="\n")
-            self._width = 0
-        else:
-            self._show(f"{status}\n")
-
-    def _rewrite(self, status: Status, end: str) -> None:
-        line = str(status)[: shutil.get_terminal_size().columns - 1]
-        # Blanks wipe what a longer line before left behind.
-        self._show(f"\r{line:<{self._width}}{end}")
-        self._width = len(line)
-
-    def _show(self, text: str) -> None:
-        if self._fails:
-            return
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except OSError as error:  # a file on a full disk, or a pipe that nobody reads
-            self._fails = True
-            _log.warning("progress is no longer shown (%s)", files.reason(error))
-
-
 def _scalar(value: Any) -> Any:
     """A Python number of a NumPy or TensorFlow scalar; anything else as it is."""
     if hasattr(value, "numpy"):
@@ -332,7 +221,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _append(file: FileIO, line: bytes) -> None:
-    """All of the line, or nothing of it."""
+    """Append the whole line, or nothing of it."""
     start, rest = file.tell(), memoryview(line)
     try:
         while rest:
@@ -344,9 +233,12 @@ def _append(file: FileIO, line: bytes) -> None:
 
 
 def _move_earlier_run(workdir: Path) -> Path | None:
-    """Out of the way of a new run; where to, if there is one worth keeping.
+    """Moves what an earlier run left out of the way of a new one.
 
-    Not refused: `make demo`, benchmarks and requeued jobs start again in the same place.
+    It is not refused: `make demo`, benchmarks and requeued jobs start again in the same place.
+
+    Returns:
+      where it is now; None if there was nothing worth keeping.
     """
     lines = workdir / "metrics.jsonl"
     results = [workdir / "summary.json", workdir / "consensus.weights.h5"]

@@ -1,4 +1,4 @@
-"""One run from its configuration to its summary: what `train.py` does once it has built things."""
+"""One run, from its configuration to its summary."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from swarm_tf.cluster import signals, world
 from swarm_tf.config import RunConfig, to_dict
 from swarm_tf.events import Counters, merge
 from swarm_tf.runner import algorithms, evaluation
-from swarm_tf.runner.metrics import MetricsWriter, Progress, Status, Summary
+from swarm_tf.runner.metrics import MetricsWriter
+from swarm_tf.runner.progress import Progress, Status
 from swarm_tf.runner.slowdown import Slowdown
+from swarm_tf.runner.summary import Summary
 from swarm_tf.state import moving_statistics
 from swarm_tf.trainer import Trainer
 from swarm_tf.weights import FlatWeights
@@ -39,7 +41,7 @@ class Run:
       examples: in the training set, all ranks together.
       steps: local steps of this rank.
       steps_per_pass: of these, until all ranks together have taken the training set once.
-      score: what the mean model is worth beyond its metrics; called on all ranks together.
+      score: further scores of the mean model, by name; called on all ranks together.
       files: what else is needed to use the model, by the name in `workdir`.
 
     Raises:
@@ -107,7 +109,7 @@ class Run:
             writer.file(name, content)
 
     def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
-        """In their order: the log may evaluate for long, so the boundary comes before it."""
+        """The boundary comes before the log, which may evaluate for long."""
         callbacks: list[keras.callbacks.Callback] = [self.algorithm]
         train = self.config.train
         if train.slow_factors or train.step_seconds:
@@ -200,7 +202,7 @@ class Run:
         )
 
     def _final(self, own: dict[str, float]) -> dict[str, Any]:
-        """What the mean model is worth; alone, that is the own one."""
+        """The metrics and scores of the mean model; on one rank that is its own model."""
         score = self.score()
         if world.rank() == 0 and world.size() > 1:
             own = evaluation.evaluate(self.model, self.test_data)
@@ -210,7 +212,7 @@ class Run:
         """Leave every rank with the mean model, and rank 0 with its file.
 
         Returns:
-          the consensus distance before that, and how this rank's own model did.
+          the consensus distance before that, and the metrics of this rank's own model.
         """
         weights = self.model.weights
         own = [np.array(v) for v in weights]
@@ -240,7 +242,7 @@ class Run:
 
 
 class _Log(keras.callbacks.Callback):  # type: ignore[misc]
-    """metrics.jsonl and the live line, on rank 0; tests the rank's own model on the way."""
+    """Writes metrics.jsonl and the live line on rank 0, and tests the rank's own model at times."""
 
     def __init__(self, run: Run, progress: Progress | None) -> None:
         super().__init__()
@@ -260,16 +262,17 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         if self._progress:
             self._run.log(step, **_prefixed("pass", logs or {}))
         due = epoch + 1 >= self._next_test + self._run.config.train.evaluate_every
-        ends = step >= self._run.steps or self.model.stop_training  # with its own test, or none
+        # The end of the run has a test of its own.
+        ends = step >= self._run.steps or self.model.stop_training
         if due and not ends:
             self._next_test = epoch + 1
-            together = self._run.algorithm.synchronous
-            # In a swarm all ranks do it: one that tested alone would fall behind the others.
-            if self._progress or not together:
+            synchronous = self._run.algorithm.synchronous
+            # In a swarm all ranks test: one that tested alone would fall behind the others.
+            if self._progress or not synchronous:
                 tested = evaluation.evaluate(self.model, self._run.test_data)
                 self._accuracy = tested.get("accuracy")
                 self._run.log(step, **_prefixed("test", tested))
-            if together:  # the others would wait anyway, but the time is not the algorithm's
+            if synchronous:  # the others wait here, so that the algorithm is not charged for it
                 world.gather(None, "the evaluation of rank 0", world.FIRST_SECONDS)
         if self._progress:
             self._progress.end_epoch(self._status(step, logs))

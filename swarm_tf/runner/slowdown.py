@@ -18,8 +18,8 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
     Must come behind an `Algorithm` in the list of callbacks.
 
     Args:
-      factor: how many times longer a step takes than its computation.
-      least: seconds that its computation takes at least, on the machine that this one stands for.
+      factor: a step takes so many times as long as its computation.
+      least: seconds that the computation takes at least, as on a slower machine.
     """
 
     def __init__(self, factor: float, least: float = 0.0) -> None:
@@ -39,7 +39,7 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
             with tf.control_dependencies([start]):
                 return train_step(tf.nest.map_structure(tf.identity, data))
 
-        def late(grads: list[Any], _: list[Any]) -> list[Any]:
+        def delayed(grads: list[Any], _: list[Any]) -> list[Any]:
             with tf.control_dependencies([g for g in grads if g is not None]):
                 computing = tf.timestamp() - began
             slept = tf.numpy_function(self._sleep, [computing], tf.float64)
@@ -47,10 +47,10 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
                 return [None if g is None else tf.nest.map_structure(tf.identity, g) for g in grads]
 
         model.train_step = timed_step
-        gradients.intercept(model, late)
+        gradients.intercept(model, delayed)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """The model is its own again."""
+        """Take the waiting out of the model again."""
         self.model.__dict__.pop("train_step", None)
         gradients.release(self.model)
 

@@ -22,7 +22,7 @@ def _wire(encoded, payload=None):
     """What the partner receives, and nothing of what stays at home."""
     if payload is None:
         payload = np.asarray(encoded.payload)
-    fields = encoded.wire_id, encoded.length, encoded.seed, encoded.scales, encoded.checksums
+    fields = encoded.codec, encoded.length, encoded.seed, encoded.scales, encoded.checksums
     return codec.Encoded(*fields, tf.constant(payload))
 
 

@@ -6,8 +6,7 @@ import reference
 import tensorflow as tf
 
 from swarm_tf import codec
-from swarm_tf.codec import kernels
-from swarm_tf.config import CODECS
+from swarm_tf.codec import CODECS, kernels
 from swarm_tf.errors import UsageError
 
 
@@ -90,11 +89,11 @@ def test_in_blocks_fills_the_tail_with_zeros(length):
 
 
 def test_every_codec_says_who_it_is():
-    """Wire ids differ, so that no message is read with another codec."""
+    """Names on the wire differ, so that no message is read with another codec."""
     codecs = [codec.build("lattice", b) for b in reference.LATTICE_BITS]
-    codecs += [codec.build(name) for name in ("float32", "bfloat16", "float16")]
-    assert len({c.wire_id for c in codecs}) == len(codecs)
-    assert all(0 < c.wire_id < 256 for c in codecs)  # a byte of the header; 0 means none
+    codecs += [codec.build(name) for name in CODECS if name != "lattice"]
+    assert len({c.wire_name for c in codecs}) == len(codecs)
+    assert all(0 < len(c.wire_name.encode("ascii")) <= codec.NAME_BYTES for c in codecs)
 
 
 @pytest.mark.parametrize("bits", [-1, 0, 1, 9, 12, 15, 17, 32])
@@ -113,5 +112,5 @@ def test_a_question_has_no_payload_and_leaves_the_original_alone():
     own = codec.build("lattice", 8).encode((x,), 3, np.float32([0.1]))
     question = own.question()
     assert question.payload_bytes == 0
-    assert (question.seed, question.length, question.wire_id) == (3, 1024, own.wire_id)
+    assert (question.seed, question.length, question.codec) == (3, 1024, own.codec)
     assert own.payload_bytes == 1024

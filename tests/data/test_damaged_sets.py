@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from data import sources, texts
+from data.images import sources
+from data.text import texts
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
 

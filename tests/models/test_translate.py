@@ -10,7 +10,7 @@ import pytest
 
 import models
 import translate
-from data import vocabulary
+from data.text import vocabulary
 from models.translator import Translator
 from testbed import tfds_standin
 

@@ -51,7 +51,7 @@ def _assert_same(a, b):
     if a.encoded is None:
         assert b.encoded is None
         return
-    for name in ("wire_id", "length", "seed", "payload_bytes"):
+    for name in ("codec", "length", "seed", "payload_bytes"):
         assert getattr(a.encoded, name) == getattr(b.encoded, name), name
     np.testing.assert_array_equal(a.encoded.scales, b.encoded.scales)
     np.testing.assert_array_equal(a.encoded.checksums, b.encoded.checksums)

@@ -1,13 +1,14 @@
 """Which class a configuration names, and what it is given."""
 
-import dataclasses
-import inspect
+import re
 
 import pytest
 
 from swarm_tf import config
 from swarm_tf.algorithm import Algorithm
+from swarm_tf.errors import UsageError
 from swarm_tf.runner import algorithms
+from swarm_tf.runner.validation import validate
 
 
 def run_config(algorithm, **sections):
@@ -22,7 +23,7 @@ def run_config(algorithm, **sections):
     )
 
 
-@pytest.mark.parametrize("name", config.ALGORITHMS)
+@pytest.mark.parametrize("name", config.algorithms())
 def test_every_name_builds_its_class(name):
     settings = run_config(name, swarm=config.SwarmConfig(average_statistics=False))
     algorithm = algorithms.build(settings, 100)
@@ -33,14 +34,21 @@ def test_every_name_builds_its_class(name):
     assert not algorithm.average_at_end
 
 
-@pytest.mark.parametrize("name", [name for name in config.ALGORITHMS if name != "single"])
-def test_defaults_of_keys_are_those_of_arguments(name):
+@pytest.mark.parametrize("name", config.algorithms())
+def test_keys_and_arguments_have_the_same_defaults(name):
     """Who trains with `model.fit` and who runs train.py gets the same."""
-    cls = type(algorithms.build(run_config(name), 100))
-    arguments = inspect.signature(cls.__init__).parameters
-    for field in dataclasses.fields(getattr(run_config(name), name)):
-        if field.name in arguments:
-            assert field.default == arguments[field.name].default, field.name
+    by_arguments = config.algorithms()[name]()
+    by_keys = algorithms.build(run_config(name), 100)
+    assert by_arguments.settings == by_keys.settings | {"seed": 0}
+
+
+def test_slots_that_an_algorithm_keeps_local_are_not_averaged():
+    settings = run_config("noloco", swarm=config.SwarmConfig(average_optimizer=True))
+    line = "swarm.average_optimizer=True has no effect on algorithm=noloco; leave it at False"
+    with pytest.raises(UsageError, match=re.escape(line)):
+        validate(settings, 2)
+    with pytest.raises(UsageError, match=re.escape(line)):
+        config.algorithms()["noloco"](average_optimizer=True)
 
 
 def test_the_switch_is_a_fraction_of_the_run():

@@ -6,8 +6,8 @@ import pytest
 
 from swarm_tf import config
 from swarm_tf.errors import UsageError
-from swarm_tf.runner import flags
-from swarm_tf.validation import validate
+from swarm_tf.runner import flags, keys
+from swarm_tf.runner.validation import validate
 
 SOURCE = """
 from swarm_tf import config as c
@@ -99,10 +99,10 @@ def test_a_path_may_have_colons(tmp_path, argument):
     ("argument", "words"),
     [
         ("--config.swarm.bitz=4", "--config.swarm.bitz is no key; did you mean swarm.bits?"),
-        ("--config.bits=4", "did you mean swarm.bits? allowed are swarm.local_steps, "),
+        ("--config.bits=4", "did you mean swarm.bits? allowed are swarm.average_statistics, "),
         ("--config.train.bits=4", "did you mean swarm.bits?"),
         ("--config.name=x", "did you mean model.name or data.name or optimizer.name?"),
-        ("--config.swarm=4", "--config.swarm is no key; allowed are swarm.local_steps, "),
+        ("--config.swarm=4", "--config.swarm is no key; allowed are swarm.average_statistics, "),
         ("--config.zzz=4", "--config.zzz is no key; allowed are algorithm, seed, "),
         ("--config.swarm.bits=four", "swarm.bits=four must be a whole number"),
         ("--config.swarm.bits=7.5", "swarm.bits=7.5 must be a whole number"),
@@ -152,7 +152,7 @@ def test_help_lists_the_keys_and_their_values(path, capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: train.py --config=")
-    assert "  --config.swarm.bits=8\n" in shown
+    assert "  --config.swarm.bits=8\n      bits of a weight on the wire" in shown
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("[!_]*.py")), ids=lambda file: file.stem)
@@ -160,3 +160,8 @@ def test_every_recipe_is_valid(file):
     run = flags.load(str(file))
     for size in (1, 4):
         validate(run, size)
+
+
+def test_the_page_of_keys_is_the_code_s():
+    """If it fails: python -m swarm_tf.runner.keys > docs/configuration.md."""
+    assert (CONFIGS.parent / "docs" / "configuration.md").read_text() == keys.page()

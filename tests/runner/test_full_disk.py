@@ -18,6 +18,7 @@ import test_metrics
 from swarm_tf import files
 from swarm_tf.errors import UsageError
 from swarm_tf.runner import metrics
+from swarm_tf.runner.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
@@ -156,7 +157,7 @@ class Full(io.StringIO):
 
 def test_progress_that_nobody_can_see_ends_nothing(caplog, monkeypatch):
     monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
-    progress = metrics.Progress(Full())
+    progress = Progress(Full())
     for _ in range(3):
         progress.end_epoch(test_metrics.STATUS)
     assert len(caplog.messages) == 1

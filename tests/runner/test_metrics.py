@@ -1,7 +1,6 @@
 """The files of a run: complete, strict JSON, on disk line by line, and never stale."""
 
 import dataclasses
-import io
 import json
 import math
 
@@ -10,8 +9,9 @@ import pytest
 
 from swarm_tf.errors import UsageError
 from swarm_tf.runner import metrics
+from swarm_tf.runner.summary import Summary
 
-SUMMARY = metrics.Summary(
+SUMMARY = Summary(
     algorithm="swarm",
     ranks=4,
     survivors=4,
@@ -86,7 +86,7 @@ def test_summary_has_every_field_and_leaves_no_temporary_file(tmp_path):
     with metrics.MetricsWriter(tmp_path) as writer:
         writer.summary(SUMMARY)
     written = strict((tmp_path / "summary.json").read_text())
-    assert list(written) == [field.name for field in dataclasses.fields(metrics.Summary)]
+    assert list(written) == [field.name for field in dataclasses.fields(Summary)]
     assert written["final"] == {"loss": 0.5, "accuracy": None}
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", "summary.json"}
 
@@ -152,58 +152,3 @@ def test_workdir_that_is_a_file(tmp_path, below):
 def test_workdir_where_nothing_can_be_created():
     with pytest.raises(UsageError, match="--workdir=/proc/x cannot be written"):
         metrics.MetricsWriter("/proc/x")
-
-
-STATUS = metrics.Status(
-    epoch=3.25,
-    epochs=10,
-    loss=0.12345,
-    accuracy=0.971,
-    exchanges=1234,
-    bytes_sent=12_300_000,
-    exposed_fraction=0.021,
-)
-LINE = "epoch 3.25/10  loss 0.1235  acc  97.1%  1234 exchanges  12.3 MB  2.1% exposed"
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_status_fits_a_terminal():
-    assert str(STATUS) == LINE
-    assert len(LINE) < 80
-
-
-def test_plain_stream_gets_a_line_an_epoch(monkeypatch):
-    monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
-    stream = io.StringIO()
-    progress = metrics.Progress(stream)
-    progress.update(STATUS)
-    progress.end_epoch(STATUS)
-    assert stream.getvalue() == f"{LINE}\n"
-
-
-@pytest.mark.parametrize(("stream", "live"), [(Terminal(), None), (io.StringIO(), "1")])
-def test_live_line_is_rewritten_and_ends_once_an_epoch(monkeypatch, stream, live):
-    monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
-    if live:
-        monkeypatch.setenv("SWARM_TF_LIVE", live)
-    monkeypatch.setenv("COLUMNS", "80")
-    progress = metrics.Progress(stream)
-    progress.update(STATUS)
-    progress.update(dataclasses.replace(STATUS, exchanges=9))
-    progress.end_epoch(STATUS)
-    first, second, third = stream.getvalue().split("\r")[1:]
-    assert first == LINE
-    assert second == LINE.replace("1234 ex", "9 ex") + "   "
-    assert third == f"{LINE}\n"
-
-
-def test_live_line_never_wraps(monkeypatch):
-    monkeypatch.setenv("SWARM_TF_LIVE", "1")
-    monkeypatch.setenv("COLUMNS", "40")
-    stream = io.StringIO()
-    metrics.Progress(stream).update(STATUS)
-    assert stream.getvalue() == "\r" + LINE[:39]

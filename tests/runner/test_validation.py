@@ -1,13 +1,16 @@
 """Every impossible value is refused before training, with one line that says the way out."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from swarm_tf import config as c
-from swarm_tf import validation
+from swarm_tf import options
 from swarm_tf.errors import UsageError
-from swarm_tf.validation import validate
+from swarm_tf.runner.keys import of as keys_of
+from swarm_tf.runner.validation import validate
 
 
 def make(**overrides):
@@ -178,16 +181,31 @@ def test_impossible_combination(overrides, size, line):
 
 def test_every_key_with_a_choice_or_a_range_has_a_rule():
     """A new number or string must come with what is allowed; only booleans are free."""
-    ruled = set(validation._rules())
+    for section in (c.RunConfig, *(f.type for f in dataclasses.fields(c.RunConfig))):
+        if dataclasses.is_dataclass(section):
+            for field in options.fields(section):
+                free = field.metadata["rule"] is options.ANY
+                assert free == (field.type is bool), field.name
+                assert field.metadata["words"], field.name
+
+
+def test_every_key_is_an_option():
     keys = c.flatten(c.to_dict(make()))
-    assert ruled <= set(keys)
-    assert all(isinstance(keys[key], bool) for key in set(keys) - ruled)
+    assert [key.name for key in keys_of(make())] == list(keys)
 
 
-def test_keys_without_effect_stay_at_their_defaults():
+def test_keys_of_another_task_stay_at_their_defaults():
     model = c.ModelConfig(name="resnet8", memory_length=4)
-    validation.refuse_unused("model", model, ["dropout", "normalization"], "it")
+    options.check_unused(model, "model", "translation")
     with pytest.raises(UsageError) as refusal:
-        validation.refuse_unused("model", model, ["dropout", "memory_length"], "model.name=resnet8")
-    line = "model.memory_length=4 has no effect on model.name=resnet8; leave it at 0"
+        options.check_unused(model, "model", "classification")
+    line = "model.memory_length=4 has no effect on task=classification; leave it at 0"
     assert str(refusal.value) == line
+
+
+def test_a_number_of_numpy_becomes_one_of_python():
+    config = make(swarm__bits=np.int64(4), optimizer__learning_rate=np.float32(0.5))
+    validate(config, 2)
+    assert type(config.swarm.bits) is int
+    assert config.optimizer.learning_rate == 0.5
+    assert type(config.optimizer.learning_rate) is float

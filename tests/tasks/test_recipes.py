@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 import models
 from swarm_tf import config as c
 from swarm_tf.runner import optimizers
-from swarm_tf.validation import validate
+from swarm_tf.runner.validation import validate
 from testbed import tfds_standin
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_it_opens_with_what_a_reader_looks_for(recipe):
     assert f"--config=configs/{recipe}.py" in text
 
 
-@pytest.mark.parametrize("algorithm", c.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", c.algorithms())
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_it_is_valid_with_either_algorithm(recipe, algorithm):
     config = load(recipe).get_config()

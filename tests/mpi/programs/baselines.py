@@ -192,7 +192,7 @@ def buckets_start_before_the_backward_pass_ends():
 def boundaries_are_where_they_should_be_under_the_trainer():
     """Blocks end for other reasons too: at the end of a pass, and for the log."""
     for callback, expected in [
-        (LocalSGD(7, switch_step=2), [1, 2, 9, 16, 23, 30]),
+        (LocalSGD(7, switch=0.05, steps=40), [1, 2, 9, 16, 23, 30]),
         (DiLoCo(16), [16, 32]),
     ]:
         seen, boundary = [], callback.boundary
@@ -214,7 +214,7 @@ def local_sgd():
         reference.local_step(step)
         if step + 1 in (1, 2, 3, 4, 7, 10):  # every step until 4, then every third
             reference.x = [np.mean(reference.x, axis=0)] * SIZE
-    agrees(trained(LocalSGD(3, switch_step=4, average_at_end=False)), reference)
+    agrees(trained(LocalSGD(3, switch=0.1, steps=40, average_at_end=False)), reference)
 
 
 def dpsgd():

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from data import Data, partition, texts, tokens
-from data.buckets import Buckets, Lengths
-from data.pairs import Pairs
+from data import Data, partition
 from data.partition import Indices
-from data.texts import Corpus
-from data.vocabulary import Vocabulary
+from data.text import texts, tokens
+from data.text.buckets import Buckets, Lengths
+from data.text.pairs import Pairs
+from data.text.texts import Corpus
+from data.text.vocabulary import Vocabulary
 from swarm_tf import files
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
-from swarm_tf.validation import refuse_unused
 
 _SHAPES = 12  # of batches, at most; XLA compiles the model for each
 
@@ -94,9 +94,6 @@ def load(
         vocabulary that is too large or too small, tokens that cannot be written, and a batch that
         cannot hold the longest sentence; nothing is ever downloaded.
     """
-    stored = config.name != "number_words"
-    unused = ("augment", "image_size", *(["train_examples"] if stored else []))
-    refuse_unused("data", config, unused, f"data.name={config.name}, a set of sentence pairs")
     corpus = texts.find(config.name, config.data_dir, seed, config.train_examples)
     _check(config, corpus, documents)
     languages = texts.direction(config.name, corpus.languages, config.source, config.target)

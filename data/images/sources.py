@@ -2,21 +2,16 @@
 
 import math
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from google.protobuf import json_format
-from tensorflow_datasets.core import read_only_builder
-from tensorflow_datasets.core.file_adapters import FileFormat
 
+from data import prepared
 from swarm_tf.errors import UsageError
 
 # What every rank may hold of a set. Sharding by index is exact and fast that way; a larger set,
@@ -26,8 +21,6 @@ MEMORY_LIMIT = 1 << 30
 # The held-out fifth of the digits is the same for everybody, whatever the seed of a run.
 _DIGITS_SEED = 0
 _DIGITS_TEST = 360
-
-_TEST_SPLITS = ("test", "validation")  # in this order; ImageNet's labelled one is validation
 
 _FRAME = 16  # bytes around each record of a TFRecord file
 
@@ -86,7 +79,7 @@ class Source:
 
 
 def read(name: str, data_dir: str | None) -> Source:
-    """The set `name`: "digits", or a set that TFDS prepared under `data_dir`.
+    """The set `name`: one of `SETS`, or a set that TFDS prepared under `data_dir`.
 
     Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
 
@@ -94,14 +87,12 @@ def read(name: str, data_dir: str | None) -> Source:
       UsageError: if the name is unknown, the set is not there, damaged or not one of classified
         uint8 images, or must be streamed but lies in files of another kind than TFRecord.
     """
-    if name == "digits":
-        return _digits()
-    return _tfds(name, data_dir)
+    return SETS[name]() if name in SETS else _tfds(name, data_dir)
 
 
 def _digits() -> Source:
     """1,797 images 8 x 8 of 0..16 from scikit-learn's wheel: 1,437 to train, 360 to test."""
-    # Here, not above: importing scikit-learn takes a second that other sets need not pay.
+    # Imported here, since it takes a second that other sets do not need.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -123,111 +114,16 @@ def _digits() -> Source:
 
 
 def _tfds(name: str, data_dir: str | None) -> Source:
-    builder = prepared(name, data_dir, embedded="digits")
+    builder = prepared.builder(name, data_dir, embedded=SETS)
     info = builder.info
     keys = _image_and_label(name, info)
-    test = test_split(name, info)
+    test = prepared.test_split(name, info)
     read_split = _arrays if _fits_memory(name, info, keys[0], ("train", test)) else _records
     return Source(
         read_split(builder, "train", keys),
         read_split(builder, test, keys),
         classes=info.features[keys[1]].num_classes,
     )
-
-
-def prepared(name: str, data_dir: str | None, *, embedded: str) -> Any:
-    """The builder of a set that lies on disk; from its files alone, whatever version they are.
-
-    Args:
-      embedded: the set that needs no files, for the refusal.
-
-    Raises:
-      UsageError: if the set is not there; says how to get it. Or what is wrong with its files.
-    """
-    place = data_dir or tfds.core.constants.DATA_DIR
-    where = f"data.data_dir={place}"
-    family = re.split("[:/]", name)[0]  # "wmt17_translate" of "wmt17_translate/de-en"
-    if Path(place).is_file():
-        raise UsageError(f"{where} is a file; name the directory that holds {family}/")
-    try:
-        with reading(name, f"{place}/{family}"):
-            return read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
-        for found in sorted(Path(place, family).rglob("dataset_info.json")):
-            if not (found.parent / "features.json").exists():
-                raise _unreadable(name, found.parent, "it has no features.json") from None
-    except UsageError:
-        if family.isidentifier() and Path(place, family).exists():
-            raise
-    if family not in tfds.list_builders(with_community_datasets=False):
-        raise UsageError(
-            f"data.name={name} is unknown: neither {embedded}, nor a set in {where}, nor one of "
-            "TFDS; see tensorflow.org/datasets/catalog"
-        )
-    # Of ImageNet, for one: archives that its owners hand out to registered users only.
-    by_hand = " ".join((tfds.builder_cls(family).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    if by_hand:
-        by_hand = f"; before that, in its downloads/manual (manual_dir): {by_hand}"
-    call = f"tensorflow_datasets.load('{name}', data_dir={data_dir!r})"
-    raise UsageError(
-        f"data.name={name} is not in {where}: prepare it with "
-        f'python -c "import tensorflow_datasets; {call}" on a machine with network, '
-        f"or set data.data_dir{by_hand}"
-    )
-
-
-@contextmanager
-def reading(name: str, place: str) -> Iterator[None]:
-    """Within it, files of a set that are missing or damaged are refused in one line.
-
-    Args:
-      name: of the set.
-      place: where its files lie.
-
-    Raises:
-      UsageError: says what is wrong with which file.
-    """
-    try:
-        yield
-    except (tfds.core.DatasetNotFoundError, UsageError):
-        raise
-    except (OSError, ValueError, KeyError, json_format.Error, tf.errors.OpError) as error:
-        # Without what TensorFlow puts around it.
-        text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(str(error).split())).strip()
-        raise _unreadable(name, place, text) from error
-
-
-def _unreadable(name: str, place: str | Path, why: str) -> UsageError:
-    return UsageError(
-        f"data.name={name} cannot be read from {place} ({why}); prepare the set again, or set "
-        "data.data_dir to another directory"
-    )
-
-
-def test_split(name: str, info: Any) -> str:
-    """The split to test on, of a set that has one and also the split train."""
-    test = next((split for split in _TEST_SPLITS if split in info.splits), None)
-    if "train" not in info.splits or test is None:
-        raise UsageError(
-            f"data.name={name} has the splits {', '.join(info.splits) or 'none'}, but needs train "
-            "and test or validation; choose another set"
-        )
-    return test
-
-
-def record_files(info: Any, split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The paths of a split's TFRecord files, and how many records each holds."""
-    if info.file_format is not FileFormat.TFRECORD:
-        raise UsageError(
-            f"data.name={info.name} is streamed, and for that must lie in files of format "
-            f"tfrecord, not {info.file_format.value}; prepare it again with "
-            "tensorflow_datasets.builder(..., file_format='tfrecord')"
-        )
-    files = info.splits[split].file_instructions
-    for file in files:
-        if not os.path.exists(file.filename):
-            raise _unreadable(info.name, info.data_dir, f"{Path(file.filename).name} is missing")
-    return tuple(file.filename for file in files), tuple(file.examples_in_shard for file in files)
 
 
 def _image_and_label(name: str, info: Any) -> tuple[str, str]:
@@ -262,13 +158,13 @@ def _fits_memory(name: str, info: Any, image_key: str, splits: tuple[str, str]) 
 
 def _records(builder: Any, split: str, keys: tuple[str, str]) -> Records:
     info = builder.info
-    paths, counts = record_files(info, split)
+    paths, counts = prepared.record_files(info, split)
     # Nobody reads the records before training. TFDS counts their bytes without frames.
     counted = int(info.splits[split].num_bytes or 0) + _FRAME * sum(counts)
     missing = counted - sum(map(os.path.getsize, paths))
     if missing > 0:
         why = f"the files of split {split} are cut off: {missing} bytes are missing"
-        raise _unreadable(info.name, info.data_dir, why)
+        raise prepared.unreadable(info.name, info.data_dir, why)
     return Records(paths, counts, info.features, keys)
 
 
@@ -280,9 +176,13 @@ def _arrays(builder: Any, split: str, keys: tuple[str, str]) -> Split:
         decoders=tfds.decode.PartialDecoding({image: True, label: True}),
         read_config=tfds.ReadConfig(try_autocache=False),
     )
-    with reading(builder.info.full_name, builder.info.data_dir):
+    with prepared.reading(builder.info.full_name, builder.info.data_dir):
         batches = list(stored.batch(_READ_BATCH).as_numpy_iterator())
     return Split(
         np.concatenate([batch[image] for batch in batches]),
         np.concatenate([batch[label] for batch in batches]).astype(np.int32),
     )
+
+
+SETS: dict[str, Callable[[], Source]] = {"digits": _digits}
+"""Name -> the sets of images that are not of TFDS."""

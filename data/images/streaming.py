@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from data import crops
+from data import AHEAD
+from data.images import crops
+from data.images.pipeline import Scale, normalise
+from data.images.sources import Records
 from data.partition import Ranges
-from data.pipeline import AHEAD, Scale, normalise
-from data.sources import Records
 
 # The customary mean and deviation of ImageNet's channels, red first (Gross and Wilber 2016,
 # github.com/facebookarchive/fb.resnet.torch; torchvision has the same), here of pixels 0..255.

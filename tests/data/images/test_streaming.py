@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import data
-from data import sources, streaming
+import data.images
+from data.images import sources, streaming
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
@@ -44,7 +44,7 @@ def where(tmp_path_factory):
 def _load(where, name="imagenet2012", *, rank=0, size=1, batch_size=1, seed=0, **keys):
     keys = {"augment": True, "image_size": SIDE} | keys
     config = DataConfig(name=name, data_dir=where, **keys)
-    return data.load(config, rank=rank, size=size, batch_size=batch_size, seed=seed)
+    return data.images.load(config, rank=rank, size=size, batch_size=batch_size, seed=seed)
 
 
 def _epochs(part, count):
@@ -124,9 +124,7 @@ def _digest(where, **keys):
 
 
 def test_the_seed_decides_whatever_the_number_of_threads(where):
-    program = (
-        "import sys; from tests.data import test_streaming as t; print(t._digest(sys.argv[1]))"
-    )
+    program = "import sys; from tests.data.images import test_streaming as t; print(t._digest(sys.argv[1]))"
     assert _digest(where) == _digest(where) == other_process.last_word(program, where)
     assert len({_digest(where), _digest(where, seed=1), _digest(where, rank=1, size=2)}) == 3
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.buckets import Buckets, best_widths
+from data.text.buckets import Buckets, best_widths
 from swarm_tf.errors import UsageError
 
 

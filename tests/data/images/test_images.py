@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import data
-from data import pipeline, sources
+import data.images
+from data.images import pipeline, sources
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
@@ -19,7 +19,9 @@ def _config(name="digits", data_dir=None, **keys):
 
 
 def _load(config=None, *, rank=0, size=1, batch_size=32, seed=0):
-    return data.load(config or _config(), rank=rank, size=size, batch_size=batch_size, seed=seed)
+    return data.images.load(
+        config or _config(), rank=rank, size=size, batch_size=batch_size, seed=seed
+    )
 
 
 def _take(dataset, count):

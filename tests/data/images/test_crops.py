@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from data import crops
+from data.images import crops
 
 
 def _picture(height, width, seed=0):

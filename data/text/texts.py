@@ -1,14 +1,14 @@
 """Sets of sentence pairs: number_words, or a translation set of TFDS; texts, not yet tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import sources
-from data.number_words import NumberWords, training_documents
+from data import prepared
+from data.text.number_words import NumberWords, training_documents
 from swarm_tf.errors import UsageError
 
 _READ_BATCH = 8192  # pairs; parsed together, they cost a thirtieth of what they do one by one
@@ -63,14 +63,14 @@ class _Tfds:
         return self._stored(split).num_examples
 
     def read(self, split: str) -> Iterator[Mapping[str, Sequence[bytes]]]:
-        paths, _ = sources.record_files(self.info, self._stored(split).name)
+        paths, _ = prepared.record_files(self.info, self._stored(split).name)
         features = {language: tf.io.FixedLenFeature([], tf.string) for language in self.languages}
         with tf.device("CPU:0"):
             stored = tf.data.TFRecordDataset(paths).batch(_READ_BATCH)
             parsed = stored.map(lambda records: tf.io.parse_example(records, features))
             batches = parsed.prefetch(1).as_numpy_iterator()
             while True:
-                with sources.reading(self.info.full_name, self.info.data_dir):
+                with prepared.reading(self.info.full_name, self.info.data_dir):
                     batch = next(batches, None)
                 if batch is None:
                     break
@@ -81,23 +81,28 @@ class _Tfds:
 
 
 def find(name: str, data_dir: str | None, seed: int, train_examples: int | None = None) -> Corpus:
-    """The set `name`: "number_words", or a translation set that TFDS prepared under `data_dir`.
+    """The set `name`: one of `SETS`, or a translation set that TFDS prepared under `data_dir`.
 
     Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
 
     Args:
       seed: decides which numbers number_words has.
-      train_examples: of number_words.
+      train_examples: pairs to make, for one of `SETS`; None: its own choice.
 
     Raises:
       UsageError: if the name is unknown, the set is not there, is not one of sentence pairs or has
         no split for tests, or lies in files of another kind than TFRecord; or number_words cannot
         have so many examples.
     """
-    if name == "number_words":
-        return NumberWords(seed, training_documents(train_examples))
-    info = sources.prepared(name, data_dir, embedded="number_words").info
-    return _Tfds(info, _languages(name, info), sources.test_split(name, info))
+    if name in SETS:
+        return SETS[name](seed, train_examples)
+    if train_examples is not None:
+        raise UsageError(
+            f"data.train_examples={train_examples} has no effect on data.name={name}; "
+            "leave it at None"
+        )
+    info = prepared.builder(name, data_dir, embedded=SETS).info
+    return _Tfds(info, _languages(name, info), prepared.test_split(name, info))
 
 
 def direction(
@@ -137,3 +142,11 @@ def _languages(name: str, info: Any) -> tuple[str, ...]:
         f"data.name={name} is not a set of sentence pairs; "
         "use number_words, wmt17_translate/de-en or another of that kind"
     )
+
+
+def _number_words(seed: int, train_examples: int | None) -> Corpus:
+    return NumberWords(seed, training_documents(train_examples))
+
+
+SETS: dict[str, Callable[[int, int | None], Corpus]] = {"number_words": _number_words}
+"""Name -> set(seed, train_examples): the sets of sentence pairs that are not of TFDS."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data import vocabulary
+from data.text import vocabulary
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from data.buckets import Batch, Lengths
+from data import AHEAD
 from data.partition import Indices
-from data.pipeline import AHEAD
-from data.tokens import Sentences
-from data.vocabulary import BOS, PADDING
+from data.text.buckets import Batch, Lengths
+from data.text.tokens import Sentences
+from data.text.vocabulary import BOS, PADDING
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Pairs:
 
 
 def _shifted(batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Inputs, labels and weights: each label is to be told from the labels before it."""
+    """Inputs, labels and weights: each label is predicted from the labels before it."""
     labels = batch.pop("labels")
     real = labels != PADDING
     before = tf.pad(labels[:, :-1], [[0, 0], [1, 0]], constant_values=BOS)

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from data import AHEAD
+from data.images.sources import Split
 from data.partition import Indices
-from data.sources import Split
 
 _PAD = 4  # pixels a crop may move; He et al. 2016, 4.2
-AHEAD = 2  # batches made while a step runs: one would do, two ride out a slow one
 
 
 @dataclass(frozen=True)

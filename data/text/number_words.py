@@ -1,4 +1,4 @@
-"""Numbers in words, English and German: a translation set that needs no file.
+"""Numbers in words, English and German: a translation set without a file.
 
     one hundred and five  ->  einhundertfünf
 
@@ -76,7 +76,7 @@ class NumberWords:
 
 @functools.cache  # the vocabulary and the tokens are made of the same texts, one after the other
 def _words(number: int, language: str) -> bytes:
-    # Here, not above: other sets need not have it.
+    # Imported here, since other sets do not need it.
     from num2words import num2words
 
     return num2words(number, lang=language).encode()

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from data import vocabulary
-from data.texts import Corpus
+from data.text import vocabulary
+from data.text.texts import Corpus
 from swarm_tf.errors import UsageError
 
 SPLITS = ("train", "test")

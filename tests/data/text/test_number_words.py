@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 from num2words import num2words
 
-from data.number_words import LIMIT, NumberWords, training_documents
+from data.text.number_words import LIMIT, NumberWords, training_documents
 
 SEEDS = range(4)
 

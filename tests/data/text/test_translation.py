@@ -12,9 +12,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-import data
-from data import texts, tokens, translation
-from data.vocabulary import BOS, EOS, PADDING, UNKNOWN
+from data.text import texts, tokens, translation
+from data.text.vocabulary import BOS, EOS, PADDING, UNKNOWN
 from models.stack import Size
 from models.transformer_xl import TransformerXL
 from swarm_tf.config import DataConfig
@@ -211,8 +210,8 @@ def _digest(part):
 
 
 _PROGRAM = """
-import sys; from tests.data import test_translation as t
-from data import translation
+import sys; from tests.data.text import test_translation as t
+from data.text import translation
 from swarm_tf.config import DataConfig
 where, workdir = sys.argv[1:]
 config = DataConfig(name="wmt17_translate/de-en", data_dir=where, vocabulary_size=320)
@@ -517,8 +516,6 @@ def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
         ({"name": "three", "source": "ru"}, "data.source=ru is no language .* use one of de, en"),
         ({"name": "three", "source": "en", "target": "en"}, "=en must be two languages"),
         ({"name": "three", "partition": "dirichlet"}, "data.partition=dirichlet needs classes"),
-        ({"name": "three", "augment": True}, "data.augment=True has no effect on data.name=three"),
-        ({"name": "three", "image_size": 32}, "data.image_size=32 has no effect .* at 224"),
         (
             {"name": "three", "train_examples": 40},
             "data.train_examples=40 has no effect .* at None",
@@ -547,19 +544,3 @@ def test_batches_ranks_and_documents_that_cannot_be(load, small):
         load(small, size=121)
     with pytest.raises(UsageError, match="does not say where documents begin"):
         load(small, documents=True)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("source", "en"),
-        ("target", "en"),
-        ("vocabulary_size", 5),
-        ("max_length", 5),
-        ("train_examples", 40),
-        ("cache_dir", "tokens"),
-    ],
-)
-def test_images_take_no_keys_of_texts(key, value):
-    with pytest.raises(UsageError, match=f"data.{key}={value} has no effect on data.name=digits"):
-        data.load(DataConfig(name="digits", **{key: value}), rank=0, size=1, batch_size=8, seed=0)

@@ -1,0 +1,1 @@
+"""Sets of sentence pairs, from their texts to batches of tokens."""

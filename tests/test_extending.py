@@ -1,0 +1,91 @@
+"""docs/extending.md as it stands: one of each kind, added from outside, trains on two ranks."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swarm_tf import codec as codecs
+from swarm_tf.errors import UsageError
+from swarm_tf.runner import flags
+from swarm_tf.runner.validation import validate
+from tests.protocol.swarm import FAULTS, ROUNDING, Swarm
+
+SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+FILES = "summary", "config"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    path = tmp_path_factory.mktemp("outside") / "my_run.py"
+    path.write_text("\n\n".join(blocks))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe):
+    """Runs the recipe on two ranks, with keys; gives its summary and config.json."""
+
+    def run(name, *keys):
+        workdir = recipe.parent / name
+        done = subprocess.run(
+            [
+                SWARMRUN,
+                *("-n", "2", "train.py"),
+                *(f"--config={recipe}", f"--workdir={workdir}"),
+                *(f"--config.{key}" for key in keys),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads((workdir / f"{file}.json").read_text()) for file in FILES]
+
+    return run
+
+
+def test_a_partner_policy_a_codec_and_a_data_set(run):
+    summary, config = run("bars", "swarm.partners=cyclic", "swarm.codec=fixed")
+    assert (config["swarm"]["partners"], config["swarm"]["codec"]) == ("cyclic", "fixed")
+    assert summary["final"]["accuracy"] > 0.95
+    assert summary["exchanges"] >= 8
+    assert summary["exchanges_failed"] == 0
+    assert summary["blocks_skipped"] == 0
+    # Matrices travel in two bytes a weight, vectors exactly.
+    assert 2 < summary["payload_bytes_per_exchange"] / summary["parameters"] < 2.5
+
+
+def test_an_algorithm_and_a_task(run):
+    summary, config = run(
+        "line", "algorithm=every_few", "every_few.local_steps=5", "model.name=dense"
+    )
+    assert config["every_few"]["local_steps"] == 5
+    assert summary["exchanges"] == 2 * (summary["local_steps_total"] // 2 // 5)
+    assert summary["final"]["squared_error"] < 0.02
+
+
+def test_keys_of_an_algorithm_from_outside_are_checked_and_shown(recipe, capsys):
+    argv = ["train.py", f"--config={recipe}", "--workdir=w", "--config.every_few.local_steps=0"]
+    with pytest.raises(UsageError, match=r"every_few\.local_steps=0 must be 1 or more"):
+        validate(flags.parse(argv)[0], 2)
+    with pytest.raises(SystemExit):
+        flags.parse(["train.py", f"--config={recipe}", "--help"])
+    assert "--config.every_few.local_steps=10\n      local steps between" in capsys.readouterr().out
+
+
+def test_a_codec_from_outside_keeps_the_mean(recipe):
+    """The laws hold for it as for ours: corrections are exact opposites, in any order."""
+    runpy.run_path(str(recipe))
+    swarm = Swarm(4, codecs.build("fixed"), seed=1, chunks=2, faults=FAULTS)
+    swarm.run(100, noise=0.003)
+    assert swarm.drift() < ROUNDING
+    assert swarm.distance() < 0.05
