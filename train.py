@@ -38,7 +38,7 @@ def trained(argv: list[str]) -> int:
         if summary.ended_by:
             return 128 + signal.Signals[summary.ended_by]
     except UsageError as error:
-        if world.is_first():
+        if world.is_rank_zero():
             print(f"{argv[0]}: {error}", file=sys.stderr, flush=True)
         return 2
     return 0

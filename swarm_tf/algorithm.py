@@ -273,7 +273,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         if self.average_at_end:
             self.weights.assign(consensus.mean(self.weights, self.transport))
         rendezvous.leave(self.model)
-        world.end(self)
+        world.end_training(self)
         self._caller = None
         self._training.close()
 
@@ -359,7 +359,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
         common["the model's weights"] = [entry[1:] for entry in self.weights.shapes()]
         self._rounds = 0
         self._sent_before, self._sent = self.transport.bytes_sent, None
-        world.begin(self)
+        world.begin_training(self)
         self.begin(common)
         self._same_data = SameData(self.transport, self._watched, arrays_of(self._caller))
         self._due, self._next_stop_check = self.next_boundary(self._step), self._step + 1
@@ -414,7 +414,7 @@ class Algorithm(keras.callbacks.Callback):  # type: ignore[misc]
                 other._caller = None
                 other._training.close()
                 other.abandon()
-                world.end(other)
+                world.end_training(other)
         if self._caller is not None:  # one that failed before the ranks met
             self._caller = None
             self._training.close()
