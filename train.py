@@ -20,13 +20,13 @@ from swarm_tf.runner import flags, metrics
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS deprecations of its own
-    # From here to the last file: a signal ends the run in good order.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of its own deprecations
+    # From here to the last file: a signal ends the run cleanly.
     with signals.listening():
-        return trained(argv)
+        return train(argv)
 
 
-def trained(argv: list[str]) -> int:
+def train(argv: list[str]) -> int:
     try:
         settings, workdir = world.run_on_all_ranks(lambda: read(argv))
         agreed = config.flatten(config.to_dict(settings))
@@ -53,7 +53,7 @@ def read(argv: list[str]) -> tuple[config.RunConfig, str]:
 
 
 def build(settings: config.RunConfig, workdir: str):
-    """Everything a run needs; TensorFlow is loaded here, after the flags were found good."""
+    """Everything a run needs; TensorFlow is loaded here, after the flags were checked."""
     with startup_logs.start():
         import keras
 

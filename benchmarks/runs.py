@@ -114,7 +114,7 @@ def parse(
     args, rest = parser.parse_known_args(argv)
     for unknown in rest:
         if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
-            parser.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
+            parser.error(f"unknown argument {unknown}; only --config.KEY=VALUE may be added")
     return args, rest
 
 
