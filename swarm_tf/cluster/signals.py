@@ -1,4 +1,4 @@
-"""Signals that end training early, in good order."""
+"""Signals that end training early, but cleanly."""
 
 from __future__ import annotations
 

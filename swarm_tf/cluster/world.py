@@ -125,7 +125,7 @@ def begin_training(participant: Participant) -> None:
 
 
 def end_training(participant: Participant) -> None:
-    """`participant` has ended its training in good order."""
+    """`participant` has ended its training cleanly."""
     _training.discard(participant)
 
 

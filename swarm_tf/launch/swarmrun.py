@@ -129,7 +129,7 @@ def _fits(mpirun: str, library: str) -> bool:
 def run(command: list[str], variables: Mapping[str, str]) -> int:
     """Starts `command`, forwards signals, and returns its exit code, or 128 + the signal.
 
-    A first SIGTERM or SIGINT is forwarded as SIGUSR1, which ends the ranks in good order: after
+    A first SIGTERM or SIGINT is forwarded as SIGUSR1, which ends the ranks cleanly: after
     SIGTERM Open MPI would kill them at once. A second one kills them.
     """
     received: list[int] = []

@@ -124,7 +124,7 @@ class MPITransport(Transport):
         return [body[a:b] for a, b in itertools.pairwise(ends)]
 
     def _gather_on_root(self, own: bytes, what: str, timeout: float) -> list[bytes]:
-        """Rank 0: receive every rank's part, and send all of them the table, or why there is none."""
+        """Rank 0: receive every rank's part, and send all the table, or why there is none."""
         parts, left = {0: own}, list[int]()
         deadline = time.monotonic() + timeout
         try:
