@@ -19,13 +19,13 @@ from swarm_tf.cluster import signals, startup_logs, world
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS deprecations of its own
-    # From here to the last file: a signal ends the run in good order.
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS warns of its own deprecations
+    # From here to the last file: a signal ends the run cleanly.
     with signals.listening():
-        return trained(argv)
+        return train(argv)
 
 
-def trained(argv: list[str]) -> int:
+def train(argv: list[str]) -> int:
     with startup_logs.start():
         from swarm_tf import config  # loads TensorFlow
     try:
@@ -39,7 +39,7 @@ def trained(argv: list[str]) -> int:
         if summary.ended_by:
             return 128 + signal.Signals[summary.ended_by]
     except UsageError as error:
-        if world.is_first():
+        if world.is_rank_zero():
             print(f"{argv[0]}: {error}", file=sys.stderr, flush=True)
         return 2
     return 0

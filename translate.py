@@ -44,10 +44,10 @@ def main(argv: list[str]) -> int:
         print(f"translate.py: {error}", file=sys.stderr)
         return 2
     documents = [list(group) for _, group in groupby(lines, key=lambda line: bool(line.strip()))]
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `head` may have read enough
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
     sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     for translation in chain.from_iterable(translator.documents(documents)):
-        print(" ".join(translation.splitlines()))  # a model can spell any character
+        print(" ".join(translation.splitlines()))  # a model may produce line breaks
     return 0
 
 
@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         prog="translate.py",
         description="Translates a text, line by line, with the model of a finished run.",
         epilog="For a model with memory (model.memory_length above 0) lines are the sentences of "
-        "a document in turn, and an empty line ends it; for others each line stands for itself.",
+        "a document in order, and an empty line ends it; otherwise each line is a text of its own.",
     )
     parser.add_argument("workdir", metavar="WORKDIR", help="--workdir of the run")
     parser.add_argument("file", metavar="FILE", nargs="?", help="UTF-8; default: standard input")
@@ -72,7 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def read(file: str | None) -> list[str]:
-    """The lines, without what ends them."""
+    """The lines, without their line ends."""
     name = "standard input" if file is None else f"FILE={file}"
     try:
         text = sys.stdin.buffer.read() if file is None else Path(file).read_bytes()
@@ -85,7 +85,7 @@ def read(file: str | None) -> list[str]:
 
 
 def load(workdir: Path, *, beams: int, alpha: float):
-    """The translator of a run; TensorFlow is loaded here, after the flags were found good."""
+    """The translator of a run; TensorFlow is loaded here, after the flags were checked."""
     with startup_logs.start():
         import models
     from data.text import vocabulary
@@ -96,8 +96,8 @@ def load(workdir: Path, *, beams: int, alpha: float):
 
     config, pieces, weights = (workdir / name for name in FILES)
     with refuse_damaged(config):
-        told = json.loads(config.read_bytes())
-        keys, max_length = ModelConfig(**told["model"]), told["data"]["max_length"]
+        saved = json.loads(config.read_bytes())
+        keys, max_length = ModelConfig(**saved["model"]), saved["data"]["max_length"]
     if keys.name not in models.TRANSLATORS:
         raise UsageError(
             f"WORKDIR={workdir} is of model.name={keys.name}, which does not translate; use "
@@ -115,12 +115,12 @@ def load(workdir: Path, *, beams: int, alpha: float):
 
 @contextlib.contextmanager
 def refuse_damaged(file: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file of the run is the file's fault."""
+    """Report any error in reading a file of the run as a damaged file."""
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise UsageError(
-            f"{file} is damaged, or not of one run with the other files of WORKDIR, by this version"
+            f"{file} is damaged, or is not of the same run and version as the rest of WORKDIR"
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""How long does one all-reduce take, alone? Ours, MPI's own, Horovod's if it is there.
+"""How long does an all-reduce take when nothing else runs? Ours, MPI's, and Horovod's if installed.
 
     swarmrun -n 4 -m benchmarks.allreduce --weights=1200000
 
-Median seconds of float32 vectors of so many weights, by turns in the same run.
+Prints the median seconds of each for a float32 vector of --weights numbers; they alternate in one
+run.
 """
 
 import argparse
@@ -35,11 +36,11 @@ def main() -> int:
         MPI.COMM_WORLD.Barrier()
         collectives.average(transport, parts, 600)
 
-    def mpis() -> None:
+    def mpi_allreduce() -> None:
         MPI.COMM_WORLD.Barrier()
         MPI.COMM_WORLD.Allreduce(vector, result)
 
-    actions = {"ours": ours, "MPI_Allreduce": mpis}
+    actions = {"ours": ours, "MPI_Allreduce": mpi_allreduce}
     try:
         import horovod.tensorflow as hvd
         import tensorflow as tf
@@ -49,14 +50,14 @@ def main() -> int:
         hvd.init()
         tensor = tf.constant(vector)
 
-        def horovods() -> None:
+        def horovod_allreduce() -> None:
             MPI.COMM_WORLD.Barrier()
             hvd.allreduce(tensor, op=hvd.Average, name="vector")
 
-        actions["Horovod"] = horovods
-    taken = medians(actions, args.rounds)
+        actions["Horovod"] = horovod_allreduce
+    seconds = medians(actions, args.rounds)
     if world.rank() == 0:
-        print(json.dumps({"weights": args.weights, "seconds": taken}))
+        print(json.dumps({"weights": args.weights, "seconds": seconds}))
     return 0
 
 

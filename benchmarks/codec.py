@@ -2,9 +2,9 @@
 
     python -m benchmarks.codec [--weights=25000000] [--rounds=11]
 
-encode: communication copy -> payload and checksums; with one correction on top in brackets.
-decode: checks and correction; added onto an earlier correction in brackets.
-Limits: encode 3, decode 4 (without brackets, 8 bits).
+encode: communication copy -> payload and checksums; (+correction): of the copy and one correction.
+decode: checks and correction; (onto another): added to an earlier correction.
+Limits, at 8 bits and without the columns in brackets: encode 3, decode 4.
 """
 
 import argparse

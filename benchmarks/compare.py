@@ -1,4 +1,4 @@
-"""Does swarm reach what one rank reaches, and at what price?
+"""Does a swarm reach the accuracy of one rank, and at what cost?
 
     python -m benchmarks.compare --config=configs/digits_resnet.py --out=demo
 
@@ -9,7 +9,7 @@ run. All make the same passes over the data, unless the recipe gives the swarm m
 
     python -m benchmarks.compare --workdirs DIR DIR --out=demo
 
-does the same with runs that are finished, on a cluster for instance.
+prints and draws the same from finished runs, for instance of a cluster.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.runs import (
     COLOURS,
     DPI,
     Run,
-    comparing,
+    comparison_parser,
     number,
     parse,
     read,
@@ -39,18 +39,18 @@ WIDTH = 145  # columns of the table
 
 
 def table(runs: Sequence[Run], frame: box.Box = box.SIMPLE_HEAD) -> Table:
-    """A line a run; accuracy is the mean model's, "per rank" the worst and the best model's.
+    """One line per run; accuracy is the mean model's, "per rank" the worst and the best model's.
 
-    Of translation, the accuracy is that of the next token; BLEU has a column of its own.
+    For translation, accuracy is that of the next token; BLEU has a column of its own.
     """
     result = Table(title=_title(runs), box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("run", style="bold", no_wrap=True)
     rows = [_cells(run.summary) for run in runs]
-    told = [heading for heading in rows[0] if any(row[heading] != "" for row in rows)]
-    for heading in told:
+    reported = [heading for heading in rows[0] if any(row[heading] != "" for row in rows)]
+    for heading in reported:
         result.add_column(heading, justify="right", no_wrap=True)
     for run, row in zip(runs, rows, strict=True):
-        result.add_row(run.label, *(row[heading] for heading in told))
+        result.add_row(run.label, *(row[heading] for heading in reported))
     return result
 
 
@@ -107,7 +107,7 @@ def _report(runs: Sequence[Run], out: Path) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = comparing("benchmarks.compare", "Trains once per algorithm and compares.")
+    parser = comparison_parser("benchmarks.compare", "Trains once per algorithm and compares.")
     parser.add_argument("--algorithms", type=_names, default="single,swarm", help="%(default)s")
     return parse(parser, argv)
 
@@ -122,7 +122,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _cells(summary: dict[str, Any]) -> dict[str, str]:
-    """A run's cells by heading; empty where the run has no such thing."""
+    """A run's cells by heading; empty where the run has no such metric."""
     final, separate = summary["final"], summary["per_rank_accuracy"]
     low, high = (number(separate.get(end), ".1%") for end in ("min", "max"))
     return {

@@ -1,13 +1,13 @@
-"""How many sentences a CPU-second search decodes, beside KerasHub's samplers.
+"""How many sentences a search decodes in a CPU-second, compared with KerasHub's samplers.
 
     python -m benchmarks.decoding [--batch=32] [--rounds=5]
 
-One step function with one cache, that of transformer_tiny with random weights, is driven by
-`models.decoding` and by KerasHub on one thread: greedily, and with 4 beams. Endless sentences are
-all cut at 64 tokens: what a step costs. The others end at about the lengths of their sources, 12 to
-32: then it also counts when a search stops. (KerasHub's beam search is a simpler one, without
+`models.decoding` and KerasHub drive the same step function and cache, those of transformer_tiny
+with random weights, on one thread: greedily, and with 4 beams. "endless" sentences are all cut at
+64 tokens: they measure what a step costs. "ending" ones end at about the length of their source, 12
+to 32 tokens: they also measure how soon a search stops. (KerasHub's beam search is simpler, without
 length penalty or finished hypotheses; its greedy search gives no scores.)
-Limits: greedily 0.9 times KerasHub's speed, with 4 beams twice that.
+Limits: greedily 0.9 times KerasHub's speed, with 4 beams 2 times KerasHub's speed.
 """
 
 import argparse
@@ -38,13 +38,13 @@ VOCABULARY, SOURCE, LENGTH = 4000, 32, 64
 
 @dataclass(frozen=True)
 class Decoder:
-    """A translation model with random weights; how likely the end is, is made up."""
+    """A translation model with random weights; if `ending`, a bias makes sentences end."""
 
     model: Transformer
     ending: bool
 
     def start(self, source: tf.Tensor) -> dict:
-        """The cache for sources int32 [batch, SOURCE]; their true lengths are made up."""
+        """The cache for sources int32 [batch, SOURCE]; where each should end is made up."""
         lengths = 12 + tf.range(tf.shape(source)[0]) % 21
         return {**self.model.start(source, LENGTH), "lengths": lengths}
 
@@ -63,7 +63,7 @@ def main() -> int:
     args = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.get_logger().setLevel("ERROR")  # there are many functions of one name
+    tf.get_logger().setLevel("ERROR")  # it warns of retracing, since many functions have one name
     model = models.build_translator("transformer_tiny", vocabulary=VOCABULARY, seed=0)
     table = Table(box=box.SIMPLE_HEAD, title=f"sentences a CPU-second, batches of {args.batch}")
     for heading in ("sentences", "beams", "ours", "KerasHub", "ratio"):

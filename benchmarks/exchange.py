@@ -2,12 +2,12 @@
 
     swarmrun -n 2 -m benchmarks.exchange [--weights=25000000] [--rounds=15] [--bits=8]
 
-pause: the training loop stands still at a nonblocking boundary whose partner answered in time.
-cpu: all CPU time of a rank's process, both threads, publishing included, for each exchange that
-it took part in, as initiator or as responder. Between two boundaries the rank only sleeps, so
-nothing else is counted but the polling, which is shown too.
-The memcpy is taken once a round, after the exchanges, by both ranks: what slows the machine down
-slows down both sides of the ratio.
+pause: how long the training loop stops at a nonblocking boundary if the partner answered in time.
+cpu: CPU time of a rank's process, both threads, publishing included, per exchange that it took
+part in, as initiator or as responder. Between two boundaries the rank only sleeps, so it holds
+nothing else but polling, which is shown too.
+Both ranks time a memcpy once a round, after the exchanges: what slows the machine down slows down
+both sides of the ratio.
 Limits: pause 4, cpu 12.
 """
 
@@ -106,7 +106,7 @@ def main() -> int:
     for r, row in enumerate(results):
         table.add_row(f"rank {r}", *(f"{x:.2f}" for x in row))
     Console(width=100).print(table)
-    print(f"memcpy {unit * 1e3:.1f} ms; rank 0: {counters.exchanges} exchanges begun, "
+    print(f"memcpy {unit * 1e3:.1f} ms; rank 0: {counters.exchanges} exchanges initiated, "
           f"{counters.exchanges_served} answered, {len(pauses)} pauses")  # fmt: skip
     missed = sum((row[0] > PAUSE_LIMIT) + (row[1] > CPU_LIMIT) for row in results)
     print(f"{missed} of 4 limits missed")
@@ -114,7 +114,7 @@ def main() -> int:
 
 
 def _polling(member: Member, rounds: int) -> float:
-    """CPU seconds of a period in which nothing happens."""
+    """CPU seconds that polling takes in so many rounds without an exchange."""
     idle = Member(
         FlatWeights(member.weights.variables[:1]), member.transport, codec.build("float32")
     )

@@ -1,10 +1,10 @@
-"""How many training images a core makes ready in a second: the model must never wait for them.
+"""How many training images a core prepares in a second: the model must never wait for them.
 
     python -m benchmarks.input [--rounds=5]
 
-Stand-ins of cifar10 and imagenet2012 are written by the builders of TFDS into a temporary
-directory and read as a run reads them, with crops and flips, in batches of 128. Counted is the CPU
-time of all threads of the process, so neither a second core nor waiting for a disk flatters.
+Stand-ins for cifar10 and imagenet2012 are written by the builders of TFDS into a temporary
+directory and read as a run reads them, with crops and flips, in batches of 128. Time is CPU time of
+all threads of the process, so neither a second core nor waiting for a disk changes the result.
 Limit: 20,000 images of CIFAR a CPU-second; those of ImageNet (500 x 375, JPEG) for information.
 """
 
@@ -66,9 +66,9 @@ def main() -> int:
 
 
 def write(where: str) -> None:
-    """10,000 random images as of CIFAR, and 256 of ImageNet's usual size and bytes."""
+    """Writes 10,000 random images of CIFAR's size, and 256 of ImageNet's usual size and bytes."""
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(None):  # what the builders tell
+    with contextlib.redirect_stdout(None):  # hides what the builders print
         cifar = tfds_standin.images((32, 32, 3), 10, id="x")
         tfds_standin.write("cifar10", where, cifar, {"train": 10_000, "test": 10})
         tfds_standin.write("imagenet2012", where, photograph, {"train": 256, "validation": 1})

@@ -3,11 +3,11 @@
     make .venv-mpich/ready .venv-debian/ready
     python -m benchmarks.launchers --out=launchers .venv .venv-mpich .venv-debian
 
-In every environment, each of which has an MPI of its own: its mpirun, swarmrun, srun on a Slurm
-that is started for it, horovodrun where Horovod is, and swarmrun across hosts, which are network
-namespaces. Four ranks train a ResNet-8 on digits for 20 steps. The seconds are those from the
-command to the end of the first step (processes, imports, data, compilation), the median of the
-rounds. Writes OUT/table.md. Linux and root.
+Every environment has an MPI of its own. In each it tries mpirun, swarmrun, srun on a Slurm that it
+starts, horovodrun if Horovod is installed, and swarmrun across hosts, which are network namespaces.
+Four ranks train a ResNet-8 on digits for 20 steps. Seconds run from the command to the end of the
+first step (processes, imports, data, compilation), the median of the rounds. Writes OUT/table.md.
+Needs Linux and root.
 """
 
 import argparse
@@ -41,10 +41,11 @@ TRAIN = ["train.py", "--config=configs/digits_resnet.py", "--config.train.max_st
 
 @dataclass
 class Start:
-    """A launcher, what is typed before train.py, and what came of it.
+    """A launcher, its command, and the result.
 
     Attributes:
-      seconds: to the first step, of each round.
+      words: of the command, before train.py.
+      seconds: from the command to the end of the first step, one per round.
       failure: why it did not train; empty if it did.
     """
 
@@ -59,7 +60,9 @@ class Start:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints and writes the table; returns the number of starts that failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.launchers")
-    parser.add_argument("environments", nargs="+", type=Path, help="directories of Pythons")
+    parser.add_argument(
+        "environments", nargs="+", type=Path, help="directories of virtual environments"
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory of the table")
     parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
     args = parser.parse_args(argv)
@@ -69,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(place: Path, rounds: int) -> tuple[str, list[Start]]:
-    """The MPI of an environment, and all its launchers, in turn in every round."""
-    ask = (
+    """The MPI of an environment, and its launchers with their times; a round starts each once."""
+    program = (
         "from swarm_tf.cluster.environment import mpi_name; "
         "from swarm_tf.launch.swarmrun import mpi_library; print(mpi_name(mpi_library()))"
     )
     mpi = subprocess.run(
-        [place / "bin/python", "-c", ask],
+        [place / "bin/python", "-c", program],
         check=True,
         capture_output=True,
         text=True,
@@ -91,7 +94,7 @@ def measure(place: Path, rounds: int) -> tuple[str, list[Start]]:
 
 
 def table(started: Mapping[str, Sequence[Start]], frame: box.Box) -> Table:
-    """A line for each start."""
+    """One line per launcher."""
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     for heading in ("MPI", "launcher"):
         result.add_column(heading, no_wrap=True)
@@ -115,7 +118,7 @@ def table(started: Mapping[str, Sequence[Start]], frame: box.Box) -> Table:
 
 
 def _starts(bin_: Path, mpi: str, stack: ExitStack) -> Iterator[Start]:
-    """What there is to try; mpirun first."""
+    """The launchers to try; mpirun comes first."""
     open_mpi = "Open MPI" in mpi
     needs = OPEN_MPI if open_mpi else {}
     own = bin_ / "mpirun"
@@ -147,7 +150,7 @@ def _starts(bin_: Path, mpi: str, stack: ExitStack) -> Iterator[Start]:
 
 
 def _time(start: Start, bin_: Path) -> None:
-    """One round."""
+    """Times one start, or notes why it failed."""
     print("$", *start.words, *TRAIN, flush=True)
     environment = {**os.environ, **start.environment, "PATH": f"{bin_}:{os.environ['PATH']}"}
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile("w+") as output:

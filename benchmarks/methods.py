@@ -26,39 +26,39 @@ class Method:
 
     @property
     def settings(self) -> list[str]:
-        """`SECTION.KEY=VALUE`, each."""
+        """Its own settings, each `SECTION.KEY=VALUE`."""
         inside = self.text.removesuffix("]").partition("[")[2]
         # At commas, but not within parentheses.
         return re.findall(r"(?:\([^)]*\)|[^,])+", inside)
 
     @property
     def directory(self) -> str:
-        """A name without characters that shells know."""
+        """The text without characters that are special to a shell."""
         return re.sub(r"[^\w.=]+", "-", self.text).strip("-")
 
     def ranks(self, ranks: int) -> int:
         """How many of `ranks` it uses."""
         return 1 if self.algorithm == "single" else ranks
 
-    def also(self, **settings: object) -> "Method":
-        """With more settings; `__` stands for the dot of a key."""
+    def with_settings(self, **settings: object) -> "Method":
+        """This method with more settings; `__` in a name stands for the dot of a key."""
         more = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
         return Method(f"{self.algorithm}[{','.join([*self.settings, *more])}]")
 
     def arguments(self, config: str, workdir: Path, rest: Sequence[str]) -> list[str]:
-        """The command line of its training, from train.py on; `rest` goes to all methods."""
+        """Its command line, from train.py on; `rest` are the arguments that all methods get."""
         flags = [f"--config.{setting}" for setting in self.settings]
         line = ["train.py", f"--config={config}", f"--workdir={workdir}"]
         return [*line, *rest, f"--config.algorithm={self.algorithm}", *flags]
 
 
 def parse_methods(text: str) -> list[Method]:
-    """Of a list with commas between methods, and between settings in brackets."""
+    """The methods in a list; commas separate methods, and the settings within brackets."""
     return [Method(name) for name in re.findall(r"[^,\[\]]+(?:\[[^\]]*\])?", text)]
 
 
 class Failed(Exception):
-    """A method's training ended with an exit code other than 0; `code` is for our own exit."""
+    """A method's training failed; `code` is the exit code for the benchmark itself."""
 
     def __init__(self, method: Method, code: int) -> None:
         super().__init__(f"{method.text} failed with exit code {code}")
@@ -76,7 +76,7 @@ def train(
     """Trains a method on as many of `ranks` as it uses; see `start`.
 
     Raises:
-      Failed: it did not come to its end.
+      Failed: the exit code is not 0.
     """
     code, _ = start(method.ranks(ranks), method.arguments(config, workdir, rest), link)
     if code:
@@ -93,7 +93,7 @@ def start(
 
     Raises:
       UsageError: there is no mpirun.
-      Unavailable: with `link`, if it is not Open MPI's.
+      Unavailable: `link` is given, but mpirun is not Open MPI's.
     """
     if ranks == 1:
         command, environment = [sys.executable, *arguments], dict(os.environ)

@@ -58,7 +58,7 @@ def _common(args: argparse.Namespace, seed: int) -> list[str]:
 
 
 def table(args: argparse.Namespace) -> Table:
-    """Accuracy of the mean model for each seed, and what differs from float32."""
+    """Accuracy of the mean model for each seed, and its difference from float32."""
     result = Table(box=box.SIMPLE_HEAD, title=f"{args.ranks} ranks, {args.epochs:g} epochs")
     seeds = [f"seed {seed}" for seed in args.seeds]
     for heading in (

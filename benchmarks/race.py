@@ -6,11 +6,11 @@
 A method is the name of an algorithm, with its own settings in brackets where it has some; any
 --config.KEY=VALUE goes to all. All make the same passes over the data. --bandwidth puts every rank
 behind a link of its own (network.py); --slow-rank makes the last rank compute slower. Where ranks
-share cores, one that computes less leaves more to the others: with --config.train.step_seconds=0.1
-every rank pauses until a step has taken that long, as on a machine of its own.
+share cores, a rank that computes less leaves more to the others: --config.train.step_seconds=0.1
+makes every rank pause until a step has taken that long, as on a machine of its own.
 
-Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/METHOD, and with
---workdirs does the same with runs that are finished.
+Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/METHOD, or with
+--workdirs from finished runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.runs import (
     COLOURS,
     DPI,
     Run,
-    comparing,
+    comparison_parser,
     number,
     parse,
     read,
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def is_allreduce(self) -> bool:
-        """Whether others are measured by it."""
+        """Whether it is an all-reduce, of whose speed the others' speeds are multiples."""
         return bool(self.run.summary["algorithm"] == "allreduce")
 
     @property
@@ -64,21 +64,21 @@ class Result:
 
     @property
     def computing(self) -> float:
-        """Seconds of a local step without what is exposed of its exchanges."""
+        """Seconds of a local step, without the exposed part of its communication."""
         return (1 - float(self.run.summary["exposed_fraction"])) / self.rate
 
     def seconds_to_loss(self, loss: float) -> float:
         """Training seconds until the mean loss of a pass has come down to `loss`; NaN if never."""
         seconds, losses = self.run.curve("pass_loss", "train_seconds")
-        return _first(seconds, [-value for value in losses], -loss)
+        return _first_time(seconds, [-value for value in losses], -loss)
 
     def seconds_to_accuracy(self, accuracy: float) -> float:
         """Training seconds until a test of rank 0's own model gave `accuracy`; NaN if never."""
-        return _first(*self.run.curve("test_accuracy", "train_seconds"), accuracy)
+        return _first_time(*self.run.curve("test_accuracy", "train_seconds"), accuracy)
 
 
-def _first(times: Sequence[float], values: Sequence[float], goal: float) -> float:
-    """When `values` first reach `goal`; between two they are taken to rise evenly. NaN: never."""
+def _first_time(times: Sequence[float], values: Sequence[float], goal: float) -> float:
+    """When `values` first reach `goal`, interpolated linearly; NaN if never."""
     highest = np.maximum.accumulate(values) if values else np.array([-np.inf])
     if highest[-1] < goal:
         return float("nan")
@@ -88,16 +88,16 @@ def _first(times: Sequence[float], values: Sequence[float], goal: float) -> floa
 
 
 def finished(workdirs: Sequence[Path]) -> list[Result]:
-    """Of runs, named by their algorithm and by those of its settings in which they differ."""
+    """Results of finished runs, named by algorithm and by the settings in which its runs differ."""
     runs = [read(workdir) for workdir in workdirs]
     configs = [flatten(run.config) for run in runs]
     result = []
     for run, own in zip(runs, configs, strict=True):
-        alike = [other for other in configs if other["algorithm"] == own["algorithm"]]
+        same_algorithm = [other for other in configs if other["algorithm"] == own["algorithm"]]
         settings = {
             key: value
             for key, value in own.items()
-            if any(other.get(key) != value for other in alike)
+            if any(other.get(key) != value for other in same_algorithm)
         }
         words = ", ".join(f"{key}={value}" for key, value in settings.items())
         result.append(Result(own["algorithm"] + (f" [{words}]" if words else ""), run))
@@ -107,11 +107,11 @@ def finished(workdirs: Sequence[Path]) -> list[Result]:
 def table(
     results: Sequence[Result], ideal: float | None, target: float | None, frame: box.Box
 ) -> Table:
-    """A line a run; speeds as multiples of the fastest all-reduce's.
+    """One line per run; speeds as multiples of the fastest all-reduce's.
 
     Args:
       ideal: steps a second of an all-reduce that overlaps perfectly; None if not measured.
-      target: accuracy to be reached; None for one that all have reached.
+      target: accuracy whose time is reported; None for the highest that all runs reached.
     """
     loss = max(min(r.run.curve("pass_loss")[1], default=-np.inf) for r in results)
     if target is None:
@@ -224,7 +224,7 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
 
 
 def _slow(factor: float, ranks: int) -> list[str]:
-    """The last of several ranks takes so many times longer."""
+    """Flags that make the steps of the last of several ranks `factor` times longer."""
     if factor == 1 or ranks == 1:
         return []
     return [f"--config.train.slow_factors={(1.0,) * (ranks - 1) + (factor,)}"]
@@ -232,10 +232,10 @@ def _slow(factor: float, ranks: int) -> list[str]:
 
 def _ideal(results: Sequence[Result], alone: float | None) -> float | None:
     """Steps a second if an all-reduce of `alone` seconds hid behind the computation."""
-    rivals = [r for r in results if r.is_allreduce]
-    if alone is None or not rivals:
+    allreduces = [r for r in results if r.is_allreduce]
+    if alone is None or not allreduces:
         return None
-    return 1 / max(max(rivals, key=lambda r: r.rate).computing, alone)
+    return 1 / max(max(allreduces, key=lambda r: r.rate).computing, alone)
 
 
 def _report(args: argparse.Namespace, results: Sequence[Result], alone: float | None) -> int:
@@ -247,7 +247,7 @@ def _report(args: argparse.Namespace, results: Sequence[Result], alone: float | 
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = comparing(
+    parser = comparison_parser(
         "benchmarks.race", "Trains once per method, all by the same recipe, and compares."
     )
     parser.add_argument(
@@ -257,9 +257,18 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="NAME[KEY=VALUE,...],...",
     )
     parser.add_argument("--bandwidth", type=_bandwidth, help="of each rank's link: 100mbit, 1gbit")
-    parser.add_argument("--slow-rank", type=_factor, default=1.0, help="3x: the last rank's steps")
-    parser.add_argument("--target", type=_share, help="accuracy; how soon? Else what all reach")
-    parser.add_argument("--alone", type=float, help="with --workdirs: seconds of an all-reduce")
+    parser.add_argument(
+        "--slow-rank",
+        type=_factor,
+        default=1.0,
+        help="3x: the last rank's steps take three times as long",
+    )
+    parser.add_argument(
+        "--target", type=_share, help="accuracy whose time is reported; default: what all reach"
+    )
+    parser.add_argument(
+        "--alone", type=float, help="with --workdirs: seconds of an all-reduce alone"
+    )
     return parse(parser, argv)
 
 

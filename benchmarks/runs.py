@@ -1,4 +1,4 @@
-"""Finished runs: how programs that compare them are started, read files, write tables."""
+"""What benchmarks that compare runs share: arguments, reading a run's files, tables, style."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from swarm_tf import UsageError
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in print.
+# Okabe and Ito's palette: colour-blind readers can tell these apart, also in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DPI = 150
 
@@ -29,7 +29,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What tells the run from the others."""
+        """A short name: algorithm, ranks and, if it is skewed, the partition of the data."""
         ranks, data = self.summary["ranks"], self.config["data"]
         words = [self.summary["algorithm"], f"{ranks} rank{'s' * (ranks > 1)}"]
         if data["partition"] == "dirichlet":
@@ -37,7 +37,7 @@ class Run:
         return ", ".join(words)
 
     def curve(self, key: str, against: str = "epoch") -> tuple[list[float], list[float]]:
-        """Passes over the data (or what else) and values of one key, of rank 0's own model."""
+        """Values of `against` and `key` from the log lines that have both (rank 0's own model)."""
         points = [
             (line[against], line[key])
             for line in self.lines
@@ -68,13 +68,13 @@ def number(value: float | None, form: str) -> str:
 
 
 def style(axes: Any) -> None:
-    """How all our pictures look."""
+    """Apply the style that all plots share."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def write_table(table: Callable[[box.Box], Table], out: Path, width: int) -> None:
-    """Prints `table` in the frame it is given, at least `width` wide, and writes OUT/table.md."""
+    """Prints `table(frame)`, at least `width` columns wide, and writes it to OUT/table.md."""
     out.mkdir(parents=True, exist_ok=True)
     # Never cut a number short: a narrow terminal may wrap, a pipe has no width at all.
     Console(width=max(Console().width, width)).print(table(box.SIMPLE_HEAD))
@@ -84,8 +84,10 @@ def write_table(table: Callable[[box.Box], Table], out: Path, width: int) -> Non
     (out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def comparing(program: str, description: str, finished: bool = True) -> argparse.ArgumentParser:
-    """For what such programs have in common: a recipe or `finished` runs, ranks, a directory."""
+def comparison_parser(
+    program: str, description: str, finished: bool = True
+) -> argparse.ArgumentParser:
+    """The arguments of all comparisons: a recipe or (if `finished`) finished runs, ranks, OUT."""
     result = argparse.ArgumentParser(
         prog=f"python -m {program}",
         description=description,
@@ -95,23 +97,27 @@ def comparing(program: str, description: str, finished: bool = True) -> argparse
     what = result.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="configs/NAME.py")
     if finished:
-        what.add_argument("--workdirs", nargs="+", type=Path, help="of runs: train nothing")
-    result.add_argument("--ranks", type=int, default=4, help="all but single; %(default)s")
+        what.add_argument(
+            "--workdirs", nargs="+", type=Path, help="of finished runs; trains nothing"
+        )
+    result.add_argument(
+        "--ranks", type=int, default=4, help="of all methods but single; %(default)s"
+    )
     result.add_argument("--out", type=Path, required=True, help="directory of the results")
     return result
 
 
 def parse(
-    of: argparse.ArgumentParser, argv: Sequence[str] | None
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments, and those that go to train.py; anything else is refused."""
-    args, rest = of.parse_known_args(argv)
+    """The parsed arguments, and the --config ones for train.py; any other is refused."""
+    args, rest = parser.parse_known_args(argv)
     for unknown in rest:
         if not unknown.lstrip("-").startswith(("config.", "noconfig.")):
-            of.error(f"unknown argument {unknown}; allowed besides are --config.KEY=VALUE")
+            parser.error(f"unknown argument {unknown}; only --config.KEY=VALUE may be added")
     return args, rest
 
 
 def exit_code(code: int) -> int:
-    """Of a subprocess, as a shell reports it: a signal is 128 and its number."""
+    """A subprocess's exit code as a shell reports it: 128 plus the number of a signal."""
     return code if code >= 0 else 128 - code

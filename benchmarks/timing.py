@@ -1,7 +1,4 @@
-"""Medians of interleaved runs, as multiples of one float32 memcpy: absolute times are noisy.
-
-And how fast a core makes batches of data ready.
-"""
+"""Medians of interleaved actions, to compare as ratios: absolute times are noisy. Batch rates."""
 
 import statistics
 import time
@@ -21,20 +18,20 @@ def medians(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each action; all run once a round, so that drift hits all alike."""
+    """Median seconds of each action; all run once a round, so that drift affects all equally."""
     for action in actions.values():
         action()
-    taken: dict[str, list[float]] = {name: [] for name in actions}
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
             began = clock()
             action()
-            taken[name].append(clock() - began)
-    return {name: statistics.median(times) for name, times in taken.items()}
+            seconds[name].append(clock() - began)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def batch_rates(dataset: Iterable[object], batches: int, rounds: int) -> list[float]:
-    """Batches a CPU-second of all threads together, in each round of so many batches."""
+    """Batches per CPU-second of all threads together, in each of the rounds of `batches` each."""
     stream = iter(dataset)
     rates = []
     for _ in range(rounds + 1):

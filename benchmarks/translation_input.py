@@ -1,9 +1,9 @@
-"""How many target tokens a core makes ready in a second, and how much of the batches is padding.
+"""How many target tokens a core prepares in a second, and how much of the batches is padding.
 
     python -m benchmarks.translation_input [--name=SET --data_dir=DIR --vocabulary_size=N]
         [--documents]
 
-Counted is the CPU time of all threads of the process. Limits, for --batch_size=4096 or more:
+Time is CPU time of all threads of the process. Limits, for --batch_size=4096 or more:
 1,000,000 target tokens a CPU-second, padding not counted, and padding below 25 % of all source and
 target positions of a pass.
 """
@@ -57,8 +57,8 @@ def main() -> int:
             documents=args.documents,
         )
         pairs = part.train_examples + part.dropped
-        print(f"{pairs:,} pairs made ready in {time.process_time() - began:.1f} CPU-seconds")
-        padding = share(part)
+        print(f"{pairs:,} pairs prepared in {time.process_time() - began:.1f} CPU-seconds")
+        padding = padding_share(part)
         tokens = part.target_tokens / part.steps_per_pass  # in a batch
         batches = max(500, math.ceil(part.steps_per_pass))
         rates = [tokens * rate for rate in batch_rates(part.train, batches, args.rounds)]
@@ -74,13 +74,13 @@ def main() -> int:
     return missed
 
 
-def share(part: translation.Translation) -> float:
+def padding_share(part: translation.Translation) -> float:
     """The share of padding in one pass over the training set."""
-    held = positions = 0
+    tokens = positions = 0
     for inputs, labels, _ in part.train.take(math.ceil(part.steps_per_pass)).as_numpy_iterator():
         for ids in (inputs["source"], labels):
-            held, positions = held + np.count_nonzero(ids != PADDING), positions + ids.size
-    return 1 - held / positions
+            tokens, positions = tokens + np.count_nonzero(ids != PADDING), positions + ids.size
+    return 1 - tokens / positions
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
     python -m benchmarks.tuning --config=configs/digits_resnet.py --ranks=4 --out=tuning \\
         --algorithms='single,swarm,allreduce,diloco[diloco.local_steps=8]' [--seeds=3]
 
-Every algorithm begins with the recipe's learning rate, and doubles and halves it for as long as
-accuracy rises: none is better on either side of the one it ends with. That is then repeated with
-other seeds. All are treated alike: passes over the data, schedule, and this search.
+The search begins with the recipe's learning rate, and doubles or halves it for as long as accuracy
+rises: neither the double nor the half of the final rate is better. The run with the final rate is
+then repeated with other seeds. All algorithms get the same passes, schedule and search.
 
-Accuracy is the mean model's on the test split, from which the rate is chosen too: with all alike,
-and only on seed 0. Writes OUT/table.md. A run that is finished in OUT is not repeated.
+Accuracy is the mean model's on the test split. The rate is chosen on that split too, for all
+algorithms, with seed 0 only. Writes OUT/table.md. A run that is finished in OUT is not repeated.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.methods import Failed, Method, parse_methods, train
-from benchmarks.runs import Run, comparing, number, parse, read, write_table
+from benchmarks.runs import Run, comparison_parser, number, parse, read, write_table
 from swarm_tf import UsageError
 from swarm_tf.runner import flags
 
@@ -33,7 +33,7 @@ WIDTH = 170  # columns of the table
 
 @dataclass(frozen=True)
 class Tuned:
-    """A method's accuracy by learning rate, and its runs with the best, one a seed."""
+    """A method's accuracy by learning rate, and its runs with the best one, one per seed."""
 
     method: Method
     by_rate: Mapping[float, float]
@@ -61,7 +61,7 @@ def tune(method: Method, start: float, seeds: int, run: Callable[[Method], Run])
     """Climbs with seed 0 from the learning rate `start`, then trains with the best on all seeds."""
 
     def with_rate(rate: float, seed: int) -> Run:
-        return run(method.also(optimizer__learning_rate=f"{rate:g}", seed=seed))
+        return run(method.with_settings(optimizer__learning_rate=f"{rate:g}", seed=seed))
 
     by_rate = climb(lambda rate: accuracy(with_rate(rate, 0)), start)
     best = max(by_rate, key=by_rate.__getitem__)
@@ -69,7 +69,7 @@ def tune(method: Method, start: float, seeds: int, run: Callable[[Method], Run])
 
 
 def climb(score: Callable[[float], float], start: float) -> dict[float, float]:
-    """Scores of `start`, its double, its half and so on, until the best lies between two worse."""
+    """Scores by rate, from `start` by doubling and halving until neither beats the best."""
     best, scores = start, {start: score(start)}
     for factor in (2.0, 0.5):
         while (rate := best * factor) not in scores:
@@ -80,12 +80,12 @@ def climb(score: Callable[[float], float], start: float) -> dict[float, float]:
 
 
 def accuracy(run: Run) -> float:
-    """Of the mean model, on the test split; 0 of a run that came to nothing."""
+    """The mean model's, on the test split; 0 if the run diverged and has none."""
     return float(run.summary["final"].get("accuracy") or 0.0)
 
 
 def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
-    """A line a method."""
+    """One line per method."""
     result = Table(box=frame, pad_edge=frame is box.MARKDOWN)
     result.add_column("algorithm", style="bold", no_wrap=True)
     headings = ["passes", "steps a rank", "accuracy", "of seeds", "MB sent", "learning rate"]
@@ -110,7 +110,7 @@ def table(tuned: Sequence[Tuned], frame: box.Box) -> Table:
 
 
 def _run(args: argparse.Namespace, rest: Sequence[str], method: Method) -> Run:
-    """The run of OUT/METHOD, trained if it is not there."""
+    """The run in OUT/METHOD; trained now if there is none."""
     workdir = args.out / method.directory
     with contextlib.suppress(UsageError):
         return read(workdir)
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace, rest: Sequence[str], method: Method) -> Run:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = comparing(
+    parser = comparison_parser(
         "benchmarks.tuning", "Tunes each algorithm's learning rate, and compares.", finished=False
     )
     parser.add_argument(

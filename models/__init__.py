@@ -46,19 +46,19 @@ def build_translator(
     normalization: str | None = None,
     memory_length: int = 0,
 ) -> transformer.Transformer:
-    """A model from {"source": int32 [batch, s], "target": int32 [batch, t]}, and bool "reset"
-    [batch] where it has a memory, to float32 logits [batch, t, vocabulary].
+    """A model from {"source": int32 [batch, s], "target": int32 [batch, t]} to float32 logits
+    [batch, t, vocabulary]. A model with a memory takes "reset" too: bool [batch].
 
     Args:
       name: `model.name`, one of `TRANSLATORS`.
       vocabulary: number of tokens, both languages together.
       seed: the same seed gives the same weights and dropout; None draws new ones.
-      dropout: from 0 to below 1; None for that of the size.
+      dropout: at least 0 and below 1; None takes the default of the size.
       normalization: "post", the default, or "pre".
-      memory_length: tokens before the segment that a `transformer_xl_*` looks back at.
+      memory_length: how many tokens before the segment a `transformer_xl_*` attends to.
 
     Raises:
-      UsageError: for a name or value that cannot be.
+      UsageError: for an unknown name or a value out of range.
     """
     if name not in TRANSLATORS:
         raise UsageError(f"model.name={name} is unknown; use one of {', '.join(TRANSLATORS)}")

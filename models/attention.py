@@ -1,7 +1,7 @@
-"""Multi-head attention, by content alone or by content and distance.
+"""Multi-head attention, by content alone, or by content and distance.
 
-Everywhere `visible` is a bool tensor that broadcasts to [batch, heads, queries, keys]: which keys a
-query may look at. Every query must see at least one.
+Everywhere `visible` is a bool tensor that broadcasts to [batch, heads, queries, keys]: True where
+the query may attend to the key. Every query needs at least one visible key.
 """
 
 import random
@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Added to a score in float32, it leaves a weight of exactly zero.
+# Added to a float32 score, this makes the attention weight exactly zero.
 _HIDDEN = -1e9
 
 
@@ -19,7 +19,7 @@ class Attention(keras.layers.Layer):
 
     Args:
       width: of inputs and outputs.
-      heads: divides `width`.
+      heads: number of heads; must divide `width`.
     """
 
     def __init__(self, width: int, heads: int, seeds: random.Random, **kwargs: Any) -> None:
@@ -43,10 +43,10 @@ class Attention(keras.layers.Layer):
         visible: tf.Tensor,
         distances: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Look from x [batch, queries, width] at projected keys and values.
+        """Attend from x [batch, queries, width] to projected keys and values.
 
         Args:
-          distances: of RelativeAttention.
+          distances: for RelativeAttention only, which describes them.
 
         Returns:
           [batch, queries, width].
@@ -69,13 +69,14 @@ class Attention(keras.layers.Layer):
 
 
 class RelativeAttention(Attention):
-    """Section 3.3 of Dai et al. 2019 (arXiv 1901.02860): scores know distances, not positions.
+    """Section 3.3 of Dai et al. 2019 (arXiv 1901.02860): scores depend on distances, not positions.
 
-    (q_i + u) k_j + (q_i + v) W_kR R_(i - j), over the root of the head's width; u and v are learned
-    for each layer and head, and start at zero.
+    A score is ((q_i + u) k_j + (q_i + v) W_kR R_(i - j)) / sqrt(width of the head); u and v are
+    learned for each layer and head, and start at zero.
 
-    It is called with `distances`: the `sinusoids` [d, width] of distances i - j that fall by one.
-    The first is from the last query to the first key; `relative_shift` says how many.
+    Calls take `distances`: the `sinusoids` [d, width] of distances i - j in descending order, each
+    one less than the last. The first is the distance from the last query to the first key;
+    `relative_shift` says how large d must be.
     """
 
     def __init__(self, width: int, heads: int, seeds: random.Random, **kwargs: Any) -> None:
@@ -98,32 +99,35 @@ def relative_shift(scores: tf.Tensor, keys: tf.Tensor | int) -> tf.Tensor:
     """From scores by distance to scores by key (Dai et al. 2019, appendix B), without a gather.
 
     Args:
-      scores: [batch, heads, queries, d]; distances fall by one, from that of the last query to the
-        first key. d is more than `keys` where no query's later keys are visible, and at least keys
-        + queries where they are.
+      scores: [batch, heads, queries, d]; along d the distance descends by one, from the distance
+        of the last query to the first key. d must be more than `keys` if keys later than the query
+        are never visible, and at least keys + queries if they may be.
 
     Returns:
-      [batch, heads, queries, keys]: at (i, j) what stood at (i, queries - 1 - i + j); where there
-      is no such distance, something else.
+      [batch, heads, queries, keys]: at (i, j) the score from (i, queries - 1 - i + j); undefined
+      where d holds no such distance.
     """
     batch, heads, queries, distances = tf.unstack(tf.shape(scores))
-    # Read with rows shorter by one, each row starts one distance earlier than the row before.
+    # Reshaped to rows shorter by one, each row starts one distance earlier than the row before.
     flat = tf.reshape(scores, [batch, heads, queries * distances])
     flat = flat[:, :, queries - 1 : queries * distances - 1]
     return tf.reshape(flat, [batch, heads, queries, distances - 1])[..., :keys]
 
 
 def sinusoids(positions: tf.Tensor, width: int) -> tf.Tensor:
-    """Vaswani et al. 2017, section 3.5: integers [n] (or distances) to float32 [n, width]."""
+    """Encodings of integer positions or distances [n]: float32 [n, width].
+
+    Vaswani et al. 2017, section 3.5.
+    """
     frequencies = 10_000.0 ** (-tf.range(0, width, 2, tf.float32) / width)
     angles = tf.cast(positions, tf.float32)[:, None] * frequencies
     return tf.reshape(tf.stack([tf.sin(angles), tf.cos(angles)], axis=-1), [-1, width])
 
 
-def real(tokens: tf.Tensor) -> tf.Tensor:
-    """Which tokens of [batch, n] are visible as keys: all but padding, id 0.
+def visible_tokens(tokens: tf.Tensor) -> tf.Tensor:
+    """Which of `tokens` [batch, n] are visible as keys, bool [batch, n]: all but padding, id 0.
 
-    The first one always is: a row that is all padding has to look at something.
+    The first token always is, since a query needs a visible key even in a row of padding.
     """
     return (tokens != 0) | (tf.range(tf.shape(tokens)[1]) == 0)
 
@@ -131,7 +135,7 @@ def real(tokens: tf.Tensor) -> tf.Tensor:
 def dense(
     inputs: int, units: int, seeds: random.Random, *, kernels: int = 1, **kwargs: Any
 ) -> keras.layers.Dense:
-    """A built Dense layer whose `kernels` side by side each start Glorot uniform.
+    """A built Dense layer of `kernels` matrices side by side, each initialized Glorot uniform.
 
     That is Glorot and Bengio 2010, equation 16: variance 2 / (fan in + fan out) of each kernel.
     """
@@ -150,6 +154,6 @@ def dense(
 
 
 def _leading(x: tf.Tensor) -> list[Any]:
-    """The first two dimensions, where known as numbers, for shapes stay static through a loop."""
+    """The first two dimensions, as numbers if known, so that shapes stay static in a loop."""
     shape = tf.shape(x)
     return [x.shape[i] if x.shape[i] is not None else shape[i] for i in (0, 1)]

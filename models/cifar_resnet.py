@@ -1,7 +1,7 @@
 """The CIFAR residual networks of He et al. 2016, "Deep residual learning" (arXiv 1512.03385, 4.2).
 
 Three stages of n basic blocks, 6n + 2 weighted layers: n = 3 is ResNet-20 with 0.27M weights.
-Shortcuts have no weights (option A), so depth is all that tells these networks apart.
+Shortcuts have no weights (option A), so these networks differ in depth alone.
 """
 
 import random
@@ -17,13 +17,13 @@ PAPER_WIDTHS = (16, 32, 64)
 
 
 def shortcut(x: Any, channels: int, stride: int) -> Any:
-    """Option A: every stride-th pixel, and zeros for the channels x does not have.
+    """Option A: every stride-th pixel, and zeros for the channels that x lacks.
 
     Args:
       x: images [batch, height, width, c] with c <= channels; a tensor or a Keras symbol.
 
     Returns:
-      [batch, ceil(height / stride), ceil(width / stride), channels], as x.
+      [batch, ceil(height / stride), ceil(width / stride), channels], a tensor or symbol like x.
     """
     if stride > 1:
         x = x[:, ::stride, ::stride, :]
@@ -59,7 +59,7 @@ def resnet(
 
 
 BUILDERS: dict[str, Callable[..., keras.Model]] = {
-    # For 8 x 8 digits: seconds an epoch on a CPU core. Not in the paper.
+    # For 8 x 8 digits: an epoch takes seconds on a CPU core. Not in the paper.
     "resnet8": partial(resnet, blocks=1, widths=(12, 24, 48)),
     "resnet20": partial(resnet, blocks=3),
     "resnet32": partial(resnet, blocks=5),

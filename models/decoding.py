@@ -1,7 +1,7 @@
 """Beam search for any model that predicts the next token; one beam is greedy search.
 
-The model is two values: a `cache`, any nest of tensors [rows, ...] that holds what it has to know
-of the tokens before, and `step`, which reads one more token of every row.
+A model is given by two values: `cache`, any nest of tensors [rows, ...] that holds what the model
+has to know of earlier tokens, and `step`, a function that reads one more token of every row.
 """
 
 import math
@@ -12,14 +12,14 @@ import tensorflow as tf
 
 from swarm_tf.errors import UsageError
 
-PADDING = 0  # what follows the end
-BOS, EOS = 1, 2  # where `search` is not told others
+PADDING = 0  # fills a row after its end
+BOS, EOS = 1, 2  # the defaults of `search`
 Step = Callable[[tf.Tensor, tf.Tensor, Any], tuple[tf.Tensor, Any]]
 
 
 class _Hypotheses(NamedTuple):
     tokens: tf.Tensor  # int32 [batch, n, 1 + max_length], the first is `start`
-    scores: tf.Tensor  # float32 [batch, n]; log-probabilities until they are divided
+    scores: tf.Tensor  # float32 [batch, n]: log-probabilities, or these over the length penalty
 
 
 def search(
@@ -38,37 +38,38 @@ def search(
     """The best hypotheses that beam search finds; to be called inside a tf.function, XLA or not.
 
     The score of a hypothesis is its log-probability over its `length_penalty`. As in tensor2tensor,
-    those that ended are kept apart from the live ones, of which there are always `beams`. The
-    search stops as soon as no live one can change the result. Of equal candidates, the one from the
+    finished hypotheses are kept apart from live ones, of which there are always `beams`. The search
+    stops as soon as no live hypothesis can change the result. Of equal candidates, the one from the
     earlier beam wins, then the one of smaller id.
 
-    One beam is greedy search: the most probable token, again and again. (Beam search by the rule
-    above would also keep an end that was second to another token.)
+    With one beam the search is greedy: it takes the most probable token at each position. (The rule
+    above would also keep a hypothesis whose end was only the second most probable token.)
 
     The defaults are those of Vaswani et al. 2017 (arXiv 1706.03762, 6.1), who limit the length to
     that of the source + 50.
 
     Args:
       step: (tokens int32 [rows], position int32 [], cache) -> (float32 logits [rows, vocabulary],
-        cache): reads the tokens before `position`, which at 0 are `start`, and predicts those at
-        `position`. The rows are batch * beams, those of one sentence side by side.
-      cache: for the first step, tensors [batch, ...]. A tensor that `step` always hands on as it
-        came, such as the keys and values of the source, is the same for all beams and never moved.
+        cache): reads in each row the token before `position` (`start` at position 0) and predicts
+        the one at `position`. There are batch * beams rows; those of a sentence are adjacent.
+      cache: for the first step, tensors [batch, ...]. A tensor that `step` returns as
+        the same object, such as the keys and values of the source, is the same for all beams of a
+        sentence and is never reordered.
       batch: number of sentences. This and `max_length` may be tensors, but not under XLA.
-      max_length: of a hypothesis, in tokens with the end.
-      limits: int32 [batch], a smaller `max_length` for each sentence; for 0 nothing is sought.
-      beams: live hypotheses of each sentence.
-      best: how many hypotheses to return of each sentence; the fewer, the sooner the search stops.
+      max_length: most tokens of a hypothesis, its end included.
+      limits: int32 [batch], a smaller `max_length` for each sentence; 0 searches nothing for it.
+      beams: live hypotheses per sentence.
+      best: how many hypotheses to return per sentence; the fewer, the sooner the search stops.
       alpha: exponent of the length penalty, at least 0.
       start: id that stands before the first token and, like padding, is never produced.
       end: id of the last token of a hypothesis.
 
     Returns:
       tokens int32 [batch, best, max_length] with 0 after the end, and scores float32 [batch, best].
-      First come hypotheses that ended, from the highest score down. Only where these are fewer than
-      `best`, live ones of the greatest length follow without an end, again from the highest score
-      down. Where these are too few as well (there are no others of a probability above 0, or
-      logits were NaN), the rest is zeros with the score -inf.
+      Finished hypotheses come first, the highest score first. If they are fewer than `best`, live
+      ones of the greatest length follow, without an end, the highest score first. If these are too
+      few as well (no others have a probability above 0, or logits were NaN), the rest is zeros
+      with the score -inf.
 
     Raises:
       UsageError: for values out of range.
@@ -104,7 +105,7 @@ def _greedy(
     start: int,
     end: int,
 ) -> _Hypotheses:
-    """As `search`, from tokens int32 [batch, 1, 1 + max_length] that begin with `start`."""
+    """Greedy `search`, from tokens int32 [batch, 1, 1 + max_length] that begin with `start`."""
 
     def extend(position, tokens, log_probs, live, cache):
         logits, cache = step(tf.gather(tokens, position, axis=1), position, cache)
@@ -134,34 +135,34 @@ def _beam_search(
     start: int,
     end: int,
 ) -> _Hypotheses:
-    """As `search`, from tokens int32 [batch, beams, 1 + max_length] that begin with `start`."""
+    """Beam `search`, from tokens int32 [batch, beams, 1 + max_length] that begin with `start`."""
     beams = tokens.shape[1]
     cache = tf.nest.map_structure(lambda x: tf.repeat(x, beams, axis=0), cache)
     none = tf.fill(tf.shape(tokens)[:2], -math.inf)
-    # All beams start the same: only the first one counts.
+    # All beams start equal, so only the first one gets a score above -inf.
     live = _Hypotheses(tokens, tf.where(tf.range(beams) == 0, 0.0, none))
-    ended = _Hypotheses(tokens[:, :best], none[:, :best])
+    finished = _Hypotheses(tokens[:, :best], none[:, :best])
     first_rows = beams * tf.range(tf.shape(tokens)[0])[:, None]
 
-    def undecided(position, live, ended, cache):
-        # What follows adds at most 0 to a log-probability, and the penalty divides it by at most
-        # that of the limit: no live hypothesis can come above `attainable`. A draw changes nothing.
+    def undecided(position, live, finished, cache):
+        # Later tokens add at most 0 to a log-probability, and its divisor is at most the penalty of
+        # the limit: no live hypothesis can score above `attainable`. Equal scores change nothing.
         attainable = live.scores[:, 0] / length_penalty(limits, alpha)
-        return tf.reduce_any((position < limits) & (attainable > ended.scores[:, -1]))
+        return tf.reduce_any((position < limits) & (attainable > finished.scores[:, -1]))
 
-    def extend(position, live, ended, cache):
+    def extend(position, live, finished, cache):
         last = tf.reshape(tf.gather(live.tokens, position, axis=2), [-1])
         logits, next_cache = step(last, position, cache)
         position += 1
-        # A beam has one end: of twice as many candidates as beams, enough stay live.
+        # Only one candidate of a beam ends: of 2 * beams candidates, at least `beams` stay live.
         candidates, parents = _candidates(live, *_likely(logits, 2 * beams, start), position)
         ends = tf.gather(candidates.tokens, position, axis=2) == end
-        within = (position <= limits)[:, None]  # else the sentence keeps what it has
+        within = (position <= limits)[:, None]  # beyond its limit a sentence keeps its hypotheses
 
         scores = candidates.scores / length_penalty(position, alpha)
         scores = tf.where(within & ends, scores, -math.inf)
-        all_tokens = tf.concat([ended.tokens, candidates.tokens], 1)
-        ended, _ = _highest(best, all_tokens, tf.concat([ended.scores, scores], 1))
+        all_tokens = tf.concat([finished.tokens, candidates.tokens], 1)
+        finished, _ = _highest(best, all_tokens, tf.concat([finished.scores, scores], 1))
 
         log_probs = tf.where(ends, -math.inf, candidates.scores)
         grown, chosen = _highest(beams, candidates.tokens, log_probs)
@@ -173,20 +174,20 @@ def _beam_search(
         cache = tf.nest.map_structure(
             lambda new, old: old if new is old else tf.gather(new, sources), next_cache, cache
         )
-        return position, live, ended, cache
+        return position, live, finished, cache
 
-    _, live, ended, _ = tf.while_loop(undecided, extend, (tf.constant(0), live, ended, cache))
-    return _filled(ended, live.tokens, live.scores / length_penalty(limits, alpha)[:, None])
+    _, live, finished, _ = tf.while_loop(undecided, extend, (tf.constant(0), live, finished, cache))
+    return _filled(finished, live.tokens, live.scores / length_penalty(limits, alpha)[:, None])
 
 
 def _candidates(
     live: _Hypotheses, likely: tf.Tensor, tokens: tf.Tensor, position: tf.Tensor
 ) -> tuple[_Hypotheses, tf.Tensor]:
-    """The likeliest hypotheses, two for each beam, with one more token, and their beams.
+    """The 2 * beams likeliest extensions by one token, and the beam that each one extends.
 
     Args:
       live: [batch, beams, ...].
-      likely, tokens: [batch * beams, n] as of `_likely`.
+      likely, tokens: [batch * beams, n], as `_likely` returns them.
       position: where the new token goes.
     """
     beams, width = live.scores.shape[1], tokens.shape[1]
@@ -199,19 +200,21 @@ def _candidates(
 
 
 def _highest(count: int, tokens: tf.Tensor, scores: tf.Tensor) -> tuple[_Hypotheses, tf.Tensor]:
-    """Those of the highest scores, and their places int32 [batch, count]; of equals the first."""
+    """The hypotheses of the highest scores, and their indices int32 [batch, count]; of equals the
+    first.
+    """
     scores, places = tf.math.top_k(scores, count)
     return _Hypotheses(tf.gather(tokens, places, batch_dims=1), scores), places
 
 
-def _filled(ended: _Hypotheses, tokens: tf.Tensor, scores: tf.Tensor) -> _Hypotheses:
-    """Hypotheses that ended, and where there are too few of them, others."""
-    best = ended.scores.shape[1]
-    number = tf.math.count_nonzero(_possible(ended.scores), axis=1, dtype=tf.int32)[:, None]
+def _filled(finished: _Hypotheses, tokens: tf.Tensor, scores: tf.Tensor) -> _Hypotheses:
+    """Finished hypotheses; where they are too few, those of `tokens` and `scores` follow."""
+    best = finished.scores.shape[1]
+    number = tf.math.count_nonzero(_possible(finished.scores), axis=1, dtype=tf.int32)[:, None]
     places = tf.range(best)
     places = tf.where(places < number, places, best + places - number)
-    tokens = tf.gather(tf.concat([ended.tokens, tokens], 1), places, batch_dims=1)
-    scores = tf.gather(tf.concat([ended.scores, scores], 1), places, batch_dims=1)
+    tokens = tf.gather(tf.concat([finished.tokens, tokens], 1), places, batch_dims=1)
+    scores = tf.gather(tf.concat([finished.scores, scores], 1), places, batch_dims=1)
     return _Hypotheses(tokens, scores)
 
 
@@ -226,7 +229,7 @@ def _likely(logits: tf.Tensor, count: int, start: int) -> tuple[tf.Tensor, tf.Te
 
 
 def _write(hypotheses: tf.Tensor, position: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """Hypotheses [..., 1 + max_length] with tokens [...] at `position`."""
+    """`hypotheses` [..., 1 + max_length] with `tokens` [...] written at `position`."""
     here = tf.range(tf.shape(hypotheses)[-1]) == position
     return tf.where(here, tokens[..., None], hypotheses)
 

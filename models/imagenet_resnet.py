@@ -1,11 +1,11 @@
 """The ImageNet residual networks of He et al. 2016 (arXiv 1512.03385, table 1), as in torchvision.
 
 Shortcuts are convolutions where the shape changes (option B). ResNet-50 is version 1.5: a block
-halves the image in its 3 x 3 convolution, where the paper does it in the first 1 x 1 and so reads
-one pixel of four (https://github.com/facebookarchive/fb.resnet.torch, "Notes").
+halves the image in its 3 x 3 convolution; the paper does so in the first 1 x 1, which then reads
+only one pixel of four (https://github.com/facebookarchive/fb.resnet.torch, "Notes").
 
-Kernels start as in that code and torchvision, He normal by fan-out; the head with standard
-deviation 0.01 (Goyal et al. 2017, arXiv 1706.02677, 5.1).
+Kernels are initialized as in that code and torchvision, He normal by fan-out; the head's with
+standard deviation 0.01 (Goyal et al. 2017, arXiv 1706.02677, 5.1).
 """
 
 import random
@@ -51,7 +51,7 @@ def resnet(
     inputs = keras.Input(input_shape, name="images")
     x = layers.conv(inputs, 64, 7, 2, seeds, "conv1", "fan_out")
     x = keras.layers.ReLU()(layers.norm(x, "bn1"))
-    # No pixel is negative after the ReLU, so zeros around it never win the maximum.
+    # No pixel is negative after the ReLU, so padding with zeros never changes a maximum.
     x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))
     for name, width, stride in layers.stages(WIDTHS, blocks):
         x = _block(x, convolutions(width, stride), stride, seeds, name)

@@ -1,8 +1,8 @@
 """The parts that the residual networks share.
 
 Convolutions are padded by the same number of pixels on all sides, as in PyTorch, and layers with
-weights bear the names of torchvision's (its `fc` is `logits` here): weights move between the two by
-name, kernels transposed from [out, in, height, width] to [height, width, in, out].
+weights have torchvision's names (its `fc` is `logits` here): weights can be copied between the two
+by name, with kernels transposed from [out, in, height, width] to [height, width, in, out].
 """
 
 import random
@@ -21,7 +21,7 @@ def conv(
     name: str,
     fan: str = "fan_in",
 ) -> Any:
-    """A convolution without bias: BatchNorm subtracts the mean, and has an offset of its own.
+    """A convolution without bias, since the BatchNorm after it has an offset of its own.
 
     Args:
       x: images [batch, height, width, c].
@@ -48,7 +48,7 @@ def conv(
 
 
 def norm(x: Any, name: str, scale: str = "ones") -> Any:
-    """BatchNorm whose scale starts at "ones" or "zeros"; shapes stay.
+    """BatchNorm whose scale starts at "ones" or "zeros"; the shape stays.
 
     The constants are customary for these networks; Keras' own momentum of 0.99 needs more steps
     than a short run has.
@@ -105,6 +105,7 @@ def head(x: Any, classes: int, initializer: keras.initializers.Initializer) -> A
 def he_normal(seeds: random.Random, fan: str = "fan_in") -> keras.initializers.Initializer:
     """Variance 2 / fan (He et al. 2015, arXiv 1502.01852, equation 10; 14 for "fan_out").
 
-    A seed a layer: with one seed for all, Keras gives layers of one shape the same weights.
+    Each layer draws its own seed: with one seed for all, Keras gives layers of one shape the same
+    weights.
     """
     return keras.initializers.VarianceScaling(2.0, fan, seed=seeds.getrandbits(31))

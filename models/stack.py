@@ -15,7 +15,7 @@ Pair = tuple[tf.Tensor, tf.Tensor]  # keys and values
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a model: table 3 of Vaswani et al. 2017 calls these N, d_model, d_ff, h and P_drop."""
+    """The size of a model; Vaswani et al. 2017, table 3: N, d_model, d_ff, h and P_drop."""
 
     layers: int
     width: int
@@ -56,7 +56,7 @@ class Embedding(keras.layers.Layer):
 
 
 class Residual(keras.layers.Layer):
-    """The connection around a sublayer f, with dropout of what f returns (section 5.4).
+    """The residual connection around a sublayer f, with dropout of its output (section 5.4).
 
     `normalization` "post" is LayerNorm(x + f(x)), the paper's; "pre" is x + f(LayerNorm(x)).
     """
@@ -71,11 +71,11 @@ class Residual(keras.layers.Layer):
         self.built = True
 
     def enter(self, x: tf.Tensor) -> tf.Tensor:
-        """What the sublayer reads."""
+        """The input of the sublayer."""
         return self.norm(x) if self.pre else x
 
     def leave(self, x: tf.Tensor, returned: tf.Tensor) -> tf.Tensor:
-        """x with what the sublayer made of `enter(x)`."""
+        """The sum of x and `returned`, the output of the sublayer for `enter(x)`."""
         x += self.dropout(returned)
         return x if self.pre else self.norm(x)
 
@@ -127,7 +127,7 @@ class Block(keras.layers.Layer):
         source: tuple[Pair, tf.Tensor],
         distances: tf.Tensor | None,
     ) -> tuple[tf.Tensor, Pair]:
-        """The block for one token x [batch, 1, width], whose key and value take their slot."""
+        """The block for one token x [batch, 1, width]; its key and value are written to `slot`."""
         entered = self.residuals[0].enter(x)
         here = (tf.range(tf.shape(cached[0])[1]) == slot)[:, None, None]
         pairs = zip(self.attention.project(entered), cached, strict=True)
@@ -150,7 +150,7 @@ class Stack(keras.layers.Layer):
     Args:
       attention: class of the self-attention.
       normalization: "pre" or "post".
-      cross: whether blocks look at another stack (a decoder).
+      cross: whether blocks attend to another stack, as in a decoder.
     """
 
     def __init__(
@@ -189,11 +189,11 @@ class Stack(keras.layers.Layer):
         Args:
           x: embeddings [batch, n, width].
           visible: bool, broadcasts to [batch, heads, n, memory + n].
-          memory: for each block [batch, memory, width]: earlier states to look back at.
-          source: states [batch, s, width] for a decoder to look at.
+          memory: for each block [batch, memory, width]: earlier states to attend to.
+          source: states [batch, s, width] of the encoder, for a decoder to attend to.
           source_visible: bool [batch, s].
-          distances: of RelativeAttention.
-          training: whether to drop.
+          distances: for RelativeAttention, which describes them.
+          training: whether dropout is on.
 
         Returns:
           States [batch, n, width], and for each block what its self-attention read: memory and
@@ -219,9 +219,9 @@ class Stack(keras.layers.Layer):
         """A decoder's cache before the first `step`.
 
         Returns:
-          "own": keys and values of each block's self-attention, twice [batch, memory + max_length,
-          heads, width / heads], the memory's slots filled. "source": those of its attention to the
-          source. "visible": bool [batch, s].
+          "own": keys and values of each block's self-attention, each [batch, memory + max_length,
+          heads, width / heads], with the memory's slots filled. "source": keys and values of its
+          attention to the source. "visible": bool [batch, s].
         """
         if memory is None:
             none = tf.zeros([tf.shape(source)[0], 0, self.size.width], source.dtype)
@@ -250,7 +250,7 @@ class Stack(keras.layers.Layer):
 
         Args:
           x: embeddings [batch, 1, width].
-          slot: scalar int32, the position's place among the cached.
+          slot: scalar int32, the index of this position in the cache.
           visible: bool, broadcasts to [batch, heads, 1, memory + max_length].
 
         Returns:

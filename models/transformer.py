@@ -1,4 +1,4 @@
-"""The encoder-decoder of Vaswani et al. 2017 (arXiv 1706.03762), positions as sinusoids."""
+"""The encoder-decoder of Vaswani et al. 2017 (arXiv 1706.03762) with sinusoidal positions."""
 
 import random
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from models.attention import Attention, real, sinusoids
+from models.attention import Attention, sinusoids, visible_tokens
 from models.stack import BASE, BIG, TINY, Embedding, Size, Stack
 
 
@@ -14,8 +14,8 @@ class Transformer(keras.Model):
     """From {"source": int32 [batch, s], "target": int32 [batch, t]} to float32 logits
     [batch, t, vocabulary].
 
-    Padding is id 0, at the end of a row. The target is shifted right: it begins with the token for
-    the begin of a sentence, and logits at i are of the token after target[:, : i + 1].
+    Padding is id 0, at the end of a row. The target is shifted right: it starts with
+    the token BOS, and logits at i predict the token after target[:, : i + 1].
 
     Args:
       vocabulary: number of tokens, both languages together.
@@ -50,7 +50,7 @@ class Transformer(keras.Model):
             self._embed(target, positions),
             positions <= positions[:, None],
             source=self._encode(source, training),
-            source_visible=real(source),
+            source_visible=visible_tokens(source),
             training=training,
         )
         return self.embedding.logits(x)
@@ -62,20 +62,20 @@ class Transformer(keras.Model):
 
         Args:
           source: int32 [batch, s].
-          max_length: a number, or scalar int32 for one trace to serve all lengths (not under XLA).
-          memory: what a TransformerXL takes; here there is none.
+          max_length: a number, or a scalar int32, so that one trace serves all (not under XLA).
+          memory: unused here; `TransformerXL.start` takes one.
         """
-        return self.decoder.start(self._encode(source), real(source), max_length)
+        return self.decoder.start(self._encode(source), visible_tokens(source), max_length)
 
     def step(
         self, tokens: tf.Tensor, position: tf.Tensor | int, cache: dict[str, Any]
     ) -> tuple[tf.Tensor, dict[str, Any]]:
-        """Logits of the next token, after a token at `position` in all rows.
+        """Logits of the next token, after reading the token at `position` of every row.
 
         Args:
           tokens: int32 [batch].
-          position: scalar int32 below `max_length`, counted from 0; positions come in turn.
-          cache: of `start`, or of the step before, rows in any order.
+          position: scalar int32 below `max_length`; call with 0, 1, 2, ... in this order.
+          cache: from `start` or the step before; its rows may have been reordered.
 
         Returns:
           float32 [batch, vocabulary], and the cache for the next position.
@@ -87,7 +87,7 @@ class Transformer(keras.Model):
 
     def _encode(self, source: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = self._embed(source, tf.range(tf.shape(source)[1]))
-        return self.encoder(x, real(source)[:, None, None], training=training)[0]
+        return self.encoder(x, visible_tokens(source)[:, None, None], training=training)[0]
 
     def _embed(self, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
         x = self.embedding(tokens)

@@ -1,23 +1,23 @@
 """An encoder-decoder with the attention and recurrence of Transformer-XL (arXiv 1901.02860).
 
-A long text comes as a sequence of segments. Each block also looks at what it read in the last
-`memory_length` tokens before the segment, through which no gradient flows (Dai et al. 2019,
-section 3.2): in the encoder, which sees its whole segment, and in the decoder, which sees its own
-segment up to each token, and the encoder's states of that segment alone.
+A long text is a sequence of segments. Each block also attends to its inputs for the last
+`memory_length` tokens before the segment; no gradient flows through these (Dai et al. 2019,
+section 3.2). That holds in the encoder, where a token sees its whole segment, and in the decoder,
+where a token sees its segment up to itself, and of the encoder the states of that segment alone.
 """
 
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from models.attention import RelativeAttention, real, sinusoids
+from models.attention import RelativeAttention, sinusoids, visible_tokens
 from models.stack import BASE, TINY
 from models.transformer import Transformer
 from swarm_tf.errors import UsageError
 
 
 class Recent(NamedTuple):
-    """What the blocks of a stack read last, without padding, the newest in the last slot.
+    """The last inputs of the blocks of a stack, without padding, the newest in the last slot.
 
     states: for each block [batch, memory_length, width].
     count: int32 [batch], how many of the last slots are filled.
@@ -28,7 +28,7 @@ class Recent(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Of both stacks."""
+    """The memory of both stacks."""
 
     encoder: Recent
     decoder: Recent
@@ -37,13 +37,13 @@ class Memory(NamedTuple):
 class TransformerXL(Transformer):
     """As `Transformer`, but it knows distances instead of positions, and has a memory.
 
-    `forward` takes and returns the memory. With `memory_length` above 0 a call keeps it: row i of a
-    batch goes on where row i of the batch before ended, unless "reset", bool [batch] among the
-    inputs, tells the row to forget. Calls that train and calls that do not each keep their own, for
-    batches of one size each. What is kept is no weight: it is neither saved nor averaged.
+    `forward` takes and returns the memory. With `memory_length` above 0, `call` keeps it between
+    calls: row i of a batch continues row i of the batch before, unless the input "reset", bool
+    [batch], clears the memory of that row. Training calls and other calls have separate memories,
+    each for batches of one size. The memory is no weight: it is neither saved nor averaged.
 
     Args:
-      memory_length: tokens to look back at before the segment.
+      memory_length: how many tokens before the segment to attend to.
     """
 
     attention = RelativeAttention
@@ -69,11 +69,11 @@ class TransformerXL(Transformer):
     def forward(
         self, source: tf.Tensor, target: tf.Tensor, memory: Memory, training: bool = False
     ) -> tuple[tf.Tensor, Memory]:
-        """A segment: its logits [batch, t, vocabulary], and the memory after it.
+        """The logits [batch, t, vocabulary] of a segment, and the memory after it.
 
         Args:
           source, target: int32 [batch, s] and [batch, t]; a row may be all padding.
-          memory: after the segment before, or `empty_memory(batch)`.
+          memory: as it was after the segment before, or `empty_memory(batch)`.
         """
         states, encoder = self._read_source(source, memory.encoder, training)
         slots = tf.range(self.memory_length + tf.shape(target)[1])
@@ -83,14 +83,14 @@ class TransformerXL(Transformer):
             & (slots <= slots[self.memory_length :, None]),
             memory=memory.decoder.states,
             source=states,
-            source_visible=real(source),
+            source_visible=visible_tokens(source),
             distances=self._distances(slots[-1], 1 + tf.size(slots)),
             training=training,
         )
         return self.embedding.logits(x), Memory(encoder, after(memory.decoder, reads, target))
 
     def empty_memory(self, batch: tf.Tensor | int) -> Memory:
-        """For the begin of `batch` documents."""
+        """The memory at the beginning of `batch` documents."""
         size = self.encoder.size
         states = tf.zeros([batch, self.memory_length, size.width], self.compute_dtype)
         nothing = Recent((states,) * size.layers, tf.zeros([batch], tf.int32))
@@ -99,15 +99,17 @@ class TransformerXL(Transformer):
     def start(
         self, source: tf.Tensor, max_length: int | tf.Tensor, memory: Memory | None = None
     ) -> dict[str, Any]:
-        """As `Transformer.start`. For the memory after what was decoded, call `forward`.
+        """As `Transformer.start`. `forward` returns the memory after the decoded tokens.
 
         Args:
-          memory: after the segment before; None at the begin of a document.
+          memory: as it was after the segment before; None at the beginning of a document.
         """
         if memory is None:
             memory = self.empty_memory(tf.shape(source)[0])
         states, _ = self._read_source(source, memory.encoder)
-        cache = self.decoder.start(states, real(source), max_length, memory.decoder.states)
+        cache = self.decoder.start(
+            states, visible_tokens(source), max_length, memory.decoder.states
+        )
         return {**cache, "remembered": memory.decoder.count}
 
     def step(
@@ -127,9 +129,11 @@ class TransformerXL(Transformer):
     def _read_source(
         self, source: tf.Tensor, recent: Recent, training: bool = False
     ) -> tuple[tf.Tensor, Recent]:
-        """The encoder's states [batch, s, width], and what it read last."""
+        """The encoder's states [batch, s, width], and its memory after the segment."""
         slots = tf.range(self.memory_length + tf.shape(source)[1])
-        seen = tf.pad(real(source), [[0, 0], [self.memory_length, 0]], constant_values=True)
+        seen = tf.pad(
+            visible_tokens(source), [[0, 0], [self.memory_length, 0]], constant_values=True
+        )
         x, reads = self.encoder(
             self.embedding(source),
             self._filled(slots, recent.count) & seen[:, None, None],
@@ -140,19 +144,19 @@ class TransformerXL(Transformer):
         return x, after(recent, reads, source)
 
     def _filled(self, slots: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """Bool [batch, 1, 1, slots]: all but those of a memory that is not full."""
+        """Bool [batch, 1, 1, slots]: False for the empty slots of a memory that is not full."""
         return slots >= self.memory_length - count[:, None, None, None]
 
     def _distances(self, first: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        """Of falling distances, as RelativeAttention wants them."""
+        """Sinusoids of `count` descending distances from `first`, for RelativeAttention."""
         return sinusoids(first - tf.range(count), self.encoder.size.width)
 
     def _variables(self, use: str, batch: int | None) -> list[tf.Variable]:
-        """The memory that calls for that use keep, flat; made by the first one."""
+        """The variables, in flat order, of the memory for `use`; the first call creates them."""
         if use not in self._kept and batch is not None:
-            with tf.init_scope():  # not as part of what is being traced
+            with tf.init_scope():  # outside the graph that is being traced
                 empty = tf.nest.flatten(self.empty_memory(batch))
-                # Not Keras' variables, which it would save and the swarm average.
+                # Not Keras variables: Keras would save those, and the swarm average them.
                 self._kept[use] = [tf.Variable(tensor, trainable=False) for tensor in empty]
         if batch is None or batch != self._kept[use][0].shape[0]:
             raise UsageError(
@@ -163,7 +167,7 @@ class TransformerXL(Transformer):
 
 
 def after(recent: Recent, reads: tuple[tf.Tensor, ...], tokens: tf.Tensor) -> Recent:
-    """What to remember of the past and a segment: the last tokens of both that are not padding.
+    """The memory after a segment: the last tokens of past and segment that are not padding.
 
     Args:
       reads: for each block [batch, memory_length + n, width], the past and then the segment.
@@ -177,7 +181,7 @@ def after(recent: Recent, reads: tuple[tf.Tensor, ...], tokens: tf.Tensor) -> Re
 
 
 def forget(memory: Memory, rows: tf.Tensor) -> Memory:
-    """The memory with some rows, bool [batch], as in `empty_memory`."""
+    """The memory with the selected `rows`, bool [batch], emptied."""
 
     def clear(x: tf.Tensor) -> tf.Tensor:
         return tf.where(tf.reshape(rows, [-1] + [1] * (len(x.shape) - 1)), tf.zeros([], x.dtype), x)

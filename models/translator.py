@@ -1,4 +1,4 @@
-"""From texts to their translations: a model, a vocabulary, and beam search between them."""
+"""Translates texts with a model, a vocabulary and beam search."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
@@ -14,12 +14,12 @@ from models.transformer import Transformer
 from models.transformer_xl import TransformerXL
 from swarm_tf.errors import UsageError
 
-# How many tokens a hypothesis may be longer than its source (Vaswani et al. 2017, 6.1).
-_LONGER = 50
+# By how many tokens a hypothesis may be longer than its source (Vaswani et al. 2017, 6.1).
+_EXTRA_TOKENS = 50
 
 
 class Vocabulary(Protocol):
-    """What is needed of a sentencepiece processor, with the ids of `models.decoding`."""
+    """The methods used of a sentencepiece processor; ids as in `models.decoding`."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -27,16 +27,16 @@ class Vocabulary(Protocol):
 
 
 class Translator:
-    """Translates sentences that stand for themselves, and documents.
+    """Translates single sentences, and documents.
 
-    The weights are those that the model has at each call.
+    Each call uses the weights that the model has then.
 
     Args:
-      model: that was trained on tokens of `vocabulary`.
-      max_length: of a source, in tokens with its EOS; what is beyond is not translated.
-      beams, alpha: of `decoding.search`; one beam is greedy search.
-      batch_size: positions of the hypotheses that are sought together, each of as many beams;
-        one longer sentence is a batch as well.
+      model: trained on tokens of `vocabulary`.
+      max_length: most tokens of a source, its EOS included; the rest is not translated.
+      beams, alpha: see `decoding.search`; one beam is greedy search.
+      batch_size: most target positions searched together: sentences times the longest hypothesis,
+        beams not counted. A sentence that is longer makes a batch of its own.
 
     Raises:
       UsageError: for values out of range.
@@ -64,11 +64,11 @@ class Translator:
         self.beams = beams
         self.alpha = alpha
         self.batch_size = batch_size
-        self._remembers = isinstance(model, TransformerXL) and model.memory_length > 0
+        self._has_memory = isinstance(model, TransformerXL) and model.memory_length > 0
         memory = tf.nest.map_structure(
             lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), self._empty_memory(1)
         )
-        # One trace: in eager mode a search would take many times as long, a trace takes seconds.
+        # Traced once: a trace takes seconds, and an eager search takes many times as long.
         self._search = tf.function(
             self._hypotheses,
             input_signature=[tf.TensorSpec([None, None], tf.int32), memory],
@@ -76,17 +76,17 @@ class Translator:
         )
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
-        """The translation of each text, a sentence; of a blank one ""."""
+        """The translation of each text, a sentence; a blank text gives ""."""
         return [translation for (translation,) in self._documents([[text] for text in texts])]
 
     def documents(self, documents: Sequence[Sequence[str]]) -> list[list[str]]:
-        """The translations of each document's sentences, in turn.
+        """The translations of each document's sentences, in order.
 
-        A model with a memory carries it from a sentence to the next: after each it has read, as in
-        training, the source and what it made of it. Without a memory this is a call for all
-        sentences.
+        A model with a memory carries it from one sentence to the next: as in training, the memory
+        then holds the source and its translation. Without a memory, sentences are translated
+        independently.
         """
-        if self._remembers:
+        if self._has_memory:
             return self._documents(documents)
         translations = iter(self(list(chain.from_iterable(documents))))
         return [[next(translations) for _ in document] for document in documents]
@@ -112,16 +112,16 @@ class Translator:
         return [*self.vocabulary.encode(text)[: self.max_length - 1], EOS]
 
     def _batches(self, documents: list[list[list[int]]]) -> Iterator[list[int]]:
-        """Which documents to translate together: like numbers of sentences, then like lengths.
+        """Indices of documents to translate together: alike in sentences, then in length.
 
-        Those without a token are in no batch.
+        Documents without a token are in no batch.
         """
         longest = [max(map(len, document), default=0) for document in documents]
         order = sorted(np.flatnonzero(longest), key=lambda i: (len(documents[i]), longest[i]))
         batch, width = [], 0
         for i in order:
             width = max(width, longest[i])
-            if batch and (len(batch) + 1) * (width + _LONGER) > self.batch_size:
+            if batch and (len(batch) + 1) * (width + _EXTRA_TOKENS) > self.batch_size:
                 yield batch
                 batch, width = [], longest[i]
             batch.append(i)
@@ -129,17 +129,17 @@ class Translator:
             yield batch
 
     def _empty_memory(self, rows: int) -> Any:
-        return self.model.empty_memory(rows) if self._remembers else ()
+        return self.model.empty_memory(rows) if self._has_memory else ()
 
     def _hypotheses(self, source: tf.Tensor, memory: Any) -> tuple[tf.Tensor, Any]:
         """The best hypotheses int32 [batch, n], and the memory after them.
 
         Args:
-          source: int32 [batch, s]; of a row that is all padding nothing is sought or remembered.
-          memory: of `_empty_memory`, or after the segment before.
+          source: int32 [batch, s]; a row of padding is neither searched nor remembered.
+          memory: from `_empty_memory`, or as it was after the segment before.
         """
         lengths = tf.math.count_nonzero(source, axis=1, dtype=tf.int32)
-        limits = tf.where(lengths > 0, lengths + _LONGER, 0)
+        limits = tf.where(lengths > 0, lengths + _EXTRA_TOKENS, 0)
         max_length = tf.reduce_max(limits)
         tokens, _ = decoding.search(
             self.model.step,

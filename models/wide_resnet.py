@@ -4,9 +4,9 @@ Three stages of n pre-activation blocks (He et al. 2016, arXiv 1603.05027, figur
 wide as the CIFAR residual networks, 6n + 4 convolutions: WRN-28-10 has n = 4, k = 10 and 36.5M
 weights. Without dropout, as in the paper's table 5.
 
-No BatchNorm ends a block here, so there is no scale to start at zero: all start at one (in the
-authors' code, https://github.com/szagoruyko/wide-residual-networks, at random between zero and one,
-Torch's default of the time). Kernels and head start He normal by fan-in, as there.
+No block ends with BatchNorm here, so no scale starts at zero: all start at one. (The authors' code,
+https://github.com/szagoruyko/wide-residual-networks, draws them between zero and one, Torch's
+default of the time.) Kernels and head start He normal by fan-in, as in that code.
 """
 
 import random
@@ -50,7 +50,7 @@ def _block(x: Any, channels: int, stride: int, seeds: random.Random, name: str) 
     residual = keras.layers.ReLU()(layers.norm(residual, f"{name}.bn2"))
     residual = layers.conv(residual, channels, 3, 1, seeds, f"{name}.conv2")
     if x.shape[-1] != channels:
-        # Of the activated x, as in the authors' code: both paths see what BatchNorm has scaled.
+        # From the activated x, as in the authors' code: both paths then see normalized inputs.
         x = layers.conv(activated, channels, 1, stride, seeds, f"{name}.shortcut")
     return keras.layers.Add()([residual, x])
 

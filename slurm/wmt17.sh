@@ -3,17 +3,17 @@
 #
 #     sbatch slurm/wmt17.sh [--config.SECTION.KEY=VALUE ...]
 #
-# from the top of the repository, with the environment active that has swarm-tf and its recipes,
-# and with the data prepared as configs/wmt17_transformer_base.py says. Nodes, GPUs and hours are
-# for you to change: sbatch's own flags (--ntasks=32, --time=12:00:00) win over those below. With
-# MPICH say SWARM_MPI=pmi2 sbatch ...; "srun -n 2 python -m swarm_tf doctor" tells what fits.
+# Run it from the top of the repository, in an active environment that has swarm-tf and its
+# recipes, with the data prepared as configs/wmt17_transformer_base.py says. Adapt nodes, GPUs and
+# hours: flags given to sbatch (--ntasks=32, --time=12:00:00) override those below. With MPICH run
+# SWARM_MPI=pmi2 sbatch ...; "srun -n 2 python -m swarm_tf doctor" shows which one fits.
 #
-# Two minutes before the limit all ranks hear of it and write the mean model and the summary. After
-# a node has failed Slurm starts the job anew, from its first step.
+# Two minutes before the time limit Slurm signals all ranks, which then write the mean model and the
+# summary. After a node has failed Slurm starts the job again, from its first step.
 
 #SBATCH --job-name=wmt17
 #SBATCH --array=0-2      # seeds
-#SBATCH --ntasks=16      # a swarm of so many; one GPU each
+#SBATCH --ntasks=16      # ranks of a swarm, one GPU each
 #SBATCH --gpus-per-task=1
 #SBATCH --cpus-per-task=4
 #SBATCH --time=48:00:00

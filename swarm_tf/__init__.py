@@ -41,7 +41,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: `swarmrun` and bad flags need not wait for TensorFlow.
+    # Loaded at first use, so that `swarmrun` and bad flags need not wait for TensorFlow.
     if name == "callbacks":
         _check_tensorflow()
         return importlib.import_module("swarm_tf.callbacks")

@@ -1,4 +1,4 @@
-"""What all ways of training on several ranks have in common."""
+"""The base of all algorithms that train on several ranks."""
 
 import logging
 import sys
@@ -44,8 +44,8 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
     """Trains a Keras model on all ranks of an MPI job; subclasses say how.
 
     All ranks start from rank 0's weights, take local steps on their own data, and do what
-    `boundary` says after those steps that `next_boundary` names. Alone, without a launcher, it
-    does nothing and says so. A subclass sets `name` and overrides `boundary`, and what else it
+    `boundary` says after the steps that `next_boundary` names. Alone, without a launcher, it does
+    nothing and says so. A subclass sets `name` and overrides `boundary`, and whatever else it
     needs:
 
     ```python
@@ -66,9 +66,9 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
     Attributes:
       name: what it is called in messages and in `algorithm=NAME`.
       synchronous: whether ranks wait for each other, so that they must take equally many steps.
-      own_gradients: whether each rank steps by its own gradients, not by everyone's.
+      own_gradients: whether each rank applies its own gradients, not those of all ranks.
       waits_in_step: whether ranks wait for each other within a training step.
-      weights: what is averaged; None until the ranks have met.
+      weights: what is averaged; None until all ranks have joined.
     """
 
     name: ClassVar[str] = "algorithm"
@@ -98,15 +98,15 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         self._rounds = 0
         self._step = 0
         self._began_at = 0  # the step at which this training began
-        self._iterations = 0  # of the optimizer, when they were last looked at
-        self._first_batch: int | None = None  # of the block that runs
-        self._model_is: list[int] = []
+        self._iterations = 0  # steps of the optimizer, when last read
+        self._first_batch: int | None = None  # of the current block
+        self._agreed_model: list[int] = []
         self._watched: FirstBatch | None = None
         self._same_data: SameData | None = None  # until ranks have compared what they read
         self._after_all: _AfterAllCallbacks | None = None
         self._caller: FrameType | None = None  # the loop that trains
-        self._next_stop_check = 0  # the step at which synchronous ranks next ask whether to end
-        self._last_stop_check = 0, 0.0  # the last such step, and when it was
+        self._next_stop_check = 0  # the step at which synchronous ranks next agree whether to stop
+        self._last_stop_check = 0, 0.0  # the last such step, and its time
         self._training = ExitStack()
 
     @property
@@ -125,7 +125,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         return step + 1
 
     def begin(self, common: dict[str, Any]) -> None:
-        """The ranks have met, with equal weights; `common` is all that they agreed on."""
+        """All ranks have joined, with equal weights; `common` is what they agreed on."""
 
     def boundary(self, step: int) -> None:
         """Called on every rank after local step `step`, counted from 1."""
@@ -160,12 +160,12 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asks this rank to end."""
+        """Whether a signal has asked this rank to stop."""
         return signals.received() is not None
 
     @property
     def rounds(self) -> int:
-        """How often the ranks have averaged together; of synchronous algorithms."""
+        """How often all ranks have averaged together, in a synchronous algorithm."""
         return self._rounds
 
     # Keras' hooks.
@@ -177,7 +177,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         self._watched = FirstBatch.of(model) if self.transport is not None else None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Get ready to meet the other ranks."""
+        """Get ready to join the other ranks."""
         if self.transport is None:
             if world.is_child():
                 _log.warning("a process that rank %d has started: training alone", world.rank())
@@ -192,31 +192,31 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         self._after_all, self._caller = _AfterAllCallbacks.of(self)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Ranks that go in step begin an epoch together.
+        """Synchronous ranks begin an epoch together.
 
-        Between epochs a rank may validate or save for long without being given up; one that has
-        stopped early is noticed here, before others wait for its next step.
+        So a rank may validate or save for long between epochs without a timeout, and a rank that
+        has stopped early is noticed before others wait for its next step.
         """
         if self.synchronous and self.transport is not None and self.weights is not None:
-            together = {"the epoch": epoch}
-            world.agree(self.transport, "the start of an epoch", together, world.FIRST_SECONDS)
+            agreed = {"the epoch": epoch}
+            world.agree(self.transport, "the start of an epoch", agreed, world.FIRST_SECONDS)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Meet the other ranks, before the first batch.
+        """Join the other ranks before the first batch.
 
-        Not earlier: until here other callbacks may load weights. A model that Keras builds from
-        its first batch joins after that.
+        Not earlier, since other callbacks may still load weights. A model that Keras builds from
+        its first batch joins after that batch.
         """
         self._first_batch = batch
         if self.transport is None or self.weights is not None:
             return
-        if state.is_built(self.model) and self._has_slots():
+        if state.is_built(self.model) and self._slots_are_built():
             self._join()
 
-    def _has_slots(self) -> bool:
-        """Whether every optimizer of the model's own has slots, if they are averaged.
+    def _slots_are_built(self) -> bool:
+        """Whether every optimizer has its slots, if they are averaged.
 
-        The compiled one's can be made here; the weights of another one are known only to it.
+        The compiled optimizer can be built here; only another optimizer itself knows its weights.
         """
         if not self.average_optimizer:
             return True
@@ -224,7 +224,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         return all(one.built for one in owned if one is not self.model.optimizer)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Do what is due; end, if a signal asks for it."""
+        """Average if a boundary is due; stop if a signal has asked for it."""
         self._step += self._count_steps(batch)
         step = self._step
         if self.transport is not None and self.weights is None:
@@ -242,11 +242,11 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             self._due = self.next_boundary(step)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look whether the model is still the one that the ranks agreed on."""
+        """Check that the model is still the one that the ranks agreed on."""
         self._check_model()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Part from the others; when all callbacks have done so, take the mean model."""
+        """End the averaging; after the hooks of all callbacks, take the mean model."""
         if self.transport is None:
             return
         if self.weights is None:
@@ -257,7 +257,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             )
             self._join(refused)
         self._check_model()
-        if self.synchronous:  # or the next message would be mistaken for one that others await
+        if self.synchronous:  # else ranks that still train would misread this rank's next message
             world.agree(self.transport, "the end of training", self._progress(ends=True))
         self.end(self._step)
         if self._same_data is not None:
@@ -268,49 +268,49 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         steps = self._step - self._began_at
         if steps and not counters.exchanges + counters.exchanges_served:
             _log.warning(
-                "rank %d: %s has not averaged once in %d steps; only the end made one model of all",
+                "rank %d: %s has not averaged once in %d steps, only at the very end",
                 self.transport.rank,
                 self.name,
                 steps,
             )
         if self._after_all is None:
-            self._conclude()
+            self._end_training()
 
-    def _conclude(self) -> None:
-        """The last of all callbacks' hooks: leave every rank with the mean model."""
+    def _end_training(self) -> None:
+        """After the hooks of all callbacks: leave every rank with the mean model."""
         assert self.transport is not None
         assert self.weights is not None
         if self.average_at_end:
             self.weights.assign(consensus.mean(self.weights, self.transport))
         rendezvous.leave(self.model)
-        world.end(self)
+        world.end_training(self)
         self._caller = None
         self._training.close()
 
     def when_over(self, action: Callable[[], None]) -> None:
-        """Call `action` when this training is over: by its end on all ranks, or by a failure."""
+        """Call `action` when this training has ended on all ranks, or failed on this one."""
         self._training.callback(action)
 
     def local_step(self) -> int:
-        """Training steps that this rank has taken with this callback: batches."""
+        """Training steps (batches) that this rank has taken with this callback."""
         return self._step
 
     def _count_steps(self, batch: int) -> int:
         """How many batches the block that ends with `batch` had.
 
-        Keras reports a full block even if the data ended within it. Optimizers count right, but
-        there may be none, several, or one that steps more than once a batch.
+        Keras reports a full block even if the data ended within it. Optimizers count correctly,
+        but there may be none, several, or one that steps more than once a batch.
         """
         before, self._iterations = self._iterations, state.steps_taken(self.model)
         taken = self._iterations - before
         first, self._first_batch = self._first_batch, None
-        if first is None:  # a loop of the user's own, which calls this hook alone
+        if first is None:  # a loop of the user's own that calls no on_train_batch_begin
             return max(taken, 1)
         batches = max(batch - first + 1, 1)
         return min(taken, batches) if taken > 0 else batches
 
     def _should_stop(self, step: int) -> bool:
-        """Whether training ends here by a signal; ranks that go in step decide it together."""
+        """Whether a signal ends training here; synchronous ranks decide it together."""
         if self.transport is None or not self.synchronous:
             return self.stop_requested
         if step < self._next_stop_check:
@@ -323,14 +323,14 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             "seconds": (now - began) / (step - before) if before else 1.0,
         }
         every = world.gather_over(self.transport, mine, what, seconds)
-        # About once a second, and at the same step on all.
+        # Again in about a second, at the same step on all ranks.
         slowest = max(one["seconds"] for one in every)
         self._next_stop_check = step + min(max(int(1 / max(slowest, 1e-3)), 1), 1000)
         self._last_stop_check = step, time.monotonic()
         return any(one["stop"] for one in every)
 
     def _progress(self, *, ends: bool) -> dict[str, Any]:
-        """Shows which ranks have other numbers of batches."""
+        """Must be the same on all ranks; if not, they have different numbers of batches."""
         return {
             "the number of averagings, so of batches,": self.rounds,
             "whether the batches are at an end": ends,
@@ -348,9 +348,9 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         common: dict[str, Any] = {"algorithm": self.name}
         common |= {f"{self.name}.{key}": value for key, value in self.settings.items()}
         if self.synchronous:
-            common["the steps before the ranks met"] = self._step - self._began_at
+            common["the steps before the ranks joined"] = self._step - self._began_at
             refused = refused or self._refuses_optimizer()
-        goes_on = rendezvous.join(
+        continues = rendezvous.join(
             self.model,
             self.transport,
             common,
@@ -363,56 +363,56 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         self.weights = FlatWeights(
             self._variables(), signed=state.signed_variables(self.model, slots=slots)
         )
-        self._model_is = self._model_now()
-        if goes_on and self.synchronous:
+        self._agreed_model = self._model_ids()
+        if continues and self.synchronous:
             self.weights.assign(consensus.mean(self.weights, self.transport))
         common["the model's weights"] = [entry[1:] for entry in self.weights.shapes()]
         self._rounds = 0
         self._sent_before, self._sent = self.transport.bytes_sent, None
-        world.begin(self)
+        world.begin_training(self)
         self.begin(common)
         self._same_data = SameData(self.transport, self._watched, arrays_of(self._caller))
         self._due, self._next_stop_check = self.next_boundary(self._step), self._step + 1
         self._last_stop_check = 0, 0.0
 
     def _refuses_optimizer(self) -> str:
-        """Why ranks cannot go in step; empty if they can."""
+        """Why ranks cannot all take the same steps; empty if they can."""
         every = [part for one in state.optimizers(self.model).values() for part in state.parts(one)]
         scaled = any(isinstance(one, keras.optimizers.LossScaleOptimizer) for one in every)
         if scaled and self.own_gradients:
             return (
-                f"mixed_float16 with algorithm={self.name}: each rank leaves out steps of its "
-                "own, so ranks cannot go in step; use mixed_bfloat16, allreduce or a swarm"
+                f"mixed_float16 with algorithm={self.name}: each rank skips steps of its own, so "
+                "ranks cannot stay synchronous; use mixed_bfloat16, allreduce or a swarm"
             )
         return ""
 
-    def _model_now(self) -> list[int]:
-        """Which variables the model has, and which of them it trains."""
+    def _model_ids(self) -> list[int]:
+        """Identities of the variables that the model has, and of those that it trains."""
         model = self.model
         return [*(id(v) for v in model.weights), -1, *(id(v) for v in model.trainable_variables)]
 
     def _check_model(self) -> None:
-        """Raises UsageError if variables came, went, froze or thawed since the ranks met."""
-        if self.weights is None or self._model_is == self._model_now():
+        """Raises UsageError if variables were added, removed or (un)frozen since the start."""
+        if self.weights is None or self._agreed_model == self._model_ids():
             return
-        known = set(self._model_is)
+        known = set(self._agreed_model)
         new = [v.path for v in self.model.weights if id(v) not in known]
         what = f"has new variables ({', '.join(new[:3])})" if new else "trains other variables"
         raise UsageError(
-            f"the model {self.model.name} {what} since the ranks met before its first batch, and "
-            "they are not averaged; build the whole model, and freeze and thaw, before training"
+            f"the model {self.model.name} {what} since the ranks joined before its first batch; "
+            "these are not averaged: build, freeze and unfreeze the model before training"
         )
 
-    # Trainings that end otherwise.
+    # Trainings that fail.
 
     def abandon(self, *, exits: bool = False) -> None:
         """The training failed on this rank, or its program ends (`exits`).
 
-        Let go of what serves it, without waiting.
+        Release what serves the training, without waiting.
         """
 
     def _clean_up(self) -> None:
-        """End what is left of trainings that failed: of this object, this model, this transport.
+        """End what is left of failed trainings of this callback, this model or this transport.
 
         Keras tells no callback when an exception ends a training.
         """
@@ -424,20 +424,20 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
                 other._caller = None
                 other._training.close()
                 other.abandon()
-                world.end(other)
-        if self._caller is not None:  # one that failed before the ranks met
+                world.end_training(other)
+        if self._caller is not None:  # it failed before the ranks joined
             self._caller = None
             self._training.close()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Algorithm":
         raise UsageError(
-            f"a {type(self).__name__} can't be copied: it is a rank's place among the others; "
+            f"a {type(self).__name__} can't be copied: it holds a rank's connection to the others; "
             "make a new one"
         )
 
 
 class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
-    """Stands behind all callbacks of a list, for what an algorithm does after them."""
+    """The last callback of a list, for what an algorithm does after all others."""
 
     def __init__(self, algorithm: Algorithm) -> None:
         super().__init__()
@@ -445,10 +445,10 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
 
     @staticmethod
     def of(algorithm: Algorithm) -> tuple["_AfterAllCallbacks | None", FrameType | None]:
-        """Put one behind the callbacks among which `algorithm` begins a training right now.
+        """Append one to the list of callbacks that is calling `algorithm.on_train_begin`.
 
         Returns:
-          it, and the frame of the loop that trains; None where a loop calls the hooks itself.
+          it, and the frame of the loop that trains; None twice if a loop calls the hooks itself.
         """
         frame = frame_of_callback_list()
         if frame is None:
@@ -463,7 +463,7 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
         return last, frame.f_back
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.algorithm._conclude()
+        self.algorithm._end_training()
 
 
 def _plain(value: Any) -> Any:
@@ -493,4 +493,4 @@ class Single(SingleConfig, Algorithm):
     synchronous = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """There is nobody to meet."""
+        """There are no other ranks to join."""

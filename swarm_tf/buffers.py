@@ -1,4 +1,4 @@
-"""Memory for what travels: bytes that a tensor can use without a copy."""
+"""Memory for messages: bytes that a tensor can use without a copy."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def empty(size: int) -> Bytes:
 
 
 def is_aligned(memory: Bytes) -> bool:
-    """Whether a tensor can use it without a copy."""
+    """Whether a tensor can use `memory` without a copy."""
     return bool(memory.ctypes.data % ALIGNMENT == 0)

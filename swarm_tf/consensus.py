@@ -1,4 +1,4 @@
-"""The models of all ranks taken together; every rank must call these functions, in one order."""
+"""The mean of all ranks' models, and more; all ranks must call these functions in one order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def equalize(variables: Sequence[keras.Variable], transport: Transport) -> None:
 
 
 def _groups(variables: Sequence[keras.Variable]) -> Iterator[list[keras.Variable]]:
-    """Variables that travel together, since most are small."""
+    """Groups of variables that are sent together, since most are small."""
     group: list[keras.Variable] = []
     size = 0
     for variable in variables:
@@ -64,31 +64,31 @@ def mean(weights: FlatWeights, transport: Transport, timeout: float = START_SECO
     collectives.average(transport, chunks, timeout)
     if finite(chunks):
         return chunks
-    # Every rank sees this, since all have the same mean.
+    # Every rank comes here, since all have the same mean.
     own = copy(weights)
     flags = gather_over(transport, finite(own), "the mean of finite models", timeout)
-    well = [rank for rank, flag in enumerate(flags) if flag]
-    others = [rank for rank, flag in enumerate(flags) if not flag]
-    told = _log.error if transport.rank == 0 else _log.debug
-    if not well or not others:
-        told("the mean of all ranks' weights is not finite: %s", _whose(others))
+    finite_ranks = [rank for rank, flag in enumerate(flags) if flag]
+    excluded = [rank for rank, flag in enumerate(flags) if not flag]
+    log = _log.error if transport.rank == 0 else _log.debug
+    if not finite_ranks or not excluded:
+        log("the mean of all ranks' weights is not finite: %s", _why(excluded))
         return chunks
-    told("%s; the mean is taken without %s", _whose(others), "it" if len(others) == 1 else "them")
-    chunks = own if transport.rank in well else [np.zeros_like(chunk) for chunk in own]
+    log("%s; the mean is taken without %s", _why(excluded), "it" if len(excluded) == 1 else "them")
+    chunks = own if transport.rank in finite_ranks else [np.zeros_like(chunk) for chunk in own]
     collectives.average(transport, chunks, timeout)
     for chunk in chunks:
-        chunk *= chunk.dtype.type(transport.size / len(well))
+        chunk *= chunk.dtype.type(transport.size / len(finite_ranks))
     return chunks
 
 
 def finite(chunks: Chunks) -> bool:
-    """Whether every number is."""
-    # Neither of the two loses a NaN, and both are quicker than looking at each number.
+    """Whether every number is finite."""
+    # Minimum and maximum keep a NaN, and are quicker than checking each number.
     ends = [end for chunk in chunks if chunk.size for end in (chunk.min(), chunk.max())]
     return bool(np.isfinite(ends).all())
 
 
-def _whose(ranks: list[int]) -> str:
+def _why(ranks: list[int]) -> str:
     if not ranks:
         return "the weights are too large to be added"
     names = ", ".join(map(str, ranks))

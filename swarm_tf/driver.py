@@ -1,11 +1,11 @@
 """The driver of a node: gives the pure protocol its lock, its thread, its clock and a transport.
 
     training thread                               communication thread, one a transport
-    Driver.request, leave, finish, ...    ->      commands, carried out by `Driver.poll`
+    Driver.request, finish, ...           ->      commands, carried out by `Driver.poll`
     Driver.view                           <-      the node's `View`, replaced after each change
     Replica.take, publish                 <->     Replica.terms, corrections
 
-Only the communication thread touches the node. The training thread leaves commands and reads the
+Only the communication thread touches the node. The training thread queues commands and reads the
 view, both under the lock, so it never waits for a kernel or for MPI.
 """
 
@@ -45,12 +45,12 @@ class Driver:
       channels: how each chunk of the model travels.
       transport: to the other ranks; while the driver runs, only its thread uses it.
       mode, seed, timeout_seconds: see `Node`.
-      fingerprint: of model, configuration and training, 64 bits; messages with it are the node's.
-      record: takes down every exchange, if it is wanted.
+      fingerprint: 64 bits, of model, configuration and training; messages with it are the node's.
+      record: of every exchange; None for no record.
 
     Attributes:
       replica: the copy that others average with.
-      error: what has ended the driving, if something has.
+      error: the exception that has ended the driver, if one has.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class Driver:
     # The training thread.
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve requests."""
         self._thread = CommunicationThread.serving(self)
 
     def stop(self) -> None:
-        """End, when the message under way is handled.
+        """Stop serving, after the message that is being handled.
 
         Raises:
-          the exception that ended the driving earlier, if one did.
+          the exception that ended the driver earlier, if one did.
         """
         if self._thread is not None:
             self._thread.remove(self)
@@ -108,19 +108,19 @@ class Driver:
         self.check()
 
     def check(self) -> None:
-        """Raise the exception that ended the driving, if one did."""
+        """Raise the exception that ended the driver, if one did."""
         if self.error is not None:
             raise self.error
 
     def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
         """See `Node.request`."""
-        with self._changed:  # both at once, or the other thread may take it for carried out
+        with self._changed:  # both at once, else the other thread may take it for carried out
             self._requested = partner, step
             self._command(lambda: self._node.request(partner, step, adopt=adopt))
 
-    def leave(self) -> None:
-        """See `Node.leave`."""
-        self._command(self._node.leave)
+    def leave_boundary(self) -> None:
+        """See `Node.leave_boundary`."""
+        self._command(self._node.leave_boundary)
 
     def finish(self, step: int, *, stop: bool = False) -> None:
         """See `Node.finish`."""
@@ -131,9 +131,9 @@ class Driver:
         if not self.view.stop_requested:
             self._command(self._node.request_stop)
 
-    def part(self, reason: Reason) -> None:
-        """See `Node.part`."""
-        self._command(lambda: self._node.part(reason))
+    def leave_swarm(self, reason: Reason) -> None:
+        """See `Node.leave_swarm`."""
+        self._command(lambda: self._node.leave_swarm(reason))
 
     def close(self) -> None:
         """See `Node.close`."""
@@ -148,7 +148,7 @@ class Driver:
 
     @property
     def view(self) -> View:
-        """The node's, as of the last change."""
+        """The node's view, as of the last change."""
         with self._changed:
             return self._view
 
@@ -166,7 +166,7 @@ class Driver:
             return requested + self._view.unanswered
 
     def wait(self, timeout: float) -> View | None:
-        """Wait until the exchange is over and all is carried out.
+        """Wait until the exchange is over and all commands are carried out.
 
         Returns:
           the view at that moment; None if it does not come within `timeout` seconds.
@@ -178,7 +178,7 @@ class Driver:
         self._wait_for(lambda view: view.has_announced, timeout)
 
     def _wait_for(self, holds: Callable[[View], bool], timeout: float) -> View | None:
-        """The view for which it holds when all is carried out, or the driving has failed."""
+        """Wait until `holds(view)` and all commands are carried out, or the driver has failed."""
         with self._changed:
             over = self._changed.wait_for(
                 lambda: self.error is not None or (self._carried_out and holds(self._view)),
@@ -187,11 +187,11 @@ class Driver:
             return self._view if over else None
 
     def last_seen(self, rank: int) -> tuple[float, int]:
-        """When another rank was last heard of (monotonic clock), and after how many steps."""
+        """When the last message of `rank` came (monotonic clock), and its local steps then."""
         return self._node.membership.last_seen[rank]
 
     def take_ended(self) -> list[ExchangeEnded]:
-        """Own exchanges that ended since the last call, but for harmless ones."""
+        """This rank's exchanges that ended since the last call, without harmless ones."""
         with self._changed:
             ended, self._ended = self._ended, []
             return ended
@@ -211,7 +211,7 @@ class Driver:
     # Either thread.
 
     def note(self, *events: Event) -> None:
-        """Count what has happened, log it, write it down."""
+        """Count, record and log events."""
         with self._changed:
             for event in events:
                 self._counters = self._counters.after(event)
@@ -226,7 +226,7 @@ class Driver:
     # The communication thread.
 
     def receive(self, source: int, head: bytes, payload: Bytes) -> None:
-        """React to a message, if it can be believed; otherwise it is counted."""
+        """React to a message if it is valid; otherwise count it as dropped."""
         try:
             message = wire.read(source, head, payload, self.fingerprint)
         except wire.Unreadable as reason:
@@ -236,7 +236,7 @@ class Driver:
         self._finish_turn(out)
 
     def poll(self) -> bool:
-        """Carry out commands, and send what is due; whether there was anything."""
+        """Carry out commands and send what is due; returns whether there was anything."""
         with self._changed:
             commands, self._commands = self._commands, []
         for command in commands:
@@ -248,7 +248,7 @@ class Driver:
         return bool(out or commands)
 
     def _finish_turn(self, out: Outbox) -> None:
-        """Note what has happened, send what follows, and let the training thread see it."""
+        """Process events, send messages, and show the training thread the new state."""
         if events := self._node.take_events():
             self.note(*events)
         for to, message in out:
@@ -267,7 +267,7 @@ class Driver:
                 self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """The driving ends by an exception, which the training thread gets."""
+        """End by an exception, which the training thread will raise."""
         with self._changed:
             self.error = error
             self._changed.notify_all()
@@ -300,11 +300,11 @@ class CommunicationThread(threading.Thread):
             return running
 
     def wake(self) -> None:
-        """There is work: do not sleep on."""
+        """There is work: end the current sleep."""
         self._wake.set()
 
     def remove(self, driver: Driver) -> None:
-        """Serve it no more; with the last one the thread ends."""
+        """Stop serving a driver; with the last one the thread ends."""
         with self._turn:
             last = self._drop([driver])
         self._wake.set()
@@ -312,7 +312,7 @@ class CommunicationThread(threading.Thread):
             self.join()
 
     def _drop(self, drivers: list[Driver]) -> bool:
-        """Stop serving some; returns whether none is left."""
+        """Stop serving `drivers`; returns whether none is left."""
         with _lock:
             rest = {k: one for k, one in self._drivers.items() if one not in drivers}
             self._drivers = rest
@@ -331,7 +331,7 @@ class CommunicationThread(threading.Thread):
                 self._wake.clear()
 
     def turn(self) -> bool:
-        """Handle what has come, and send what is due; whether there was anything."""
+        """Handle what has come and send what is due; returns whether there was anything."""
         busy = False
         try:
             messages = self.transport.receive()
@@ -341,7 +341,7 @@ class CommunicationThread(threading.Thread):
         for source, head, payload in messages:
             busy = True
             driver = self._drivers.get(wire.fingerprint_of(head) or 0)
-            if driver is None:  # of a training that is over here, has not begun, or is damaged
+            if driver is None:  # of a training that is over or not begun here, or damaged
                 for other in self._drivers.values():
                     other.note(MessageDropped())
                 continue
@@ -357,7 +357,7 @@ class CommunicationThread(threading.Thread):
         return busy
 
     def _fail(self, drivers: list[Driver], error: BaseException) -> None:
-        """End the driving of some, not of the others."""
+        """End `drivers` by an exception; other ones go on."""
         self._drop(drivers)
         for driver in drivers:
             driver.fail(error)

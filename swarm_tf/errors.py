@@ -1,8 +1,8 @@
-"""What a user can mend, and what ranks could not do together."""
+"""Errors: a value that a user can correct, and a collective that failed."""
 
 
 class CollectiveError(RuntimeError):
-    """Ranks could not do together what all of them have to do at the same time."""
+    """A collective failed: not all ranks took part in it, or not in the same one."""
 
 
 class UsageError(ValueError):

@@ -1,6 +1,6 @@
-"""What happens on a rank, as facts; counters and log lines are folds over them.
+"""What happens on a rank, as events; counters and log lines are folds over them.
 
-Who notices a fact makes an event of it and does not ask who wants to know.
+Code that notices something creates an event; it does not know who uses the event.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ class ExchangeEnded:
 
     Attributes:
       id: counted by the initiator.
-      partner: rank that was asked.
-      step: local steps of the initiator when it published what it sent.
-      started, seconds: time of the start (monotonic clock), and until the last answer came.
-      failure: why it did not happen, in words; empty if it did.
+      partner: the responder's rank.
+      step: the initiator's local steps when it published the model that it sent.
+      started, seconds: time of the start (monotonic clock), and seconds until the last answer.
+      failure: why the exchange failed, in words; empty if it did not.
       payload_bytes: of the initiator's model, or in mode "pull" of its partner's.
-      blocks, blocks_skipped: of the codec; a skipped block could not be read for certain.
+      blocks, blocks_skipped: of the codec; a skipped block could not be decoded reliably.
       overdue: the answer came after its deadline.
       harmless: it failed, but the averaging happens in another exchange.
-      adopted: the partner's model was to be taken as it is, in place of one that is not finite.
-      explained: the reason of its failure has been told by another event.
+      adopted: the initiator copies the partner's model, since its own is not finite.
+      explained: another event has already reported why it failed.
     """
 
     id: int
@@ -61,13 +61,13 @@ class ExchangeServed:
 
 @dataclass(frozen=True)
 class ChunkAveraged:
-    """One side of one chunk; only noted on request, for it costs a second decoding.
+    """One side of one chunk was averaged; only on request, since it costs a second decoding.
 
     Attributes:
-      initiator, exchange, chunk: which.
+      initiator, exchange, chunk: identify the chunk.
       accepted: bool [blocks], those that were averaged.
       correction: float32 [blocks, BLOCK], what was added to the own side.
-      withheld: it was not added: the partner had ended, after fewer steps.
+      withheld: it was not added, since the partner had ended after fewer steps.
     """
 
     initiator: int
@@ -80,14 +80,14 @@ class ChunkAveraged:
 
 @dataclass(frozen=True)
 class PartnersBusy:
-    """(blocking) Every rank that this one asked within `seconds` was itself waiting."""
+    """(blocking) All ranks from which this one requested an exchange in `seconds` were busy."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class PartnerSilent:
-    """(blocking) The rank whose exchange was being served sends no more of it."""
+    """(blocking) `partner` stopped sending in the middle of an exchange that this rank served."""
 
     partner: int
 
@@ -102,7 +102,7 @@ class RankGone:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """The own weights are NaN or Inf after `step`; those of `partner` will take their place."""
+    """This rank's weights are NaN or Inf after `step`; it will copy those of `partner`."""
 
     step: int
     partner: int
@@ -110,24 +110,24 @@ class NotFinite:
 
 @dataclass(frozen=True)
 class MessageDropped:
-    """Damaged, or of another model or version."""
+    """A message was damaged, or of another model or version."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class BytesSent:
-    """On their way: header, arrays and payload of a message."""
+    """A message was sent: bytes of its header, arrays and payload."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class BoundaryPassed:
-    """A boundary, for whose averaging the training loop stood still.
+    """A boundary is over.
 
     Attributes:
-      exposed_seconds: of standing still.
+      exposed_seconds: how long its averaging stopped the training loop.
       staleness: local steps between publish and apply, of each exchange that ended.
     """
 
@@ -137,7 +137,7 @@ class BoundaryPassed:
 
 @dataclass(frozen=True)
 class RanksAveraged:
-    """All ranks averaged together; synchronous algorithms."""
+    """(synchronous algorithms) All ranks averaged together."""
 
     exposed_seconds: float
 
@@ -170,10 +170,10 @@ class Counters:
     payload_bytes: int = 0  # the encoded models in the requests of `exchanges`
     blocks_skipped: int = 0  # whose checksum failed, of blocks_total
     blocks_total: int = 0
-    exposed_seconds: float = 0.0  # the training loop stood still for averaging
+    exposed_seconds: float = 0.0  # averaging stopped the training loop
     staleness_sum: int = 0  # local steps between publish and apply
     staleness_count: int = 0
-    adoptions: int = 0  # a neighbour's model was taken in place of one with NaN or Inf
+    adoptions: int = 0  # a neighbour's model was copied in place of one with NaN or Inf
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(
@@ -181,7 +181,7 @@ class Counters:
         )
 
     def after(self, event: Event) -> Counters:
-        """The counters when `event` has happened too."""
+        """The counters after `event`."""
         change = _counted(event)
         return self if change is None else self + change
 
@@ -242,10 +242,10 @@ def log_line(rank: int, event: Event) -> tuple[int, str] | None:
             waited = f"waited {seconds:g} s for rank {partner}"
             return logging.WARNING, f"rank {rank} {waited}; training goes on"
         case PartnersBusy(seconds):
-            busy = f"all whom it asked in {seconds:g} s were waiting themselves"
+            busy = f"every rank that it asked in {seconds:g} s was itself waiting"
             return logging.WARNING, f"rank {rank}: no exchange: {busy}"
         case PartnerSilent(partner):
-            return logging.WARNING, f"rank {rank}: rank {partner} fell silent"
+            return logging.WARNING, f"rank {rank}: rank {partner} stopped sending its exchange"
         case RankGone(_, reason):
             return logging.WARNING, f"rank {rank}: {reason}"
         case NotFinite(step, partner):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files atomically: whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
-    """Through a temporary file beside `path` and a rename: a reader sees the old file or the new.
+    """Write a temporary file beside `path`, then rename it: readers see the old file or the new.
 
     When this returns, `content` is on disk.
 
@@ -33,7 +33,7 @@ def write(path: Path, content: bytes | memoryview) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    """Also the name is on disk then."""
+    """Write the names in a directory to disk too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,13 +47,13 @@ def reason(error: OSError) -> str:
 
 
 class _H5(io.BytesIO):
-    """A file of weights in memory.
+    """A file of weights in memory, for HDF5.
 
-    HDF5 does not come through a full disk: what it could not write it tries again when Python
-    ends, and that is a segmentation fault.
+    On a full disk HDF5 would crash: when Python exits it repeats the writes that failed, and ends
+    in a segmentation fault.
     """
 
-    def __str__(self) -> str:  # Keras looks at the end of the name
+    def __str__(self) -> str:  # Keras checks how the name ends
         return "memory.weights.h5"
 
 

@@ -1,4 +1,4 @@
-"""Gradients on their way from the backward pass to the optimizers."""
+"""Changes gradients between the backward pass and the optimizers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import keras
 from swarm_tf import state
 
 Change = Callable[[list[Any], list[Any]], list[Any]]
-"""Of gradients (tensors, tf.IndexedSlices or None) and their variables: what an optimizer gets."""
+"""From gradients (tensors, tf.IndexedSlices or None) and their variables to those to apply."""
 
 
 def intercept(model: keras.Model, change: Change) -> None:
-    """From now on every optimizer that `model` holds gets what `change` makes of its gradients.
+    """From now on every optimizer of `model` applies what `change` returns for its gradients.
 
-    Called again, the later `change` sees the gradients first.
+    If called twice, the later `change` gets the gradients first.
     """
     for optimizer in state.optimizers(model).values():
         _intercept(optimizer, change)
-    model.jit_compile = False  # Keras' choice on GPUs, but XLA can neither wait nor sleep
-    model.train_function = None  # one traced before would go on as it was
+    model.jit_compile = False  # Keras would choose XLA on GPUs, but XLA can't wait for other ranks
+    model.train_function = None  # one that is traced already would ignore the change
 
 
 def _intercept(optimizer: keras.Optimizer, change: Change) -> None:
@@ -37,7 +37,7 @@ def _intercept(optimizer: keras.Optimizer, change: Change) -> None:
 
 
 def release(model: keras.Model) -> None:
-    """The optimizers are ordinary ones again."""
+    """Undo `intercept`."""
     for optimizer in state.optimizers(model).values():
         optimizer.__dict__.pop("apply", None)
     model.train_function = None

@@ -1,4 +1,4 @@
-"""A model's membership in the swarm: what the training thread does at its boundaries."""
+"""The training thread's part in the swarm: what it does at boundaries, and at the end."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _FOLLOW_SECONDS = 1.0
 
 
 class Member:
-    """Joins `weights` to the swarm: `start`, `boundary` after every few steps, `finish`.
+    """Averages `weights` in the swarm: `start`, `boundary` after every few steps, `finish`.
 
     Args:
-      weights: of the model, between optimizer steps whenever a method is called.
+      weights: of the model; no optimizer step may run while a method does.
       transport: to the other ranks.
-      codec: how chunks travel, but for those that `weights` wants exact.
+      codec: for all chunks except those of `weights.exact`.
       mode, seed, timeout_seconds: see `Node`.
-      max_staleness: local steps for which an unanswered exchange lets training go on.
-      fingerprint: 64 bits that ranks of one swarm have in common.
-      record: a directory in which to write down what each exchange did; see `Record`.
-      on_adopt: called when the model of a neighbour was taken, since the own one had become NaN
-        or infinite.
+      max_staleness: local steps for which training goes on while an exchange is unanswered.
+      fingerprint: 64 bits, the same on all ranks of one swarm.
+      record: a directory for the record of what each exchange did; see `Record`.
+      on_adopt: called when a neighbour's model was copied, since this rank's weights had become
+        NaN or infinite.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Member:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal to this rank, or to one that has told us, ends the training."""
+        """Whether a signal, to this rank or to one that has announced it, ends the training."""
         return self.driver.view.stop_requested
 
     def start(self) -> None:
-        """Begin to serve."""
-        # This adds nothing, but compiles it now, so that the first correction need not wait.
+        """Begin to serve requests."""
+        # Adding zeros compiles `add` now, so that the first correction need not wait.
         self.driver.replica.publish(self.weights.add(self.weights.zeros()))
         self.driver.replica.warm_up()
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
@@ -101,10 +101,10 @@ class Member:
     # At a boundary.
 
     def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[ExchangeEnded]:
-        """After local step `step`: apply what came, publish the model, start an exchange.
+        """After local step `step`: apply corrections, publish the model, start an exchange.
 
         Returns:
-          the own exchanges that ended since the last boundary.
+          this rank's own exchanges that ended since the last boundary.
 
         Raises:
           RuntimeError: a rank has left in the middle of training.
@@ -138,14 +138,14 @@ class Member:
         while True:
             self._request(choose_partner())
             view = self._wait()
-            if view is None or view.settled or view.left:  # of which the next boundary tells
+            if view is None or view.settled or view.left:  # `left`: an error at the next boundary
                 break
             if time.monotonic() > deadline:
                 self.driver.note(PartnersBusy(self.timeout))
                 break
             time.sleep(self._jitter.uniform(0, pause))  # all were busy: do not collide again
             pause = min(2 * pause, _LONGEST_PAUSE)
-        self.driver.leave()
+        self.driver.leave_boundary()
         self._apply()
 
     def _request(self, partner: int) -> None:
@@ -162,7 +162,7 @@ class Member:
         return view
 
     def _apply(self) -> None:
-        """Corrections into the model, and publish it; or the model of a partner in its place."""
+        """Add corrections to the model, or copy a partner's model, and publish the result."""
         self._adopt()
         before = self.weights.flatten() if self._record is not None else []
         corrections = self.driver.replica.take()
@@ -172,9 +172,9 @@ class Member:
         self.driver.replica.publish(after)
 
     def _adopt(self) -> None:
-        """Take the model of a partner, if one was asked for and has come."""
+        """Copy the model of a partner, if one was requested and has come."""
         chunks = self.driver.take_adopted()
-        if chunks is None or self.driver.replica.finite:  # or healed by another one meanwhile
+        if chunks is None or self.driver.replica.finite:  # finite: another adoption has come before
             return
         self.weights.assign(chunks)
         self.driver.replica.replace(self.weights.flatten())
@@ -190,11 +190,11 @@ class Member:
         stop_requested: Callable[[], bool] = lambda: False,
         neighbors: Sequence[int] = (),
     ) -> list[ExchangeEnded]:
-        """Serve until all ranks have finished their steps; then the last corrections apply.
+        """Serve until all ranks have finished their steps; then apply the last corrections.
 
         Args:
-          stop_requested: whether a signal wants all to finish now; it may come during the wait.
-          neighbors: ranks to follow in mode "pull", where nobody else changes this one.
+          stop_requested: whether a signal has asked all ranks to finish; checked while waiting.
+          neighbors: ranks to follow in mode "pull", where no other rank changes this one.
 
         Raises:
           TimeoutError: a rank that is still needed gives no sign of life; names it.
@@ -202,15 +202,15 @@ class Member:
         """
         self._step = step
         self.driver.finish(step, stop=stop_requested())
-        self._until(self._training, "it to finish its steps", stop_requested, neighbors)
-        self._until(lambda: self.driver.unanswered, "its answer", stop_requested)
+        self._wait_for(self._still_training, "finish its steps", stop_requested, neighbors)
+        self._wait_for(lambda: self.driver.unanswered, "answer", stop_requested)
         view = self.driver.view
         if gone := view.failed | view.left:
             self.driver.close()
             self.driver.stop()
             raise RuntimeError(
                 f"the training of {_ranks(gone)} failed, so there is no mean of all ranks' models; "
-                "this one is left as it is"
+                "this rank's model stays as it is"
             )
         self.transport.gather(b"", "the end of training", self.timeout)
         self.driver.close()
@@ -221,17 +221,17 @@ class Member:
             self._record.end()
         return self.driver.take_ended()
 
-    def part(self, reason: Reason) -> None:
-        """Leave the swarm at once, with a word to the others: the training failed here.
+    def leave_swarm(self, reason: Reason) -> None:
+        """Leave the swarm at once, since the training failed here, and announce it to the others.
 
-        Waits a second at most, for that word.
+        Waits a second at most, until that is sent.
         """
-        self.driver.part(reason)
+        self.driver.leave_swarm(reason)
         self.driver.wait_announced(1.0)
-        with contextlib.suppress(Exception):  # what ended the driving, perhaps
+        with contextlib.suppress(Exception):  # perhaps the one that ended the driver
             self.driver.stop()
 
-    def _training(self) -> list[int]:
+    def _still_training(self) -> list[int]:
         """Other ranks that have not taken their last step."""
         others = set(range(self.transport.size)) - {self.transport.rank}
         return sorted(others - self.driver.view.done)
@@ -247,14 +247,14 @@ class Member:
         self._apply()
         self._request(int(self._jitter.choice(ahead)))
 
-    def _until(
+    def _wait_for(
         self,
         awaited: Callable[[], Sequence[int]],
         what: str,
         stop_requested: Callable[[], bool],
         neighbors: Sequence[int] = (),
     ) -> None:
-        """Wait until `awaited()` is empty, as long as those ranks are heard of."""
+        """Wait until `awaited()` is empty, as long as those ranks send messages."""
         began = time.monotonic()
         while ranks := awaited():
             self.driver.check()
@@ -267,8 +267,8 @@ class Member:
                 last_seen, step = self.driver.last_seen(rank)
                 if now - max(last_seen, began) > self.timeout:
                     raise TimeoutError(
-                        f"rank {self.transport.rank} waited {self.timeout:g} s for {what}: rank "
-                        f"{rank}, last heard of after {step} steps"
+                        f"rank {self.transport.rank} waited {self.timeout:g} s for rank {rank} to "
+                        f"{what}; it was last seen after {step} steps"
                     )
             time.sleep(0.002)
 

@@ -16,8 +16,8 @@ from swarm_tf.transport.base import Transport
 
 _WHAT = "the start of training"
 
-_left_with: weakref.WeakKeyDictionary[keras.Model, str] = weakref.WeakKeyDictionary()
-"""What the last training of a model left in it, as a digest of its weights."""
+_last_weights: weakref.WeakKeyDictionary[keras.Model, str] = weakref.WeakKeyDictionary()
+"""A digest of each model's weights at the end of its last training."""
 
 
 def join(
@@ -34,16 +34,16 @@ def join(
     Every variable becomes equal, whether it is averaged later or not: weights, frozen ones and
     statistics, the optimizers' slots, steps and rates, each in its own type. But where the last
     training left each rank with weights of its own (`average_at_end=False`), and nobody has
-    changed them since, ranks go on with what they have.
+    changed them since, ranks continue with what they have.
 
     Args:
       common: what must be the same on all ranks, JSON values by name.
-      averages_slots: so that they must be there on all ranks.
-      equal_slots: also in a training that goes on.
-      refused: why this rank can't train, if it can't.
+      averages_slots: whether optimizer slots are averaged, so that every rank must have them.
+      equal_slots: whether slots must be equal; then all variables become equal in any case.
+      refused: why this rank can't train; empty if it can.
 
     Returns:
-      whether a training goes on.
+      whether ranks continue with weights of their own.
 
     Raises:
       UsageError: on every rank, with what differs or why a rank can't train.
@@ -68,24 +68,24 @@ def join(
         "vocabularies": state.vocabularies(model),
         "values": values,
         "weights": weights,
-        "goes on": not equal_slots and _left_with.get(model) == weights,
+        "continues": not equal_slots and _last_weights.get(model) == weights,
     }
     every = gather_over(transport, mine, _WHAT)
     check_equal([one["common"] for one in every])
     if len({one["shapes"] for one in every}) > 1:
         _raise_difference(variables, transport)
     _check_vocabularies([one["vocabularies"] for one in every])
-    apart = len({one["weights"] for one in every}) > 1
-    goes_on = apart and all(one["goes on"] for one in every)
-    if not goes_on and len({one["values"] for one in every}) > 1:
+    differ = len({one["weights"] for one in every}) > 1
+    continues = differ and all(one["continues"] for one in every)
+    if not continues and len({one["values"] for one in every}) > 1:
         consensus.equalize(variables, transport)
         state.finalize_layers(model)
-    return goes_on
+    return continues
 
 
 def leave(model: keras.Model) -> None:
-    """A training of `model` is over; the next one goes on from here, if nobody changes it."""
-    _left_with[model] = state.digest(model.weights)
+    """A training of `model` is over; if its weights stay, the next one may continue with them."""
+    _last_weights[model] = state.digest(model.weights)
 
 
 def _refusal(model: keras.Model) -> str:
@@ -112,7 +112,7 @@ def _raise_refusals(reasons: list[str]) -> None:
 def _build_optimizers(
     model: keras.Model, built: list[dict[str, bool]], averages_slots: bool
 ) -> None:
-    """Slots that one rank has, as one that loaded its optimizer, all must have."""
+    """Build optimizers on all ranks if one has built them, as after loading an optimizer."""
     for name, optimizer in state.optimizers(model).items():
         there = [of for of, one in enumerate(built) if one.get(name)]
         if optimizer is model.optimizer:
@@ -133,7 +133,7 @@ def _described(
 
 
 def _raise_difference(variables: list[keras.Variable], transport: Transport) -> None:
-    """Name the first variable that is another one on another rank; names may differ."""
+    """Name the first variable whose shape, dtype or trainability differs between ranks."""
     mine = [
         [path, f"{dtype} {tuple(shape)} {'trainable' if v.trainable else 'frozen'}"]
         for (path, shape, dtype), v in _described(variables)

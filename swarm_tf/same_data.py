@@ -1,4 +1,4 @@
-"""Tells a rank that it reads what another one reads: the commonest mistake, a missing `.shard`."""
+"""Warns if two ranks read the same data: the most common mistake, a missing `.shard`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Transport
 
 _ELEMENTS = 4096
-"""Of each tensor that are looked at."""
+"""How many elements of each tensor enter a digest."""
 
 _TAG = 1008  # the last of a training; see collectives.session_tag
 _log = logging.getLogger("swarm_tf")
@@ -27,7 +27,7 @@ _log = logging.getLogger("swarm_tf")
 class FirstBatch:
     """A digest of the first batch that a model is trained on.
 
-    It is taken within the training step, since Keras shows batches to nobody else.
+    It is computed within the training step, since Keras passes batches to nothing else.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -42,7 +42,7 @@ class FirstBatch:
 
     @classmethod
     def of(cls, model: keras.Model) -> FirstBatch | None:
-        """Watch a model, before its training step is traced; None if it is too late for that."""
+        """Watch a model's first batch; None if its training step is traced already."""
         if model not in _watched:
             if model.train_function is not None:
                 return None
@@ -52,7 +52,7 @@ class FirstBatch:
     def _note(self, data: Any) -> tf.Tensor:
         total = tf.constant(1, tf.int64)
         for number, tensor in enumerate(tf.nest.flatten(data, expand_composites=True)):
-            if tensor is None:  # sample weights, where there are none
+            if tensor is None:  # there are no sample weights
                 continue
             tensor = tf.convert_to_tensor(tensor)
             if tensor.dtype in (tf.variant, tf.resource):
@@ -68,7 +68,7 @@ class FirstBatch:
         return self._digest.assign(tf.where(total == 0, tf.constant(1, tf.int64), total))
 
     def value(self) -> int:
-        """0 before the first batch."""
+        """The digest; 0 before the first batch."""
         return int(self._digest.numpy())
 
 
@@ -79,32 +79,33 @@ class SameData:
     """Compares what this rank reads with what the rank before it reads, in the background.
 
     Args:
-      arrays: what `model.fit` was given, if that was arrays; they are compared as a whole, since
-        Keras shuffles them.
+      batch: the digest of this rank's first batch; None if there is none.
+      arrays: `arrays_of` the caller. If it is not 0 it is compared in place of the first batch,
+        since Keras shuffles arrays.
     """
 
     def __init__(self, transport: Transport, batch: FirstBatch | None, arrays: int) -> None:
         self._transport, self._batch, self._arrays = transport, batch, arrays
         self._theirs = np.zeros(1, np.int64)
         self._sent: Callable[[], bool] | None = None
-        self._came: Callable[[], bool] | None = None
+        self._received: Callable[[], bool] | None = None
         self._tag = collectives.session_tag(transport, _TAG)
         if transport.rank > 0:
-            self._came = transport.irecv(self._theirs, transport.rank - 1, self._tag)
+            self._received = transport.irecv(self._theirs, transport.rank - 1, self._tag)
 
     def finish(self, timeout: float) -> None:
-        """Wait for the other digest, when both ranks have ended their training."""
+        """Wait for the other digest; to be called when both ranks have ended their training."""
         deadline = time.monotonic() + timeout
         while not self.poll() and time.monotonic() < deadline:
             time.sleep(0.001)
 
     def poll(self) -> bool:
-        """Send the own digest, look for the other one; whether both is done."""
+        """Send this rank's digest, compare the other one if it has come; whether both is done."""
         if self._sent is None and self._transport.rank + 1 < self._transport.size:
             mine = np.array([self._value()], np.int64)
             self._sent = self._transport.isend(mine, self._transport.rank + 1, self._tag)
-        if self._came is not None and self._came():
-            self._came = None
+        if self._received is not None and self._received():
+            self._received = None
             rank = self._transport.rank
             if self._theirs[0] and int(self._theirs[0]) == self._value():
                 _log.warning(
@@ -115,7 +116,7 @@ class SameData:
                 )
         if self._sent is not None and self._sent():
             self._sent = lambda: True
-        return self._came is None and (self._sent is None or self._sent())
+        return self._received is None and (self._sent is None or self._sent())
 
     def _value(self) -> int:
         return self._arrays or (self._batch.value() if self._batch else 0)

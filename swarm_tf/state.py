@@ -1,13 +1,13 @@
-"""What a training has to remember, by role: what is averaged, what is made equal, what stays local.
+"""The state of a training, by role: what is averaged, what is made equal, what stays local.
 
     trained       trainable weights                                       averaged
-    statistics    what layers move themselves: moving means, variances    averaged, if asked for
-    slots         what optimizers remember: momentum, second moments      averaged, if asked for
+    statistics    what layers update themselves: moving means, variances  averaged, if asked for
+    slots         what optimizers keep: momentum, second moments          averaged, if asked for
     the rest      frozen weights, step counts, learning rates, int8       made equal at the start
     states of seed generators and of stateful RNNs                        stay local
     vocabularies and the like, which are no variables                     compared at the start
 
-Roles are found by what a variable is, not by its name.
+A role follows from what holds the variable, not from its name.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from swarm_tf.errors import UsageError
 def optimizers(model: keras.Model) -> dict[str, keras.Optimizer]:
     """The optimizers that `model` or one of its layers holds, by attribute: {"optimizer": ...}.
 
-    One within another (the one that scales the loss wraps the one that steps) counts with that.
+    An optimizer that another one wraps (as LossScaleOptimizer does) is not listed by itself.
     """
     found: dict[int, tuple[str, keras.Optimizer]] = {}
     for number, layer in enumerate(model._flatten_layers()):
         prefix = "" if number == 0 else f"layer {number}: "
         attributes = vars(layer)
-        # The compiled one first; TensorFlow's own lists, which hold all of them again, last.
+        # The compiled one first; last the private lists, which hold all of them again.
         for name in sorted(attributes, key=lambda name: (name != "optimizer", name[0] == "_")):
             for key, item in _members(name, attributes[name]):
                 if isinstance(item, keras.Optimizer):
@@ -61,7 +61,7 @@ def _members(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def steps_taken(model: keras.Model) -> int:
-    """Steps of that optimizer of `model` which has taken the most; 0 without one.
+    """The most steps that an optimizer of `model` has taken; 0 without an optimizer.
 
     With gradient accumulation every batch counts.
     """
@@ -73,7 +73,7 @@ def steps_taken(model: keras.Model) -> int:
 def is_built(model: keras.Model) -> bool:
     """Whether every layer has its variables.
 
-    A model with a `train_step` of its own and no `call`, as a GAN, is never built itself.
+    A model with a `train_step` of its own and no `call`, such as a GAN, is itself never built.
     """
     layers = model._flatten_layers(include_self=False)
     uncalled = type(model).call is keras.Model.call
@@ -89,11 +89,11 @@ def averaged_variables(
     """The variables of `model` that ranks average, in Keras' order.
 
     Args:
-      statistics: also what trainable layers move themselves, as BatchNormalization its moving
-        statistics. Seed generators hold integers and never travel.
+      statistics: also what trainable layers update themselves, such as BatchNormalization's
+        moving statistics. Seed generators hold integers and are never averaged.
       optimizer: also the slots of every optimizer that is built (momentum, Adam's moments), but
-        not step counts, learning rates and gradients that wait for their step. The compiled
-        optimizer is built for it.
+        not step counts, learning rates and accumulated gradients. This builds the compiled
+        optimizer.
     """
     variables = list(model.trainable_variables)
     if statistics:
@@ -131,14 +131,14 @@ def moving_statistics(model: keras.Model) -> list[keras.Variable]:
 
 
 def build_optimizer(model: keras.Model) -> None:
-    """Make the slots of the compiled optimizer, which Keras makes at the first step only."""
+    """Create the slots of the compiled optimizer, which Keras creates at the first step only."""
     optimizer = model.optimizer
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
 
 
 def slots(model: keras.Model) -> list[keras.Variable]:
-    """What the optimizers of `model` remember about each weight, in floats."""
+    """The float slots of the optimizers of `model`, such as momentum."""
     found = []
     for optimizer in optimizers(model).values():
         local = set()
@@ -161,8 +161,8 @@ def _is_float(variable: keras.Variable) -> bool:
 def signed_variables(model: keras.Model, *, slots: bool) -> list[keras.Variable]:
     """Statistics and slots that may be negative, as far as that can be known before training.
 
-    Moving means of BatchNormalization; and with `slots` those that become negative when their
-    optimizer is tried on a weight of a few numbers.
+    Moving means of BatchNormalization; and with `slots` those that become negative when a copy
+    of their optimizer is tried on a weight of a few numbers.
     """
     known = [
         layer.moving_mean
@@ -187,9 +187,9 @@ def _signed_slots(optimizer: keras.Optimizer) -> list[str]:
         trial.build([weight])
         for sign in (1.0, -1.0, -1.0, 1.0):
             trial.apply([tf.constant(sign * start)], [weight])
-    except Exception:  # a user's own, which can't be made anew: then nothing is known before
+    except Exception:  # a user's own optimizer that can't be copied: then nothing is known
         return []
-    # Keras' own lists of all that an optimizer has, and has to do with.
+    # Keras' own lists of all variables of an optimizer, and of the weights that it trains.
     whole = ("_variables", "_trainable_variables")
     return [
         attribute
@@ -199,19 +199,19 @@ def _signed_slots(optimizer: keras.Optimizer) -> list[str]:
 
 
 def _variables_of(value: Any) -> list[keras.Variable]:
-    """Slots as optimizers hold them: in lists, with None where a weight has none."""
+    """The variables in an attribute of an optimizer: a list, with None for weights without slot."""
     if not isinstance(value, list | tuple):
         value = [value]
     return [v for v in value if isinstance(v, keras.Variable) and _is_float(v)]
 
 
 def reset_slots(model: keras.Model) -> None:
-    """Give every optimizer of `model` the slots of a new one; steps and rates stay."""
+    """Give every optimizer of `model` the slots of a new one; step counts and rates stay."""
     for optimizer in (part for one in optimizers(model).values() for part in parts(one)):
         if not optimizer.built or not hasattr(optimizer, "_trainable_variables"):
             continue
         if len(parts(optimizer)) > 1:
-            continue  # its parts come by themselves
+            continue  # the optimizers that it wraps are reset by themselves
         fresh = type(optimizer).from_config(optimizer.get_config())
         fresh.build(optimizer._trainable_variables)
         kept = {id(optimizer._iterations), id(optimizer._learning_rate)}
@@ -237,7 +237,7 @@ def shapes(variables: Iterable[keras.Variable]) -> list[tuple[str, list[int], st
 
 
 def digest(variables: Iterable[keras.Variable]) -> str:
-    """32 hexadecimal digits that stand for the values of the variables."""
+    """A digest of the values of the variables: 32 hexadecimal digits."""
     whole = hashlib.blake2b(digest_size=16)
     for variable in variables:
         whole.update(as_bytes(variable).data)
@@ -245,7 +245,7 @@ def digest(variables: Iterable[keras.Variable]) -> str:
 
 
 def as_bytes(variable: keras.Variable) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The value in its own type, not to be written to: uint8 [bytes]."""
+    """The value in its own type, read-only: uint8 [bytes]."""
     value = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
     return value.reshape(-1).view(np.uint8)
 
@@ -257,20 +257,20 @@ def set_bytes(variable: keras.Variable, value: np.ndarray[Any, np.dtype[np.uint8
 
 
 def finalize_layers(model: keras.Model) -> None:
-    """Renew what layers compute once from their variables, after those were set."""
+    """Recompute what Normalization derives from its variables, after those were set."""
     layers = [
         layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Normalization)
     ]
     for layer in layers:
         layer.finalize_state()
-    if layers:  # what was traced before holds the old numbers
+    if layers:  # traced functions hold the old numbers
         model.test_function = model.predict_function = None
         if model.train_function is not None:
             model.make_train_function(force=True)
 
 
 def vocabularies(model: keras.Model) -> dict[str, str]:
-    """Digests of what layers have learned that is no variable, by layer.
+    """Digests, by layer, of what layers have learned that is no variable.
 
     Vocabularies of lookups and TextVectorization, and the bounds of Discretization.
     """

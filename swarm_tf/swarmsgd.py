@@ -204,7 +204,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
     def abandon(self, *, exits: bool = False) -> None:
         """Tell the others: they go on if this training failed, and end if its program ends."""
         if self.member is not None:
-            self.member.part(Reason.LEFT if exits else Reason.FAILED)
+            self.member.leave_swarm(Reason.LEFT if exits else Reason.FAILED)
 
     def _start_afresh(self) -> None:
         """The weights are a neighbour's now; what is not averaged begins anew."""

@@ -1,4 +1,4 @@
-"""The custom loop: blocks of local steps inside one tf.function, driving Keras callbacks."""
+"""A loop that takes blocks of local steps inside one tf.function, with Keras callbacks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Trainer:
 
     Args:
       model: compiled.
-      jit_compile: compile a training step with XLA, slower than not on most CPUs; None: as the
+      jit_compile: whether XLA compiles a training step, which is slower on most CPUs; None: as the
         model was compiled.
-      longest_block: steps after which the hooks run at the latest; it stands in for
-        `compile(steps_per_execution=...)`, which is not looked at.
+      longest_block: most steps between two calls of the hooks; it replaces
+        `compile(steps_per_execution=...)`, which is ignored.
 
     Attributes:
       steps_taken: local steps in the last `fit` so far.
@@ -82,15 +82,15 @@ class Trainer:
         weights, metrics, optimizer (averaged weights of `use_ema` included), random state and
         `model.history`; and callbacks see the same hooks, epochs, logs and `params`. What differs:
 
-        - The hooks of batches come once a block, at the latest after `longest_block` steps;
-          `on_train_batch_end` has the number in its epoch of the block's last step, from 0.
+        - Batch hooks are called once per block, at the latest after `longest_block` steps;
+          `on_train_batch_end` gets the index, in its epoch, of the last step in the block.
         - The step is traced before `on_train_begin`, so callbacks find the model built. (With
           `run_eagerly` nothing is traced.)
-        - A dataset that ends is begun anew at once, whatever epoch it is.
-        - Validation is a callback's matter (call `model.evaluate` in its `on_epoch_end`), class
-          weights are the dataset's (as sample weights), and there is no progress bar.
+        - A dataset that ends is restarted at once, also within an epoch.
+        - There is no validation (a callback may call `model.evaluate` in its `on_epoch_end`), no
+          class weights (the dataset may have sample weights), and no progress bar.
         - `make_train_function`, and Keras' limits on epochs and steps for debugging
-          (`KERAS_MAX_EPOCHS`), are not looked at.
+          (`KERAS_MAX_EPOCHS`), are ignored.
 
         Args:
           dataset: batches as `model.fit` takes them: x, (x, y) or (x, y, sample_weight), or what
@@ -130,7 +130,7 @@ class Trainer:
         hooks.on_train_begin()
         logs: Logs = {}
         epoch_logs: Logs | None = None
-        # BackupAndRestore sets it, to go on after a training that was cut off.
+        # BackupAndRestore sets it, to continue an interrupted training.
         first = getattr(self.model, "_initial_epoch", None) or 0
         for epoch in range(first, epochs):
             self.model.reset_metrics()
@@ -160,7 +160,7 @@ class Trainer:
         return max(1, min([self._longest, *(a.due - a.local_step() for a in algorithms)]))
 
     def _epoch_logs(self, last: Logs) -> Logs:
-        """The metrics of an epoch; a `train_step` that returns others has those of its last step.
+        """The metrics of an epoch, or the last logs of a `train_step` that returns other ones.
 
         The same choice as in `model.fit`.
         """
@@ -179,10 +179,10 @@ class Trainer:
         return logs
 
     def _make_block(self, dataset: tf.data.Dataset) -> Block:
-        """What takes steps; traced with an empty block, which changes nothing.
+        """The function that takes steps; traced with an empty block, which changes nothing.
 
-        Traced before the ranks start together: or a quick one would train far ahead alone. Anew
-        in each `fit`: callbacks may have wrapped the step, or do so no more.
+        Traced before the ranks start together: a rank that traces quickly would else train far
+        ahead. Traced again in each `fit`: callbacks may have wrapped the step, or unwrapped it.
         """
         endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
         batches = iter(dataset if endless else dataset.repeat())
@@ -193,7 +193,7 @@ class Trainer:
 
 
 Block = Callable[[int], tuple[Logs, float]]
-"""Takes a number of steps; gives the logs of the last one, and the seconds of waiting for data."""
+"""Takes a number of steps; returns the logs of the last one, and the seconds waited for data."""
 
 
 def _positive(name: str, value: Any) -> int:
@@ -228,8 +228,8 @@ def _traced_block(
         with tf.variable_creator_scope(_create_at_once):
             return train_step(batch)
 
-    # A function of its own, as in `model.fit`: so `tf.random` draws the same numbers. Functions
-    # are called through their one trace: TensorFlow warns of a fifth tf.function from here.
+    # A separate function, as in `model.fit`, so that `tf.random` draws the same numbers. Functions
+    # are called through their one trace: TensorFlow would warn of the fifth tf.function here.
     step = tf.function(one_step, jit_compile=jit_compile).get_concrete_function(
         _without_optionals(spec)
     )
@@ -239,13 +239,13 @@ def _traced_block(
     def steps(batches: Any, count: tf.Tensor) -> tuple[tf.experimental.Optional, tf.Tensor]:
         logs, waited = no_logs, tf.constant(0.0, tf.float64)
         for _ in tf.range(count):
-            with tf.control_dependencies([waited]):  # and so the whole step before
+            with tf.control_dependencies([waited]):  # which waits for the whole step before
                 began = tf.timestamp()
             with tf.control_dependencies([began]):
                 batch = next(batches)
             with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
                 ended = tf.timestamp()
-            with tf.control_dependencies([ended]):  # or a lone thread might take the step first
+            with tf.control_dependencies([ended]):  # else a lone thread might take the step first
                 batch = tf.nest.map_structure(tf.identity, _without_optionals(batch))
                 logs = tf.experimental.Optional.from_value(step(batch))
             waited += ended - began
@@ -262,10 +262,10 @@ def _traced_block(
 
 
 def _create_at_once(create: Callable[..., tf.Variable], **what: Any) -> tf.Variable:
-    """A variable that a trace makes, with its value.
+    """A variable that is created during tracing, with its initial value.
 
-    tf.function itself would postpone the value and trace a second time, and it fails where the
-    step has control dependencies around it.
+    tf.function itself would postpone the value and trace a second time, which fails where the step
+    has control dependencies around it.
     """
     if not callable(what["initial_value"]):  # a tensor of the trace
         return create(**what)
@@ -274,6 +274,6 @@ def _create_at_once(create: Callable[..., tf.Variable], **what: Any) -> tf.Varia
 
 
 def _without_optionals(batch: Any) -> Any:
-    """As Keras does it, None for what a batch leaves open."""
+    """`batch` with None for its optionals, as in Keras."""
     optional = tf.experimental.Optional, tf.OptionalSpec
     return tf.nest.map_structure(lambda x: None if isinstance(x, optional) else x, batch)

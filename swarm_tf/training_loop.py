@@ -1,7 +1,7 @@
-"""The loop that trains, as a callback can see it: by the frames of its callers.
+"""What a callback can find out about the loop that trains, from the frames of its callers.
 
-Keras tells a callback neither which others stand beside it, nor that the loop has ended by an
-exception.
+Keras tells a callback neither which other callbacks there are, nor that an exception has ended the
+loop.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from types import FrameType
 
 import keras
 
-_FRAMES = 10  # of callers within which Keras' list of callbacks is
+_FRAMES = 10  # callers among which Keras' list of callbacks is looked for
 
 
 def callback_list() -> keras.callbacks.CallbackList | None:
-    """Keras' list that calls a hook right now; None if a loop calls the hook itself."""
+    """Keras' list that is calling the current hook; None if a loop calls the hook itself."""
     frame = frame_of_callback_list()
     return None if frame is None else frame.f_locals["self"]
 
 
 def frame_of_callback_list() -> FrameType | None:
-    """The frame of Keras' list of callbacks, on behalf of a function that a hook has called."""
+    """The frame of `callback_list`, or None; to be called by a function that a hook calls."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
         if frame is None:
@@ -33,7 +33,7 @@ def frame_of_callback_list() -> FrameType | None:
 
 
 def is_running(frame: FrameType | None) -> bool:
-    """Whether a loop still trains; assumed where it can't be known."""
+    """Whether the loop of `frame` still runs; True for None, where that can't be known."""
     if frame is None:
         return True
     for top in sys._current_frames().values():

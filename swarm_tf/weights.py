@@ -5,11 +5,11 @@ number of blocks long; the rest follows in chunks of its own: vectors (biases, s
 not trained itself (moving statistics, optimizer slots). The last chunk of each kind is filled up
 with zeros.
 
-Chunks let encoding, wire and decoding overlap, have few shapes, so that each kernel is compiled
-once, and stay small enough for the memory allocator to reuse. The second kind is apart because it
-travels exactly. Differences of vectors are of other sizes than those of the matrices, and one
-lattice step for both would drown the smaller ones in noise; statistics and slots may be of any
-size, and the noise of a lattice would make second moments negative.
+Chunks let encoding, sending and decoding overlap. They have few shapes, so that each kernel is
+compiled only a few times, and are small enough for the allocator to reuse their memory. The second
+kind has chunks of its own because it travels exactly: differences of vectors are of another
+magnitude than those of matrices, so one lattice step for both would drown the smaller ones in
+noise; statistics and slots may have any magnitude, and noise would make second moments negative.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CHUNK = 7 * 2**20
 class FlatWeights:
     """The given variables as chunks: float32 [lengths[c]] each.
 
-    A variable of fewer bits than float32 can't hold a small correction. What the cast loses is
-    kept, added to the next correction, and counts as part of the weight in all that is read here.
+    A variable of fewer bits than float32 can't hold a small correction. The remainder that the cast
+    loses is kept, added to the next correction, and part of the weight in all that is read here.
 
     Args:
       variables: Keras variables; other float types than float32 are cast on the way.
       chunk: most weights in a chunk.
-      signed: of those that are not trained, the ones that are known to become negative. Of the
-        others, one that has never been seen with a negative entry is kept from it.
+      signed: variables that are not trained and may become negative. Any other one that is not
+        trained stays non-negative, unless it has ever had a negative entry.
 
     Attributes:
       lengths: weights in each chunk.
@@ -51,21 +51,21 @@ class FlatWeights:
         chunk: int = CHUNK,
         signed: Iterable[keras.Variable] = (),
     ) -> None:
-        coarse = [v for v in variables if _is_trained(v) and len(v.shape) > 1]
-        among_them = {id(v) for v in coarse}
+        matrices = [v for v in variables if _is_trained(v) and len(v.shape) > 1]
+        among_them = {id(v) for v in matrices}
         exact = [v for v in variables if id(v) not in among_them]
-        self.variables = [*coarse, *exact]
+        self.variables = [*matrices, *exact]
         self.sizes = [int(np.prod(v.shape)) for v in self.variables]
         self.total = sum(self.sizes)
         self.lengths: list[int] = []
         self._starts: list[int] = []
-        for kind in (coarse, exact):
+        for kind in (matrices, exact):
             sizes = [int(np.prod(v.shape)) for v in kind]
             self._starts += [sum(self.lengths) + s for s in np.cumsum([0, *sizes[:-1]])][
                 : len(kind)
             ]
             self.lengths += _chunk_lengths(sum(sizes), chunk)
-            if kind is coarse:
+            if kind is matrices:
                 first_exact = len(self.lengths)
         self.exact = frozenset(range(first_exact, len(self.lengths)))
         self._ends = np.cumsum(self.lengths).tolist()
@@ -75,7 +75,7 @@ class FlatWeights:
             for place, v in enumerate(self.variables)
             if tf.as_dtype(v.dtype).size < 4
         }
-        self._wide = [place for place, v in enumerate(self.variables) if v.dtype == "float64"]
+        self._float64 = [place for place, v in enumerate(self.variables) if v.dtype == "float64"]
         may_be_negative = {id(v) for v in signed}
         self._never_negative = {
             place: tf.Variable(True, trainable=False)
@@ -99,27 +99,27 @@ class FlatWeights:
 
         Corrections are float32 [lengths[c] / BLOCK, BLOCK], or None for nothing.
 
-        What may not become negative (moving variances, second moments) is not allowed below a
-        tenth of its value: a correction that was computed some steps ago may exceed it by now.
+        What may not become negative (moving variances, second moments) keeps at least a tenth of
+        its value: a correction that was computed some steps ago may exceed the value by now.
         """
         if all(c is None for c in corrections):
             return self.flatten()
         pairs = zip(corrections, self.lengths, strict=True)
-        blocks = [_nothing(n) if c is None else tf.reshape(c, [-1, BLOCK]) for c, n in pairs]
+        blocks = [_zeros(n) if c is None else tf.reshape(c, [-1, BLOCK]) for c, n in pairs]
         return list(self._add(blocks))
 
     def zeros(self) -> list[tf.Tensor]:
-        """A correction of nothing, for each chunk."""
-        return [_nothing(n) for n in self.lengths]
+        """A correction of zero for each chunk."""
+        return [_zeros(n) for n in self.lengths]
 
     def copy(self) -> list[npt.NDArray[Any]]:
         """A copy of the weights in their full precision, for `assign`.
 
         Returns:
-          the chunks, and where there are weights of float64, all of those: float64 [n].
+          the chunks; if there are float64 weights, then also all of those: float64 [n].
         """
         copies = [np.array(chunk) for chunk in self.flatten()]
-        wide = [np.asarray(self.variables[place].value).reshape(-1) for place in self._wide]
+        wide = [np.asarray(self.variables[place].value).reshape(-1) for place in self._float64]
         return [*copies, np.concatenate(wide)] if wide else copies
 
     def assign(self, chunks: Sequence[tf.Tensor | npt.NDArray[Any]]) -> None:
@@ -130,30 +130,30 @@ class FlatWeights:
                 self.variables[place].assign(value)
 
     def split(self, chunks: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """What `copy` returns, as one array of its shape for each of `variables`."""
+        """What `copy` returns, as one array for each of `variables`, in its shape."""
         flat = np.concatenate([np.zeros(0, np.float32), *chunks[: len(self.lengths)]])
         parts = zip(self.variables, self._starts, self.sizes, strict=True)
         arrays = [flat[start : start + size].reshape(v.shape) for v, start, size in parts]
-        if self._wide:
+        if self._float64:
             for place, value in self._split_wide(chunks[-1]):
                 arrays[place] = value
         return arrays
 
     def _split_wide(self, flat: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """The weights of float64, by place in `variables`."""
-        ends = np.cumsum([self.sizes[place] for place in self._wide])
-        for place, part in zip(self._wide, np.split(flat, ends[:-1]), strict=True):
+        """The float64 weights, by place in `variables`."""
+        ends = np.cumsum([self.sizes[place] for place in self._float64])
+        for place, part in zip(self._float64, np.split(flat, ends[:-1]), strict=True):
             yield place, part.reshape(self.variables[place].shape)
 
     def _value(self, place: int) -> tf.Tensor:
-        """A weight with what its type could not hold: float32 or float64, of its shape."""
+        """A weight plus its remainder: float32 or float64, in its shape."""
         value: Any = self.variables[place].value
         if place in self._remainders:
             return tf.cast(value, tf.float32) + self._remainders[place]
         return tf.convert_to_tensor(value)
 
     def _set(self, place: int, wanted: tf.Tensor) -> list[tf.Operation]:
-        """Set a weight to such numbers, and keep what its type can't hold."""
+        """Set a weight to `wanted`, and keep the remainder that its type can't hold."""
         value: Any = self.variables[place].value
         held = tf.cast(wanted, value.dtype)
         updates = [value.assign(held)]
@@ -224,7 +224,7 @@ class FlatWeights:
 class _Traced:
     """A function compiled once, at its first call.
 
-    As `tf.function`, which would warn of retracing when a program trains often: each training
+    A plain `tf.function` would warn of retracing when a program trains often, since each training
     has functions of its own.
     """
 
@@ -240,11 +240,11 @@ class _Traced:
 
 
 def _is_trained(variable: keras.Variable) -> bool:
-    # Scales of float8 are "trainable", but replaced by what their gradient says.
+    # Float8 scales are "trainable", but overwritten with their gradient.
     return bool(variable.trainable) and not getattr(variable, "overwrite_with_gradient", False)
 
 
-def _nothing(length: int) -> tf.Tensor:
+def _zeros(length: int) -> tf.Tensor:
     return tf.zeros([length // BLOCK, BLOCK])
 
 

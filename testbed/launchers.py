@@ -6,7 +6,7 @@ OPEN_MPI = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-"""What Open MPI wants of root, and of more ranks than cores; of versions 4 and 5."""
+"""Variables that let Open MPI 4 and 5 run as root and start more ranks than cores."""
 
 BINDING = "--bind-to none --map-by slot:oversubscribe"
-"""Arguments of its mpirun: ranks share cores."""
+"""Arguments of Open MPI's mpirun that let ranks share cores."""

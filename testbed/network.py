@@ -1,7 +1,7 @@
-"""Ranks behind links of limited bandwidth: a network namespace each, with `tc tbf`. Linux, root.
+"""Ranks behind limited links, each in a network namespace with `tc tbf`. Needs Linux and root.
 
 Every rank has a link of its own to a switch, with the same limit in both directions, as machines
-in a rack have. MPI, and Horovod over MPI, have to cross it in TCP: memory is not shared.
+in a rack have. MPI, and Horovod over MPI, have to cross it by TCP, since ranks share no memory.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from pathlib import Path
 from types import TracebackType
 
 _SUBNET = "10.77.0"
-_BURST_SECONDS = 0.002  # what may leave at once; the timer of the kernel is not finer
+_BURST_SECONDS = 0.002  # of traffic that may leave at once; the kernel's timer is no finer
 _QUEUE_SECONDS = 0.05
 
 
 class Unavailable(Exception):
-    """Namespaces or limits cannot be made here; says what is missing."""
+    """Namespaces or limits cannot be created here; the message says what is missing."""
 
 
 _REMOTE_SHELL = """#!/bin/sh
-# In place of ssh: host {subnet}.K is the network namespace {name}-(K - 1), with a name of its own.
+# Replaces ssh: host {subnet}.K is the network namespace {name}-(K - 1), with its own host name.
 while [ "${{1#-}}" != "$1" ]; do shift; done
 number=${{1##*.}}
 shift
@@ -34,17 +34,17 @@ exec env -i HOME="$HOME" PATH=/usr/sbin:/usr/bin:/sbin:/bin \\
 
 
 class Network:
-    """`ranks` namespaces; use as a context. They can be ranks of one mpirun, or hosts.
+    """Creates `ranks` namespaces on entry, removes them on exit: ranks of one mpirun, or hosts.
 
     Attributes:
-      hosts: their addresses.
+      hosts: the addresses of the namespaces.
 
     Args:
       ranks: at most 250.
       bandwidth: of each link in each direction, as tc understands it: "100mbit", "1gbit".
 
     Raises:
-      Unavailable: on entry, if the right or a tool is missing; what was made is removed.
+      Unavailable: on entry, if a permission or a tool is missing; nothing is left behind.
     """
 
     def __init__(self, ranks: int, bandwidth: str) -> None:
@@ -70,12 +70,12 @@ class Network:
         self._remove()
 
     def enter(self, command: Sequence[str]) -> list[str]:
-        """`command` as an argument of mpirun, each rank in its namespace."""
+        """The command that mpirun must start to run `command` in the namespace of each rank."""
         script = f'exec ip netns exec {self.name}-$OMPI_COMM_WORLD_RANK "$@"'
         return ["sh", "-c", script, "sh", *command]
 
     def environment(self) -> dict[str, str]:
-        """Settings that make Open MPI cross the links."""
+        """Variables that make Open MPI cross the links."""
         subnet = f"{_SUBNET}.0/24"
         return {
             "OMPI_MCA_pml": "ob1",
@@ -86,7 +86,7 @@ class Network:
         }
 
     def as_hosts(self, shell: Path) -> dict[str, str]:
-        """Settings with which a launcher reaches `hosts`, by a remote shell written to `shell`."""
+        """Variables that let a launcher reach `hosts` by a remote shell, written to `shell`."""
         shell.write_text(_REMOTE_SHELL.format(subnet=_SUBNET, name=self.name))
         shell.chmod(0o755)
         names = [f"{_SUBNET}.254 {os.uname().nodename}"]
@@ -102,14 +102,14 @@ class Network:
             "PRTE_MCA_prte_if_include": subnet,
             "OMPI_MCA_plm_rsh_agent": str(shell),
             "OMPI_MCA_oob_tcp_if_include": subnet,
-            # MPICH would see through the namespaces, and share memory.
+            # Otherwise MPICH notices that all hosts are one machine, and shares memory.
             "UCX_TLS": "tcp,self",
             "HYDRA_LAUNCHER": "ssh",
             "HYDRA_LAUNCHER_EXEC": str(shell),
         }
 
     def bytes_sent(self, rank: int) -> int:
-        """Through the link of `rank`, from it, so far."""
+        """Bytes that `rank` has sent through its link so far."""
         shown = ["tc", "-s", "-j", "-n", f"{self.name}-{rank}", "qdisc", "show", "dev", "eth0"]
         (limit,) = json.loads(_call(shown))
         return int(limit["bytes"])
@@ -145,7 +145,7 @@ class Network:
         ports = [self._interface(f"p{rank}") for rank in range(self.ranks)]
         commands = [f"netns del {self.name}-{rank}" for rank in range(self.ranks)]
         commands += [f"link del {interface}" for interface in [*ports, self._interface("b")]]
-        for command in commands:  # of which, after a failure, only some exist
+        for command in commands:  # after a failure only some of these exist
             with contextlib.suppress(OSError, subprocess.CalledProcessError):
                 _ip(command)
         for rank in range(self.ranks):
@@ -153,10 +153,10 @@ class Network:
 
 
 def bits_per_second(bandwidth: str) -> float:
-    """Of "100mbit", "1.5gbit", ...
+    """The number that "100mbit" or "1.5gbit" stands for.
 
     Raises:
-      ValueError: it is none of these.
+      ValueError: it has another unit.
     """
     units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
     for unit, factor in units.items():

@@ -1,4 +1,4 @@
-"""A Slurm of our own on this machine: real daemons on free ports, no GPUs, no cgroups. Root."""
+"""A private Slurm on this machine: real daemons on free ports, no GPUs, no cgroups. Needs root."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CPUS = 8  # that Slurm believes in; jobs are small
+CPUS = 8  # that Slurm counts, whatever the machine has; jobs are small
 NEEDED = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "munge")
 
 CONFIGURATION = """
@@ -46,11 +46,14 @@ KillWait=30
 
 
 class Missing(Exception):
-    """Slurm cannot run here; says why."""
+    """Slurm cannot run here; the message says why."""
 
 
 class LoopbackSlurm:
-    """Started on entry, stopped on exit; `environment` is for whoever calls its commands.
+    """Starts Slurm on entry, stops it on exit.
+
+    Attributes:
+      environment: variables with which Slurm's commands reach it.
 
     Raises:
       Missing: on entry.
@@ -71,7 +74,7 @@ class LoopbackSlurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.ExitStack() as last:  # to the end, whatever does not end
+        with contextlib.ExitStack() as last:  # calls each, even if another one raises
             last.callback(shutil.rmtree, self.folder, ignore_errors=True)
             if self._munge:
                 last.callback(self._munge.wait, 10)
@@ -82,7 +85,7 @@ class LoopbackSlurm:
                 last.callback(self.end_jobs)
 
     def end_jobs(self) -> None:
-        """Once Slurm has stopped, what they started would never end."""
+        """Ends all jobs; once Slurm has stopped, nothing would end their processes."""
         self.call("scancel", "--state=RUNNING", "--signal=KILL", "--user=root")
         self.call("scancel", "--user=root")
         until(lambda: not self.call("squeue", "--noheader"), "all jobs to end")
@@ -94,7 +97,7 @@ class LoopbackSlurm:
             until(lambda: not Path(f"/proc/{pid}").exists(), f"{name} to end")
 
     def call(self, *command: str, timeout: float = 60) -> str:
-        """What a command of Slurm prints."""
+        """What a command of Slurm prints; the command must succeed."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=timeout
         )
@@ -113,7 +116,7 @@ class LoopbackSlurm:
         host = socket.gethostname().partition(".")[0]
         for name in ("state", "spool"):
             (self.folder / name).mkdir()
-        # Other numbers each time, by which MPIs call what killed ranks may have left behind.
+        # A new job number each time: MPIs name files by it, and killed ranks may leave those.
         job = random.randrange(1, 10**7)
         text = CONFIGURATION.format(
             host=host, ports=_free_ports(2), cpus=CPUS, folder=self.folder, job=job
@@ -129,7 +132,7 @@ class LoopbackSlurm:
         self._ready = True
 
     def _start_munge(self) -> None:
-        """Unless one runs: authentication needs one daemon a machine."""
+        """Starts munged unless one runs: authentication needs one daemon per machine."""
         if not _munge_answers():
             for name in ("/run/munge", "/var/lib/munge", "/var/log/munge", "/etc/munge"):
                 Path(name).mkdir(exist_ok=True)
@@ -153,10 +156,10 @@ _PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 
 
 def _munge_answers() -> bool:
-    asked = subprocess.run(
+    done = subprocess.run(
         ["munge", "-n"], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
     )
-    return asked.returncode == 0
+    return done.returncode == 0
 
 
 def _free_ports(count: int) -> list[int]:
@@ -166,6 +169,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def until(happened, what: str, seconds: float = 30) -> None:
+    """Waits until `happened()`; fails with `what` it waited for after `seconds`."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"

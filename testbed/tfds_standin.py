@@ -1,4 +1,4 @@
-"""Small TFDS sets on disk, written by the real builders: all that reads them is the real path.
+"""Small TFDS sets on disk, written by the real builders and read by the real code.
 
 `tfds.testing.mock_data` would be shorter, but it ignores splits.
 """
@@ -25,7 +25,7 @@ def write(
 ) -> None:
     """Prepares the set `name` under data_dir with example(0), example(1), ... in each split.
 
-    Each split goes into `shards` files, or as many as TFDS finds right.
+    Each split goes into `shards` files; None lets TFDS choose their number.
     """
     builder = tfds.builder(name, data_dir=data_dir, **builder_options)
     builder._split_generators = lambda *_: {
@@ -78,7 +78,7 @@ def sentences(i: int) -> dict[str, str]:
 
 
 def random_words(i: int) -> dict[str, str]:
-    """A pair of 30 random words each: 600 pairs give a vocabulary of any size in use."""
+    """A pair of 30 random words each: 600 pairs give a vocabulary of any size that tests use."""
     rng = np.random.default_rng(i)
 
     def word() -> str:
@@ -100,9 +100,10 @@ def fashion_mnist(data_dir: str) -> str:
 
 
 def libreoffice_help(data_dir: str) -> str:
-    """A directory with the set libreoffice_help, sentence pairs "de" and "en"; as `fashion_mnist`,
-    else 3,000 + 200 pairs of `sentences`. The real one is no set of TFDS, so any builder may write
-    it."""
+    """A directory with the set libreoffice_help, sentence pairs "de" and "en".
+
+    Found as in `fashion_mnist`, else 3,000 + 200 pairs of `sentences`. TFDS has no builder for it.
+    """
     found = _real("libreoffice_help")
     if found is None:
         features = tfds.features.Translation(("de", "en"))
@@ -117,7 +118,7 @@ def write_own(
     splits: dict[str, int],
     example: Callable[[int], Any],
 ) -> None:
-    """As `write`, of a set that TFDS has no builder for."""
+    """As `write`, for a set that TFDS has no builder for."""
     tfds.dataset_builders.store_as_tfds_dataset(
         name=name,
         version="1.0.0",

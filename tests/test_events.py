@@ -83,8 +83,8 @@ def test_what_events_count(events, counted):
     [
         (ended(failure="rank 2 is away"), "rank 5: no exchange: rank 2 is away"),
         (ExchangeOverdue(2, 60.0), "rank 5 waited 60 s for rank 2; training goes on"),
-        (PartnersBusy(60.0), "all whom it asked in 60 s were waiting themselves"),
-        (PartnerSilent(2), "rank 5: rank 2 fell silent"),
+        (PartnersBusy(60.0), "every rank that it asked in 60 s was itself waiting"),
+        (PartnerSilent(2), "rank 5: rank 2 stopped sending its exchange"),
         (RankGone(2, "rank 2 has left"), "rank 5: rank 2 has left"),
         (NotFinite(7, 2), "its weights are NaN or Inf after step 7; it takes the model of rank 2"),
     ],

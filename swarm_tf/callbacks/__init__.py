@@ -1,4 +1,4 @@
-"""Keras callbacks for trainings on several ranks; docs/callbacks.md has those of Keras itself."""
+"""Keras callbacks for training on several ranks; docs/callbacks.md covers those of Keras itself."""
 
 from swarm_tf.callbacks.average_metrics import AverageMetrics
 from swarm_tf.callbacks.consensus_checkpoint import ConsensusCheckpoint

@@ -1,4 +1,4 @@
-"""AverageMetrics: metrics of all ranks, so that callbacks decide alike."""
+"""AverageMetrics: the mean metrics of all ranks, so that callbacks decide alike on each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from swarm_tf.transport.base import Transport
 
 _log = logging.getLogger("swarm_tf")
 
-_DECIDES = (
+_DECIDERS = (
     keras.callbacks.EarlyStopping,
     keras.callbacks.ReduceLROnPlateau,
     keras.callbacks.ModelCheckpoint,
@@ -25,22 +25,23 @@ _DECIDES = (
 
 
 class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]
-    """Gives every rank the metrics of all: so those who decide by them decide alike.
+    """Gives every rank the mean metrics of all ranks, so that callbacks decide alike on each.
 
-    At the end of each epoch the logs become their mean over ranks, each weighted by the examples
-    that it has seen (training and validation apart; by the sample weights, where there are any;
-    by batches, where the model has no loss of Keras'). What only some ranks have, as one that
-    validates alone, all get. A value that is not finite is left out, unless all are.
+    At the end of each epoch every metric in the logs becomes its mean over ranks. A rank counts by
+    the examples that it has seen (in training and validation separately; by sample weights, if
+    there are any; by batches, if the model has no loss of Keras'). A metric that only some ranks
+    have, such as one that validates alone, is given to all. Values that are not finite are left
+    out, unless all are.
 
-    It stands before the callbacks that decide (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint
-    with save_best_only) and before the swarm's own:
+    Put it before the callbacks that decide (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint with
+    save_best_only) and before the swarm's own:
 
     ```python
     callbacks = [AverageMetrics(), EarlyStopping(patience=3), SwarmCallback()]
     ```
 
-    Ranks meet once an epoch for it: a swarm waits there for its slowest rank. One whose training
-    ends before that of the others is left out from then on.
+    All ranks take part once per epoch: there a swarm waits for its slowest rank. A rank whose
+    training ends before that of the others is left out from then on.
 
     Args:
       timeout_seconds: longest wait for the slowest rank at the end of an epoch.
@@ -58,7 +59,7 @@ class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]
         self._examples: dict[str, float] = {}
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Look where it stands."""
+        """Check its place among the callbacks."""
         among = callback_list()
         if self.transport is None or among is None or self not in among.callbacks:
             return
@@ -67,9 +68,9 @@ class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]
             if isinstance(other, Algorithm):
                 raise UsageError(
                     f"AverageMetrics stands after {type(other).__name__} in the callbacks, where a "
-                    "rank that has ended would wait for those that average; put it before"
+                    "rank that has ended would wait for ranks that still average; put it before"
                 )
-            if isinstance(other, _DECIDES) and world.rank() == 0:
+            if isinstance(other, _DECIDERS) and world.rank() == 0:
                 _log.warning(
                     "AverageMetrics stands after %s, which decides by this rank's own metrics; "
                     "put it before",
@@ -77,24 +78,24 @@ class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]
                 )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count anew."""
+        """Reset the counts."""
         self._batches = {"train": 0, "test": 0}
         self._examples = {}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count, for models without a loss of Keras'."""
+        """Count batches, for models without a loss of Keras'."""
         self._batches["train"] += 1
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Count, for models without a loss of Keras'."""
+        """Count batches, for models without a loss of Keras'."""
         self._batches["test"] += 1
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """The metrics still count what was trained on."""
+        """Read the training count, before the metrics count validation."""
         self._examples.setdefault("train", self._seen("train"))
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """The metrics count what was tested."""
+        """Read the validation count."""
         self._examples["test"] = self._seen("test")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -110,7 +111,7 @@ class AverageMetrics(keras.callbacks.Callback):  # type: ignore[misc]
         logs.update(_means(self._gather(mine)))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Stay until all have ended: those who train on still average."""
+        """Take part until all ranks have ended: those that train on still average."""
         while self.transport is not None and any(one is not None for one in self._gather(None)):
             pass
 
@@ -130,7 +131,7 @@ def _kind(name: str) -> str:
 
 
 def _means(every: list[dict[str, list[float]] | None]) -> dict[str, float]:
-    """Weighted means of what ranks have, by name."""
+    """The weighted mean of each metric over the ranks that have it."""
     present = [one for one in every if one is not None]
     means = {}
     for name in {name: None for one in present for name in one}:

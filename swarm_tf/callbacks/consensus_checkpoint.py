@@ -1,4 +1,4 @@
-"""Writes the mean of all ranks' models while they train on."""
+"""ConsensusCheckpoint: writes the mean of all ranks' models while they train on."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from swarm_tf.weights import FlatWeights
 _log = logging.getLogger("swarm_tf")
 
 _TAG = 1007  # see collectives.session_tag
-_ENDING = ".weights.h5"
+_SUFFIX = ".weights.h5"
 _EVERY = rule('1 or more, or "epoch"', lambda value: value >= 1)
-_LONGEST_SLEEP = 0.02  # seconds: nobody waits for a mean
+_LONGEST_SLEEP = 0.02  # seconds; no training waits for a mean
 
 
 class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
-    """Writes the mean of all ranks' models now and then, and stops nobody for it.
+    """Writes the mean of all ranks' models at marks, without stopping the training.
 
-    When a rank comes to a mark (every so many steps, or the end of an epoch) it copies its weights
-    and trains on. A thread beside it takes the mean when the slowest rank has come there too, and
-    rank 0's writes it, for `model.load_weights`: the mean of what is averaged, rank 0's of all
-    else, no optimizer. A rank that is at the next mark before the last mean is there gives its
-    weights a little later. One whose training has ended, or whose weights are not finite, is left
-    out.
+    When a rank passes a mark (every so many steps, or the end of an epoch) it copies its weights
+    and trains on. A background thread takes the mean when the slowest rank has passed the mark too,
+    and rank 0's thread writes it, for `model.load_weights`: the mean of what is averaged, rank 0's
+    values of all else, no optimizer. A rank that passes the next mark before the last mean is taken
+    gives its weights a little later. A rank whose training has ended, or whose weights are not
+    finite, is left out.
 
     ```python
     callbacks = [SwarmCallback(), ConsensusCheckpoint("mean-{epoch}.weights.h5")]
     ```
 
-    All ranks have it. It costs the training one copy of the weights a mark, and as much memory.
+    Every rank needs it. Each mark costs the training a copy of the weights, and as much memory.
 
     Args:
-      filepath: ends with .weights.h5. `{step}` and `{epoch}` in it stand for the mark's; without
-        them each mean takes the place of the last one. It is there whole or not at all; a file
-        that can't be written is told, and training goes on.
+      filepath: ends with .weights.h5. `{step}` or `{epoch}` in it stands for that of the mark;
+        without it each mean replaces the last one. Files are written atomically; if one can't be
+        written, a warning is logged and training goes on.
       every: steps between marks, or "epoch".
       timeout_seconds: longest wait for the last mean when the training is over.
 
     Raises:
-      UsageError: a value breaks its rule, or no callback of swarm_tf stands beside it.
+      UsageError: a value breaks its rule, or there is no algorithm of swarm_tf among the callbacks.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         key = "ConsensusCheckpoint."
         self.filepath = os.fspath(filepath)
-        if not self.filepath.endswith(_ENDING):
-            raise UsageError(f"{key}filepath={self.filepath} must end with {_ENDING}")
+        if not self.filepath.endswith(_SUFFIX):
+            raise UsageError(f"{key}filepath={self.filepath} must end with {_SUFFIX}")
         if every != "epoch":
             every = checked(f"{key}every", every, int, _EVERY)
         self.every = every
@@ -79,13 +79,13 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._algorithm: Algorithm | None = None
         self._began_at = self._epochs = 0
         self._watches = self._ended = False
-        self._means: _Means | None = None
-        self._alone = 1  # the next mark of a rank without others
+        self._means: _MeanThread | None = None
+        self._next_mark = 1  # the next mark, on one rank alone
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Find the algorithm in whose training this is."""
-        among = callback_list()
-        others = [] if among is None else among.callbacks
+        """Find the algorithm that trains."""
+        hooks = callback_list()
+        others = [] if hooks is None else hooks.callbacks
         self._algorithm = next((c for c in others if isinstance(c, Algorithm)), None)
         if self._algorithm is None:
             raise UsageError(
@@ -94,24 +94,24 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             )
         self._began_at, self._epochs = self._algorithm.local_step(), 0
         self._watches = self._ended = False
-        self._means, self._alone = None, 1
+        self._means, self._next_mark = None, 1
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Hear of the training's end, also where it fails."""
+        """Be called when the training is over, also if it fails."""
         self._watch()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Maybe a mark."""
+        """Give the weights, if this is a mark."""
         if self.every != "epoch":
-            self._look()
+            self._give_if_due()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Maybe a mark."""
+        """Give the weights, if this is a mark."""
         self._epochs += 1
-        self._look()
+        self._give_if_due()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """The others' means go on without this rank."""
+        """From now on means are taken without this rank."""
         assert self._algorithm is not None
         self._watch()
         self._ended = True
@@ -121,39 +121,39 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def _watch(self) -> None:
         if not self._watches and self._algorithm is not None:
             self._watches = True
-            self._algorithm.when_over(self._over)
+            self._algorithm.when_over(self._on_training_over)
 
-    def _look(self) -> None:
-        """Give the weights, if a mark is passed whose mean is not under way."""
-        algorithm, passed = self._algorithm, self._passed()
+    def _give_if_due(self) -> None:
+        """Give the weights to the thread, if a mark is passed and the thread waits for it."""
+        algorithm, passed = self._algorithm, self._marks_passed()
         assert algorithm is not None
         if algorithm.transport is None:
-            if passed >= self._alone:
+            if passed >= self._next_mark:
                 self._write_now(passed)
-                self._alone = passed + 1
+                self._next_mark = passed + 1
         elif algorithm.weights is not None:
             means = self._started()
             if means.is_free and means.mark <= passed:
                 means.give(algorithm.weights.copy())
 
-    def _passed(self) -> int:
-        """The last mark that this rank has passed."""
+    def _marks_passed(self) -> int:
+        """How many marks this rank has passed."""
         assert self._algorithm is not None
         if self.every == "epoch":
             return self._epochs
         return (self._algorithm.local_step() - self._began_at) // int(self.every)
 
     def _end(self, weights: FlatWeights) -> None:
-        self._started().end(weights.copy(), self._passed())
+        self._started().end(weights.copy(), self._marks_passed())
 
-    def _started(self) -> _Means:
+    def _started(self) -> _MeanThread:
         if self._means is None:
             assert self._algorithm is not None
-            self._means = _Means(self._algorithm, self._write_mean)
+            self._means = _MeanThread(self._algorithm, self._write_mean)
             self._means.start()
         return self._means
 
-    def _over(self) -> None:
+    def _on_training_over(self) -> None:
         """The training is over on all ranks, or failed on this one."""
         if not self._ended:
             if self._means is not None:
@@ -162,15 +162,15 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._algorithm is not None
         if self._algorithm.weights is None:
             return
-        if self._means is None:  # it had no batches, so had not met the others before
+        if self._means is None:  # it had no batches, so no thread yet
             self._end(self._algorithm.weights)
         means = self._started()
         means.join(self.timeout_seconds)
         if means.is_alive():
             means.abandoned = True
             _log.warning(
-                "ConsensusCheckpoint: after %g s not all ranks have come to its mark %d, which is "
-                "not written; every rank needs it among its callbacks",
+                "ConsensusCheckpoint: after %g s not all ranks have passed mark %d, so its mean is "
+                "not written; every rank needs this callback",
                 self.timeout_seconds,
                 means.mark,
             )
@@ -186,7 +186,7 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             ) from None
 
     def _write_mean(self, mark: int, chunks: consensus.Chunks) -> None:
-        """On the thread beside the training, which goes on with the model as it is."""
+        """Write a mean on the background thread; the training goes on with the model unchanged."""
         assert self._algorithm is not None
         assert self._algorithm.weights is not None
         weights = self._algorithm.weights
@@ -200,9 +200,9 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             self._write_now(mark)
 
     def _write_now(self, mark: int) -> None:
-        """What the model's weights are on this thread."""
+        """Write the weights that the model has on this thread."""
         path = self._path_of(mark)
-        # Keras looks into an optimizer by making one, which no scope allows.
+        # To save an optimizer, Keras creates one, which no scope allows.
         owned = [p for o in state.optimizers(self.model).values() for p in state.parts(o)]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,12 +212,12 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
             _log.warning("%s cannot be written (%s); training goes on", path, reason)
 
 
-class _Means(threading.Thread):
-    """Takes one mean after the other, in step with the threads of all other ranks.
+class _MeanThread(threading.Thread):
+    """Takes one mean after the other, together with the threads of all other ranks.
 
     Attributes:
-      mark: the number of the one that is next or under way.
-      abandoned: set to let go of what it waits for.
+      mark: the number of the mean that is next or under way.
+      abandoned: set it to end the thread, whatever it waits for.
     """
 
     def __init__(
@@ -238,33 +238,33 @@ class _Means(threading.Thread):
 
     @property
     def is_free(self) -> bool:
-        """Whether it waits for this rank's weights for `mark`."""
+        """Whether the thread waits for this rank's weights for `mark`."""
         return self._given is None
 
     def give(self, chunks: consensus.Chunks) -> None:
-        """This rank's weights for `mark`."""
+        """Hand over this rank's weights for `mark`."""
         with self._changed:
             self._given = chunks
             self._changed.notify()
 
     def end(self, chunks: consensus.Chunks, passed: int) -> None:
-        """This rank's training has ended with these weights, after so many marks."""
+        """This rank's training has ended with weights `chunks`, after `passed` marks."""
         with self._changed:
             self._last, self._last_mark = chunks, passed
             self._changed.notify()
 
     def run(self) -> None:
-        """One mean after the other, until all ranks have ended."""
+        """Take one mean after the other, until all ranks have ended."""
         try:
-            while self._take():
+            while self._take_mean():
                 pass
         except _Abandoned:
             pass
         except Exception as error:
-            _log.warning("ConsensusCheckpoint writes no more: %s", error)
+            _log.warning("ConsensusCheckpoint stops writing: %s", error)
 
-    def _take(self) -> bool:
-        """One mean; False if all ranks had ended before its mark."""
+    def _take_mean(self) -> bool:
+        """Take one mean; False if all ranks had ended before its mark."""
         with self._changed:
             while self._given is None and self._last is None:
                 self._changed.wait(1.0)
@@ -278,10 +278,10 @@ class _Means(threading.Thread):
             else:
                 counts = True
         counts = counts and consensus.finite(own)
-        told = np.array([counts, not ended], np.float32)
-        self._average(told)
+        flags = np.array([counts, not ended], np.float32)
+        self._average(flags)
         size = self._transport.size
-        count, training = (round(float(share) * size) for share in told)
+        count, training = (round(float(share) * size) for share in flags)
         if count:
             chunks = own if counts else [np.zeros_like(chunk) for chunk in own]
             for chunk in chunks:
@@ -305,4 +305,4 @@ class _Means(threading.Thread):
 
 
 class _Abandoned(Exception):
-    """The training is over, and the mean is not."""
+    """The training was over before the mean was taken."""

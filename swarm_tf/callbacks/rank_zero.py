@@ -1,4 +1,4 @@
-"""on_rank_zero: callbacks that write, on one rank only."""
+"""on_rank_zero: callbacks that write files, on rank 0 only."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ON_ALL_RANKS = (
 def on_rank_zero(callback: keras.callbacks.Callback) -> keras.callbacks.Callback:
     """`callback` on rank 0, and one that does nothing on the others.
 
-    For what writes: ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor.
+    For callbacks that write: ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor.
 
     Raises:
-      UsageError: it changes the training itself, or works with the other ranks'.
+      UsageError: it changes the training itself, or works together with those of other ranks.
     """
     if isinstance(callback, _ON_ALL_RANKS):
         raise UsageError(
-            f"on_rank_zero({type(callback).__name__}): it must be on all ranks; AverageMetrics "
-            "before those that decide lets them decide alike"
+            f"on_rank_zero({type(callback).__name__}): it must be on all ranks; with "
+            "AverageMetrics before them, callbacks decide alike on each"
         )
     return callback if world.rank() == 0 else keras.callbacks.Callback()

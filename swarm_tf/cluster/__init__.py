@@ -1,1 +1,1 @@
-"""This process among the others of its job: launcher, signals, deadlines, devices."""
+"""This process as one rank of its job: launcher, signals, deadlines, devices."""

@@ -1,4 +1,4 @@
-"""A deadline for a call that keeps Python's lock, so that no thread of this process can end it."""
+"""A deadline, kept by a second process, for a call that holds Python's global lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Its input ends with the call, and with this process.
+# Its standard input is closed when the call returns, or this process ends.
 _WATCH = """
 import os, select, signal, sys
 pid, seconds, message = sys.argv[1:]
@@ -20,7 +20,7 @@ if not select.select([sys.stdin], [], [], float(seconds))[0]:
 
 @contextmanager
 def deadline(seconds: float, message: str) -> Iterator[None]:
-    """Kills this process if what is within takes longer, after printing `message`."""
+    """Print `message` and kill this process if the `with` block takes more than `seconds`."""
     command = [sys.executable, "-I", "-S", "-c", _WATCH, str(os.getpid()), str(seconds), message]
     with subprocess.Popen(command, stdin=subprocess.PIPE):
         yield

@@ -1,4 +1,4 @@
-"""What of its machine a rank may use: a share of the cores, and one GPU."""
+"""The share of its machine that a rank uses: some of the cores, and one GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ _log = logging.getLogger("swarm_tf")
 
 
 def limit_threads(threads: int) -> None:
-    """Give TensorFlow `threads` threads for its operations, or with 0 this rank's share of the
-    cores; call it before TensorFlow runs anything.
+    """Let TensorFlow use `threads` threads for its operations; 0: this rank's share of the cores.
+
+    Call it before TensorFlow runs anything.
     """
     import tensorflow as tf
 
@@ -25,11 +26,11 @@ def limit_threads(threads: int) -> None:
 def claim_gpu() -> bool:
     """Make one GPU of this machine the only one that this rank sees; False if there is none.
 
-    Ranks of a machine take its GPUs in turn. Memory is taken as it is needed, so that ranks may
-    share a GPU. Where the program itself has made some visible and others not, that stays.
+    Ranks of a machine take its GPUs in turn. Memory is allocated as it is needed, so that ranks may
+    share a GPU. If the program itself has hidden some GPUs, its choice stays.
 
     Raises:
-      RuntimeError: TensorFlow has run something already, and taken all GPUs.
+      RuntimeError: TensorFlow has run something already, and so holds all GPUs.
     """
     import tensorflow as tf
 
@@ -49,7 +50,7 @@ def claim_gpu() -> bool:
 
 
 def claim_gpu_if_possible() -> None:
-    """The same, for a program that does not do it itself; told if it is too late."""
+    """`claim_gpu`, for a program that does not call it itself; warns if it is too late."""
     try:
         claim_gpu()
     except RuntimeError:
@@ -61,13 +62,13 @@ def claim_gpu_if_possible() -> None:
 
 
 def set_precision(precision: str, *, jit_compile: bool, gpu: bool) -> None:
-    """Compute in `precision` from here on, a Keras dtype policy; variables stay float32.
+    """Make `precision` the Keras dtype policy from here on; variables stay float32.
 
-    Rank 0 says so where the machine has no unit for what is asked.
+    Without a GPU, rank 0 warns of the options that are slower on the CPU.
     """
     import keras
 
     keras.config.set_dtype_policy(precision)
-    asked = [precision] * (precision != "float32") + ["jit_compile"] * jit_compile
-    if asked and not gpu and environment.rank() == 0:
-        _log.warning("no GPU: slower on the CPU: %s", ", ".join(asked))
+    slower = [precision] * (precision != "float32") + ["jit_compile"] * jit_compile
+    if slower and not gpu and environment.rank() == 0:
+        _log.warning("no GPU: slower on the CPU: %s", ", ".join(slower))

@@ -1,4 +1,4 @@
-"""What a launcher tells its ranks through their environment, before any MPI is started."""
+"""What a launcher tells its ranks in environment variables, readable before MPI is started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from swarm_tf.cluster import subprocesses
 
 OPEN_MPI = "Open MPI's mpirun"
-"""A `name` of a launcher."""
+"""What `launcher` calls it."""
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "HOROVOD_SIZE")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "HOROVOD_RANK")
@@ -27,8 +27,8 @@ _LOCAL_SIZES = (
 
 
 _JOINED = "SWARM_TF_JOINED"
-"""Set by a rank that has joined the others, for the processes that it starts: those inherit what a
-launcher told it, but are no ranks. Process, number, ranks, and the job they belong to."""
+"""A variable that a rank sets when it has joined the others. Processes that it starts inherit the
+launcher's variables, but are no ranks: this one shows it. It holds process, rank, size and job."""
 
 _JOBS = ("PMIX_NAMESPACE", "PMI_JOBID", "SLURM_STEP_ID", "HYDI_CONTROL_FD", "PMI_FD")
 
@@ -42,16 +42,16 @@ def size() -> int:
 
 def rank() -> int:
     """This rank; 0 without a launcher, and in a process that a rank has started."""
-    return 0 if parent() is not None else _first(_RANKS, 0)
+    return 0 if parent() is not None else _first_number(_RANKS, 0)
 
 
-def joined(rank: int, size: int) -> None:
-    """This process is a rank now, and what it starts is none."""
+def mark_joined(rank: int, size: int) -> None:
+    """Mark this process as a rank, so that processes which it starts know that they are none."""
     os.environ[_JOINED] = f"{os.getpid()}/{rank}/{size}/{_job()}"
 
 
 def parent() -> tuple[int, int] | None:
-    """The rank that has started this process, and how many there are; None if that is no rank."""
+    """(rank, size) of the rank that has started this process; None if no rank has."""
     match = re.fullmatch(r"(\d+)/(\d+)/(\d+)/(.*)", os.environ.get(_JOINED, ""))
     if match is None or int(match[1]) == os.getpid() or match[4] != _job():
         return None
@@ -59,7 +59,7 @@ def parent() -> tuple[int, int] | None:
 
 
 def forget_parent(environment: dict[str, str]) -> None:
-    """Let the ranks of another job, which a rank starts, be ranks."""
+    """Remove the mark from `environment`, so that the processes of another job can be ranks."""
     environment.pop(_JOINED, None)
 
 
@@ -68,17 +68,17 @@ def _job() -> str:
 
 
 def local_rank() -> int:
-    """This rank among those on its machine; 0 without a launcher."""
-    return _first(_LOCAL_RANKS, 0)
+    """This rank's number among those on its machine; 0 without a launcher."""
+    return _first_number(_LOCAL_RANKS, 0)
 
 
 def local_size() -> int:
     """Ranks on this machine; 1 without a launcher."""
-    return _first(_LOCAL_SIZES, 1)
+    return _first_number(_LOCAL_SIZES, 1)
 
 
-def here() -> str:
-    """This rank, for whoever reads of it."""
+def rank_and_host() -> str:
+    """This rank and its host, for messages."""
     return f"rank {rank()} on {os.uname().nodename}"
 
 
@@ -87,8 +87,8 @@ def owns_gpus() -> bool:
     return "SLURM_GPUS_PER_TASK" in os.environ
 
 
-def name() -> str | None:
-    """Who started this rank, as far as its environment tells; None if nobody did."""
+def launcher() -> str | None:
+    """The launcher that started this rank, as far as the environment shows; None without one."""
     if "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
         return "horovodrun --gloo"
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
@@ -96,22 +96,22 @@ def name() -> str | None:
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         return f"srun --mpi={os.environ.get('SLURM_MPI_TYPE', 'none')}"
     if "PMI_SIZE" in os.environ:
-        return "an mpiexec of MPICH's kin"
+        return "an mpiexec of the MPICH family"
     return None
 
 
 def mpi_name(library: str) -> str:
-    """ "Open MPI v5.0.11" of all that an MPI library says of itself (Get_library_version)."""
+    """Name and version, such as "Open MPI v5.0.11", from MPI's Get_library_version."""
     return re.sub(r"[\s:]+", " ", re.split(r",|\n", library)[0]).strip("\0 ")
 
 
 def can_start(library: str) -> bool:
-    """Whether the launcher of this rank starts ranks of an MPI, as far as it must be known before.
+    """False if starting this MPI would end a process that this rank's launcher has started.
 
-    Where it does not, ranks are each alone, which shows once MPI runs. But some MPIs then end the
-    process in words of their own; these cases are False.
+    A launcher of another MPI usually leaves each rank alone, which shows once MPI runs. But some
+    MPIs then end the process with a message of their own: only these cases are False.
     """
-    started = name() or ""
+    started = launcher() or ""
     if started == OPEN_MPI:
         return "Open MPI" in library
     if not started.startswith("srun") or "pmix" in started or "Open MPI v4" not in library:
@@ -119,19 +119,20 @@ def can_start(library: str) -> bool:
     if started.endswith("none"):
         return False
     # Version 4 may have been built for Slurm's older plugins.
-    code, output, _ = subprocesses.ask("ompi_info", "--parsable")
+    code, output, _ = subprocesses.run("ompi_info", "--parsable")
     return code != 0 or re.search(r"mca:pmix:s[12]:", output) is not None
 
 
-def fitting(library: str) -> str:
-    """Which launchers start ranks of an MPI library, by its name."""
+def fitting_launchers(library: str) -> str:
+    """The launchers that start ranks of an MPI library, in words."""
     plugin = "pmix" if "Open MPI" in library else "pmi2"
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         return f"srun --mpi={plugin}"
     return f"swarmrun, its own mpirun, or srun --mpi={plugin}"
 
 
-def _first(names: tuple[str, ...], default: int) -> int:
+def _first_number(names: tuple[str, ...], default: int) -> int:
+    """The number at the start of the first of these variables that has one."""
     # Slurm writes "4(x2),3": four tasks on each of two nodes, then three.
     found = (re.match(r"\d+", os.environ.get(name, "")) for name in names)
     return next((int(match[0]) for match in found if match), default)

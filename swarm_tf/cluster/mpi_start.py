@@ -1,4 +1,4 @@
-"""Starting MPI, within a deadline, or saying why a launcher's ranks do not find each other."""
+"""Starts MPI within a deadline, or says why the ranks do not find each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def connect(seconds: float) -> MPITransport:
 
     Raises:
       UsageError: mpi4py finds no MPI; MPI lacks MPI_THREAD_MULTIPLE; or the launcher started
-        several ranks of which MPI knows nothing.
+        several ranks, but MPI connects none of them.
     """
     try:
         mpi = load()
@@ -32,12 +32,13 @@ def connect(seconds: float) -> MPITransport:
         ) from None
     library = environment.mpi_name(mpi.Get_library_version())
     alone = UsageError(
-        f"started as {environment.size()} ranks by {environment.name()}, but each is alone in MPI: "
-        f"that does not start {library}, which mpi4py uses; use {environment.fitting(library)}"
+        f"started as {environment.size()} ranks by {environment.launcher()}, but each is alone in "
+        f"MPI: that launcher does not start ranks of {library}, which mpi4py uses; "
+        f"use {environment.fitting_launchers(library)}"
     )
     # MPI itself waits for ever for ranks that do not start.
     late = (
-        f"{environment.here()} waited {seconds:g} s for MPI to connect all "
+        f"{environment.rank_and_host()} waited {seconds:g} s for MPI to connect all "
         f"{environment.size()} ranks; at least one did not start, or has ended"
     )
     with deadline(seconds, late):
@@ -45,7 +46,7 @@ def connect(seconds: float) -> MPITransport:
             if not environment.can_start(library):
                 raise alone
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
-            # Not mpi4py's own, which processes that this one forks would run too.
+            # Instead of mpi4py's own finalizer, which forked processes would run too.
             atexit.register(_finalize, mpi, os.getpid())
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             raise UsageError(
@@ -60,18 +61,18 @@ def connect(seconds: float) -> MPITransport:
     return transport
 
 
-def _finalize(mpi: Any, joined: int) -> None:
-    if os.getpid() == joined and not mpi.Is_finalized():
+def _finalize(mpi: Any, pid: int) -> None:
+    if os.getpid() == pid and not mpi.Is_finalized():
         mpi.Finalize()
 
 
 def _unlink_shared_memory() -> None:
-    """Take away the name of what the ranks of a host share, once all of them have it.
+    """Unlink the shared memory of this host's ranks, once all of them have mapped it.
 
-    MPICH 5 calls it by the numbers of Slurm's job and step. Killed ranks would leave it behind,
-    and those of the same job, requeued, would take it for their own and wait for each other.
+    MPICH 5 names it after Slurm's job and step. Killed ranks would leave the file behind; the ranks
+    of the same job, requeued, would then open it as their own, and hang.
     """
-    maps = Path("/proc/self/maps")  # of Linux
+    maps = Path("/proc/self/maps")  # on Linux
     for line in maps.read_text().splitlines() if maps.exists() else ():
         path = line.split()[-1]
         if path.startswith("/dev/shm/mpich_shm_"):

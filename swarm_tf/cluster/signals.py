@@ -1,4 +1,4 @@
-"""How training ends before its time: a signal asks for it, and it ends in good order."""
+"""Signals that end training early, but cleanly."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import threading
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What users and schedulers send, and SIGUSR1, which every mpirun hands on to its ranks. (Open
-MPI's kills them a quarter of a second after SIGTERM or SIGINT; swarmrun sends SIGUSR1.)"""
+"""Those that users and schedulers send, and SIGUSR1, which every mpirun forwards to its ranks.
+(Open MPI's mpirun kills ranks 0.25 s after SIGTERM or SIGINT; swarmrun sends SIGUSR1.)"""
 
 _received: list[signal.Signals] = []
 
 
 def received() -> signal.Signals | None:
-    """The signal that asks this rank to end; None if there was none, or nobody is `listening`."""
+    """The signal that asks this rank to stop; None if none has come, or outside `listening`."""
     return _received[0] if _received else None
 
 
 class listening:
-    """Within it, a first signal is remembered, and a second one ends the process at once.
+    """A context in which a first signal is remembered, and a second one ends the process at once.
 
-    Signals reach the main thread only: elsewhere this does nothing, nor does it within itself.
+    Only the main thread may set handlers: in another thread, and when nested, it does nothing.
     """
 
-    # Not a generator: one that a failed training leaves open would be run at Python's exit.
+    # Not a generator: Python would resume, at its exit, one that a failed training left open.
 
     def __enter__(self) -> None:
         global _outermost
@@ -35,14 +35,14 @@ class listening:
         )
         if not self._outermost:
             return
-        # Python's handlers wait until TensorFlow returns from a block of steps. What C writes
-        # into this pair does not, so another thread reads it.
-        self._ours, self._theirs = socket.socketpair()
-        self._theirs.setblocking(False)
-        self._thread = threading.Thread(target=_count, args=(self._ours,), daemon=True)
+        # Python runs handlers only when TensorFlow returns from a block of steps. Its C handler
+        # writes the number into this socket pair at once; another thread reads it there.
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._thread = threading.Thread(target=_record, args=(self._reader,), daemon=True)
         self._thread.start()
-        self._wakeup = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
-        # What was ignored before, as by nohup, stays so.
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        # Signals that are ignored, as by nohup, stay ignored.
         listened_to = [
             number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
         ]
@@ -54,24 +54,24 @@ class listening:
             return
         self._restore()
         self._thread.join()
-        self._ours.close()
+        self._reader.close()
 
     def _restore(self) -> None:
-        """Handlers as they were."""
+        """Set the handlers that were set before."""
         global _outermost
         _outermost, self._outermost = None, False
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
-        self._theirs.close()
+        self._writer.close()
         _received.clear()
 
 
 _outermost: listening | None = None
 
 
-# A process that this one forks is a plain one: its signals are its own. Without this they would
-# be written into the parent's pair, and end the parent's training. They wait until that is done.
+# A forked process handles its own signals. Without these hooks they would be written into the
+# parent's socket pair, and end the parent's training. Signals are blocked while the hooks run.
 
 _masks: list[set[int]] = []
 
@@ -86,7 +86,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     if _outermost is not None:
-        _outermost._ours.close()
+        _outermost._reader.close()
         _outermost._restore()
     _after_fork_in_parent()
 
@@ -99,12 +99,12 @@ os.register_at_fork(
 
 
 def _handler(number: int, frame: FrameType | None) -> None:
-    """Only that it is there makes C write the number."""
+    """Does nothing; but only for a signal with a Python handler does C write the number."""
 
 
-def _count(signals: socket.socket) -> None:
+def _record(signals: socket.socket) -> None:
     while data := signals.recv(1):
-        if data[0] not in SIGNALS:  # some other one that has a handler
+        if data[0] not in SIGNALS:  # another signal that has a handler
             continue
         if _received:
             os._exit(128 + data[0])

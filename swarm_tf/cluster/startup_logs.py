@@ -1,4 +1,4 @@
-"""TensorFlow without the notes that it writes at its start, on every rank anew."""
+"""Hides the notes that TensorFlow writes to stderr when it is imported, on every rank."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTE = re.compile(
 
 @contextlib.contextmanager
 def start() -> Iterator[None]:
-    """Import TensorFlow in here. Anything else that is written to stderr meanwhile comes after.
+    """A context to import TensorFlow in; all else written to stderr in it is printed at its end.
 
     The notes are written before TensorFlow reads any setting that would silence them.
     """

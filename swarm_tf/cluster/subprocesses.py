@@ -1,4 +1,4 @@
-"""Questions to other programs, which may be missing, fail or never answer."""
+"""Runs short programs, which may be missing, fail or hang."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 _SECONDS = 60.0
 
 
-def ask(*words: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """Exit code, output and errors of a program that answers soon, or why there are none."""
+def run(*words: str, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Exit code, output and errors of a program; 1, "" and the reason if it can't run, or hangs."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, env=env)
     except (OSError, subprocess.TimeoutExpired) as error:

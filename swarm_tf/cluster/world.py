@@ -25,7 +25,8 @@ START_SECONDS = 600.0
 FIRST_SECONDS = 3600.0
 """How long rank 0 may work for all, such as tokenizing a data set."""
 
-_LAST_WORDS_SECONDS = 3.0
+_REPORT_SECONDS = 3.0
+"""How long other ranks stay, so that rank 0 can print why all are refused."""
 
 T = TypeVar("T")
 
@@ -48,31 +49,31 @@ def transport() -> Transport | None:
 def rank() -> int:
     """This rank's number, from 0; 0 when alone; in a child process its parent's."""
     joined = transport()
-    return joined.rank if joined else _of_parent[0]
+    return joined.rank if joined else _parent[0]
 
 
 def size() -> int:
     """How many ranks train; 1 when alone; in a child process as in its parent."""
     joined = transport()
-    return joined.size if joined else _of_parent[1]
+    return joined.size if joined else _parent[1]
 
 
-_of_parent = environment.parent() or (0, 1)
-"""Rank and size in a process that has not joined: a rank's data worker reads that rank's part."""
+_parent = environment.parent() or (0, 1)
+"""Rank and size in a process that has not joined: a rank's data worker reads that rank's data."""
 
 
 def is_child() -> bool:
     """Whether a rank has started this process, so that it is no rank itself."""
-    return _of_parent != (0, 1)
+    return _parent != (0, 1)
 
 
 def _after_fork_in_child() -> None:
-    """What a rank forks is a plain process: it has no transport, and ends nobody by its end."""
-    global _lock, _of_parent
+    """A forked process is no rank: it has no transport, and its end does not end the job."""
+    global _lock, _parent
     _lock = threading.Lock()  # another thread may have held it
     joined = _joined[0] if _joined else None
     if joined is not None:
-        _of_parent = joined.rank, joined.size
+        _parent = joined.rank, joined.size
         _joined[:] = [None]
         _training.clear()
         sys.excepthook = sys.__excepthook__
@@ -81,8 +82,8 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def is_first() -> bool:
-    """Whether this is rank 0 by what the launcher says, also where MPI could not be started."""
+def is_rank_zero() -> bool:
+    """Whether this is rank 0; according to the launcher, where MPI could not be started."""
     if _joined:
         return rank() == 0
     return environment.rank() == 0
@@ -94,46 +95,46 @@ def _join() -> Transport | None:
     try:
         connection = mpi_start.connect(START_SECONDS)
     except UsageError:
-        # A launcher ends all when one exits: wait, so that rank 0 can say why.
-        if not is_first():
-            time.sleep(_LAST_WORDS_SECONDS)
+        # A launcher ends all ranks when one exits: wait, so that rank 0 can say why.
+        if not is_rank_zero():
+            time.sleep(_REPORT_SECONDS)
         raise
     if connection.size == 1:
         return None
-    environment.joined(connection.rank, connection.size)
-    if "tensorflow" in sys.modules:  # otherwise `Algorithm` does it, or train.py
+    environment.mark_joined(connection.rank, connection.size)
+    if "tensorflow" in sys.modules:  # otherwise `Algorithm` claims it, or train.py
         devices.claim_gpu_if_possible()
-    _end_together(connection)
+    _end_job_on_failure(connection)
     return connection
 
 
 class Participant(Protocol):
-    """One who trains with other ranks."""
+    """What trains with other ranks, such as an `Algorithm`."""
 
     def abandon(self, *, exits: bool = False) -> None:
-        """Let go of it: its training failed, or the program ends in its middle (`exits`)."""
+        """Release it: its training failed, or the program ends during training (`exits`)."""
 
 
 _training: set[Participant] = set()
-"""Who must not leave the others without a word."""
+"""Whose training has begun and not ended."""
 
 
-def begin(participant: Participant) -> None:
-    """From now on, a rank that ends without `end` says so, and the others end too."""
+def begin_training(participant: Participant) -> None:
+    """From now on, if this program ends before `end_training`, it tells the others to end too."""
     _training.add(participant)
 
 
-def end(participant: Participant) -> None:
-    """`participant` has left the swarm in good order."""
+def end_training(participant: Participant) -> None:
+    """`participant` has ended its training cleanly."""
     _training.discard(participant)
 
 
 def unfinished() -> list[Participant]:
-    """Who has begun and not ended."""
+    """Whose training has begun and not ended."""
     return list(_training)
 
 
-def _end_together(connection: MPITransport) -> None:
+def _end_job_on_failure(connection: MPITransport) -> None:
     """A rank that fails ends the job: otherwise MPI lets the others wait for it for ever."""
 
     def report(
@@ -147,8 +148,8 @@ def _end_together(connection: MPITransport) -> None:
     def leave() -> None:
         if os.getpid() != joined:
             return
-        # It can't be told here whether an exception was handled. If others still train, this
-        # message ends them; if none does, no harm is done.
+        # Whether an exception was handled can't be known here. If others still train, this ends
+        # them; if none does, it changes nothing.
         unfinished = list(_training)
         if unfinished:
             print(f"rank {connection.rank} ended during training", file=sys.stderr, flush=True)
@@ -163,20 +164,20 @@ def _end_together(connection: MPITransport) -> None:
 
 
 class RefusedOnAllRanks(UsageError):
-    """Every rank knows of it."""
+    """A refusal that is raised on every rank."""
 
 
 def run_on_all_ranks(
     action: Callable[[], T], what: str = "the start", seconds: float = START_SECONDS
 ) -> T:
-    """Do `action` on every rank; if it is refused on one, refuse it on all.
+    """Do `action` on every rank; if it raises UsageError on one, refuse it on all.
 
-    When nested, a rank that is refused before the inner call meets the others, which are in their
-    inner one, in its outer one: all are refused, and leave both.
+    Calls may be nested. A rank that is refused before its inner call is then in its outer call
+    while the others are in their inner one: all are refused, and leave both calls.
 
     Args:
-      what: is waited for, if ranks are late.
-      seconds: how long.
+      what: names what ranks wait for, in the error if one is late.
+      seconds: longest wait for other ranks.
 
     Raises:
       RefusedOnAllRanks: on every rank, with the reason of the first rank that has one.
@@ -191,7 +192,7 @@ def run_on_all_ranks(
     joined = transport()
     reasons = [reason]
     if joined:
-        everyones = joined.gather(reason.encode(), what, seconds, place="run_on_all_ranks")
+        everyones = joined.gather(reason.encode(), what, seconds, collective="run_on_all_ranks")
         reasons = [r.decode() for r in everyones]
     for of, reason in enumerate(reasons):
         if reason:
@@ -203,7 +204,7 @@ def run_on_rank_zero(action: Callable[[], None], what: str) -> None:
     """Do `action` on rank 0 while the others wait; returns on all when it is done.
 
     Args:
-      what: the result, which the error of a rank that waits too long names.
+      what: names the result, in the error of a rank that waits too long.
 
     Raises:
       RefusedOnAllRanks: on every rank, if it is refused on rank 0.
@@ -212,11 +213,11 @@ def run_on_rank_zero(action: Callable[[], None], what: str) -> None:
 
 
 def gather(value: Any, what: str, seconds: float = START_SECONDS) -> list[Any]:
-    """`value`, which JSON can hold, of every rank, in their order.
+    """Every rank's `value`, which JSON must be able to hold, in order of ranks.
 
     Args:
-      what: is waited for, if ranks are late.
-      seconds: how long.
+      what: names what ranks wait for, in the error if one is late.
+      seconds: longest wait for other ranks.
     """
     return gather_over(transport(), value, what, seconds)
 
@@ -224,7 +225,7 @@ def gather(value: Any, what: str, seconds: float = START_SECONDS) -> list[Any]:
 def gather_over(
     joined: Transport | None, value: Any, what: str, seconds: float = START_SECONDS
 ) -> list[Any]:
-    """`gather` over a transport that need not be the process's own; None is one rank alone."""
+    """`gather` over the transport `joined`; None is one rank alone."""
     if joined is None:
         return [value]
     return [json.loads(one) for one in joined.gather(json.dumps(value).encode(), what, seconds)]
@@ -236,8 +237,8 @@ def agree(
     """Make sure that the flat dictionary `value` is the same on all ranks of a transport.
 
     Args:
-      what: is waited for, if ranks are late.
-      seconds: how long.
+      what: names what ranks wait for, in the error if one is late.
+      seconds: longest wait for other ranks.
 
     Raises:
       UsageError: on every rank; names the first key that differs, and both values.

@@ -1,4 +1,4 @@
-"""What travels between two nodes, and how the receiver reads it: see base.py and lattice.py."""
+"""How weights are encoded for another node, and decoded there; see base.py and lattice.py."""
 
 import functools
 
@@ -16,7 +16,7 @@ CODECS: dict[str, type[Codec]] = {
 
 @functools.cache
 def build(name: str, bits: int = 8) -> Codec:
-    """The codec `name`; `bits` a weight for the lattice. It has no state: one serves all.
+    """The codec `name`; `bits` per weight for the lattice. It has no state: one serves all.
 
     Raises:
       UsageError: `name` is none of the table, or the codec has no such width.

@@ -33,12 +33,12 @@ class Encoded:
       seed: exchange seed, chosen by the initiator; both sides derive the same dither from it.
       scales: float32 [blocks], the lattice step of each block; empty for the float codecs.
       checksums: uint32 [words, blocks].
-      payload: what travels, in the codec's `dtype`, a row for each block.
+      payload: encoded weights, in the codec's `dtype`, a row for each block.
 
     The side that encoded also keeps
       magnitude: float32 [blocks], largest |weight| of each block; NaN shows as NaN.
       usable: bool [blocks], False where it could not represent its own weights; the checksum of
-        such a block is spoiled so that the partner skips it too.
+        such a block is made wrong, so that the partner skips it too.
     """
 
     codec: str
@@ -60,20 +60,20 @@ class Encoded:
         """False if the weights of the side that encoded contain NaN or Inf."""
         return bool(np.isfinite(self.magnitude).all())
 
-    def question(self) -> Encoded:
-        """The same without its payload: what a node sends that only wants to read."""
+    def without_payload(self) -> Encoded:
+        """The same without payload, as a node sends it that only reads its partner's model."""
         return dataclasses.replace(self, payload=tf.zeros([0, 0], self.payload.dtype))
 
 
 @dataclass
 class Decoded:
-    """What one side makes of the partner's.
+    """What one side decodes from the partner's side.
 
     Without corruption on the wire both sides of an exchange find the same `accepted` and exactly
     opposite corrections, each on its own: the mean of both models is unchanged.
 
     Attributes:
-      accepted: bool [blocks], which decode for certain (and are allowed).
+      accepted: bool [blocks], those decoded reliably (and allowed).
       spread: float32 [blocks], mean |difference|; only where accepted does it mean anything.
       correction: float32 [blocks, BLOCK]: (other - own)/2 in accepted blocks and 0 elsewhere, on
         top of `onto`.
@@ -128,18 +128,18 @@ class Codec(ABC):
           scales: float32 [blocks]; ignored by codecs without a lattice.
         """
 
-    def fits(self, encoded: Encoded, *, question: bool = False) -> bool:
-        """Whether what came over the wire has the form that this codec gives it.
+    def fits(self, encoded: Encoded, *, without_payload: bool = False) -> bool:
+        """Whether a received encoding has the form that this codec gives it.
 
         Args:
-          question: it has no payload; see `Encoded.question`.
+          without_payload: the form of `Encoded.without_payload`.
         """
         blocks = blocks_of(encoded.length)
         shape = tuple(encoded.payload.shape)
         return (
             encoded.codec == self.wire_name
             and encoded.checksums.shape == (self.words, blocks)
-            and (0 in shape if question else shape == (blocks, self.width))
+            and (0 in shape if without_payload else shape == (blocks, self.width))
             and tf.as_dtype(encoded.payload.dtype) == self.dtype
             and self._scales_fit(encoded.scales, blocks)
         )
@@ -178,11 +178,11 @@ class Codec(ABC):
 class Channel:
     """Encodes and decodes one chunk with a codec that has nothing to learn.
 
-    An initiator sends a chunk once, or, if `retries` says so, once more as attempt 1. All methods
-    belong to the thread that communicates.
+    An initiator sends a chunk once, or, if `retries` says so, once more as attempt 1. Only the
+    communication thread calls its methods.
 
     Args:
-      codec: one for each attempt.
+      codecs: one for each attempt.
       length: weights in the chunk.
     """
 
@@ -205,17 +205,17 @@ class Channel:
         return self._named[offer.codec].encode(terms, offer.seed, offer.scales)
 
     def fits(self, encoded: Encoded, attempt: int) -> bool:
-        """Whether what came over the wire can be of this chunk at all."""
+        """Whether a received encoding can be of this chunk at all."""
         return attempt < len(self.codecs) and encoded.length == self.length
 
-    def readable(self, encoded: Encoded, *, question: bool = False) -> bool:
-        """Whether what came over the wire has the form of one of this channel's codecs.
+    def readable(self, encoded: Encoded, *, without_payload: bool = False) -> bool:
+        """Whether a received encoding has the form of one of this channel's codecs.
 
         Args:
-          question: it has no payload; see `Encoded.question`.
+          without_payload: the form of `Encoded.without_payload`.
         """
         codec = self._named.get(encoded.codec)
-        return codec is not None and codec.fits(encoded, question=question)
+        return codec is not None and codec.fits(encoded, without_payload=without_payload)
 
     def decode(
         self,
@@ -224,11 +224,11 @@ class Channel:
         onto: tf.Tensor | None = None,
         allowed: Bools | None = None,
     ) -> Decoded:
-        """The correction to the own side; nothing is learned. See `Codec.decode`."""
+        """The correction to this side; nothing is learned. See `Codec.decode`."""
         return self._named[own.codec].decode(own, other, onto, allowed)
 
     def learn(self, own: Encoded, decoded: Decoded) -> None:
-        """Take in what an exchange has shown."""
+        """Update the state from an exchange; this channel has none."""
 
     def retries(self, attempt: int, accepted: Bools) -> bool:
         """Whether the chunk travels once more at once; the same answer on both sides.

@@ -1,7 +1,7 @@
 """Plain numbers: float32 (exact), and bfloat16 and float16 rounded with the shared dither.
 
-Rounded with one dither on both sides, two weights that differ by less than the format's own step
-still meet on average; rounded to the nearest they would not meet at all.
+With one dither on both sides, two weights that differ by less than a step of the format still
+converge on average; rounded to the nearest, they would not.
 """
 
 from __future__ import annotations
@@ -159,17 +159,17 @@ class Float16(Float):
 
 @functools.cache
 def float32() -> Float:
-    """The exact codec; one for all, since its kernels are compiled."""
+    """The exact codec; one instance for all, since its kernels are compiled."""
     return Float32()
 
 
 def _bits(numbers: tf.Tensor) -> tf.Tensor:
-    """The same as unsigned integers, which XLA moves as they are."""
+    """The bits as unsigned integers, which XLA moves unchanged."""
     return tf.bitcast(numbers, tf.uint32 if numbers.dtype == tf.float32 else tf.uint16)
 
 
 def _mixed(bits: tf.Tensor) -> tf.Tensor:
-    """The bits of a number as uint32, stirred: every bit changes about half of the result.
+    """The bits of a number as uint32, mixed: every bit changes about half of the result.
 
     A flipped sign bit alone is 2^31 times an odd weight: two of them would cancel.
     """

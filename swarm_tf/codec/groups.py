@@ -1,4 +1,4 @@
-"""Kernels in groups of blocks, which stay in a core's cache between the passes XLA makes.
+"""Runs kernels on groups of blocks, which stay in a core's cache between the passes of XLA.
 
 XLA compiles a kernel with several results to one loop over the weights for each of them. Over a
 whole chunk every loop would read the weights from memory again.
@@ -23,7 +23,7 @@ def in_groups(
     Only inside of a function that XLA compiles. Inputs may be None, and stay None.
     """
     blocks = next(int(x.shape[0]) for x in inputs if x is not None)
-    if blocks <= GROUP or tf.config.list_logical_devices("GPU"):  # a GPU wants one launch
+    if blocks <= GROUP or tf.config.list_logical_devices("GPU"):  # one launch is faster on a GPU
         return list(kernel(*inputs))
 
     def group(start: tf.Tensor) -> Sequence[tf.Tensor]:

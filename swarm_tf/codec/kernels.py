@@ -50,7 +50,7 @@ def in_blocks(vector: tf.Tensor) -> tf.Tensor:
 
 def block_sums(values: tf.Tensor) -> tf.Tensor:
     """Sum of each block: [blocks, BLOCK] -> [blocks]; only inside of an XLA function."""
-    (lanes,) = xla.optimization_barrier(_in_lanes(tf.add, values))  # two steps, or XLA makes one
+    (lanes,) = xla.optimization_barrier(_in_lanes(tf.add, values))  # or XLA merges the two steps
     return tf.reduce_sum(lanes, axis=1)
 
 
@@ -85,7 +85,7 @@ def weights_in_blocks(length: int) -> Floats:
 
 
 def seed_tensor(seed: int) -> npt.NDArray[np.int64]:
-    """An exchange's seed, below `SEEDS`, as `dither_keys` wants it: int64 [2]."""
+    """An exchange's seed, below `SEEDS`, as `dither_keys` takes it: int64 [2]."""
     return np.array([seed, 0], np.int64)
 
 
@@ -103,7 +103,7 @@ def dither_keys(seed: tf.Tensor, blocks: int) -> tf.Tensor:
 
 
 def position_hash(keys: tf.Tensor) -> tf.Tensor:
-    """The hash that `dither_keys` key, of every position: uint32 [blocks, BLOCK]."""
+    """The hash of every position, with `keys` of `dither_keys`: uint32 [blocks, BLOCK]."""
     position = tf.cast(tf.range(BLOCK), tf.uint32)[None]
     return keys[:, 0:1] * position + keys[:, 1:2]
 

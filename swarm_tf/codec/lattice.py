@@ -10,8 +10,8 @@ The correction s (k - k')/2 is then
 - of variance at most |d| (s - |d|) a coordinate for d = x - x', |d| < s, which vanishes with d.
 
 Davies et al. 2021, "New bounds for distributed mean estimation and variance reduction";
-Lu and De Sa 2020, "Moniqua". Whether |k - k'| was small enough is not left to hope: a weighted
-checksum over the full integers shows every block that was read wrong.
+Lu and De Sa 2020, "Moniqua". If |k - k'| is too large, the receiver reads a wrong integer; a
+weighted checksum over the full integers shows every block where that happened.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SPOIL = np.uint32(0x5BD1E995)
 
 
 class Lattice(Codec):
-    """`bits` a weight: 2 to 8, or 16."""
+    """The lattice codec with `bits` per weight: 2 to 8, or 16."""
 
     name = "lattice"
 
@@ -72,7 +72,7 @@ class Lattice(Codec):
         return cls(bits)
 
     def channel(self, length: int) -> Channel:
-        """One whose step sizes are learned."""
+        """A channel that learns its step sizes."""
         return LatticeChannel(self, length)
 
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
@@ -84,7 +84,7 @@ class Lattice(Codec):
         else:
             payload = tf.zeros([0, BLOCK * min(self.bits, 8) // 8], self.dtype)
             checksums, magnitude = np.zeros((self.words, 0), np.uint32), np.zeros(0, np.float32)
-        # Beyond 2^22 steps the integers of the kernel end.
+        # The kernel computes integers up to 2^22 steps.
         usable = magnitude * FLOAT32_DIGITS <= scales
         checksums = np.where(usable, checksums, checksums + _SPOIL)
         return Encoded(self.wire_name, length, seed, scales, checksums, payload, magnitude, usable)
@@ -95,10 +95,10 @@ class Lattice(Codec):
     def _read(
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
-        missing = other.checksums - own.checksums
+        expected = other.checksums - own.checksums
         seed = seed_tensor(own.seed)
         correction, accepted, steps = self._decode(
-            own.payload, other.payload, seed, own.scales, missing, allowed, onto
+            own.payload, other.payload, seed, own.scales, expected, allowed, onto
         )
         return correction, accepted, np.asarray(steps) * own.scales
 
@@ -127,7 +127,7 @@ class Lattice(Codec):
         other: tf.Tensor,
         seed: tf.Tensor,
         scales: tf.Tensor,
-        missing: tf.Tensor,
+        expected: tf.Tensor,
         allowed: tf.Tensor,
         onto: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -139,7 +139,7 @@ class Lattice(Codec):
 
         own, other = self._unpacked(own), self._unpacked(other)
         distance, *found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))
-        accepted = tf.logical_and(allowed, tf.reduce_all(tf.stack(found) == missing, axis=0))
+        accepted = tf.logical_and(allowed, tf.reduce_all(tf.stack(found) == expected, axis=0))
         half_steps = tf.where(accepted, scales * np.float32(0.5), np.float32(0))
         correction = tf.cast(self._differences(own, other), tf.float32) * half_steps[:, None]
         return correction if onto is None else onto + correction, accepted, distance
@@ -188,9 +188,9 @@ def _lattice_points(x: tf.Tensor, scales: tf.Tensor, keys: tf.Tensor) -> tf.Tens
 class LatticeChannel(Channel):
     """Learns the step sizes of its blocks; the first exchange, and a chunk out of range, are exact.
 
-    A partner so far away that half of its blocks could not be read is asked at once for the whole
-    chunk as float32. Averaging the other half alone would make a rank that falls behind a
-    patchwork of old and new weights.
+    If half of the blocks could not be read, since the partner is far away, the whole chunk is sent
+    once more at once, as float32. Averaging only the other half would leave a rank that falls
+    behind with a mixture of old and new weights.
     """
 
     def __init__(self, lattice: Lattice, length: int) -> None:
@@ -201,14 +201,14 @@ class LatticeChannel(Channel):
 
     def offer(self, terms: Sequence[tf.Tensor], seed: int, attempt: int) -> Encoded:
         if attempt or not self.scales.known:
-            return self._noted(self._exact.encode(terms, seed, NO_SCALES))
+            return self._keep_magnitude(self._exact.encode(terms, seed, NO_SCALES))
         step_sizes = self.scales.step_sizes(self._lattice.bits, self._magnitude)
-        return self._noted(self._lattice.encode(terms, seed, step_sizes))
+        return self._keep_magnitude(self._lattice.encode(terms, seed, step_sizes))
 
     def answer(self, terms: Sequence[tf.Tensor], offer: Encoded) -> Encoded:
-        return self._noted(super().answer(terms, offer))
+        return self._keep_magnitude(super().answer(terms, offer))
 
-    def _noted(self, own: Encoded) -> Encoded:
+    def _keep_magnitude(self, own: Encoded) -> Encoded:
         if own.finite:
             self._magnitude = own.magnitude
         return own
@@ -218,7 +218,7 @@ class LatticeChannel(Channel):
             bits = self._lattice.bits
             self.scales.update(bits, own.scales, decoded.accepted, decoded.spread)
         else:
-            self.scales.exact(decoded.spread)
+            self.scales.update_exact(decoded.spread)
 
     def retries(self, attempt: int, accepted: Bools) -> bool:
         return attempt == 0 and out_of_range(accepted)

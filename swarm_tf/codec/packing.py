@@ -1,6 +1,6 @@
 """Small integers in bytes: 1 to 8 bits a weight, without gaps.
 
-The bits are cut into pieces of 8, 4, 2 and 1 (7 = 4 + 2 + 1), for each divides a byte. A byte of
+The bits are cut into pieces of 8, 4, 2 and 1 (7 = 4 + 2 + 1), since each divides a byte. A byte of
 a w-bit piece holds 8/w weights from 8/w different stretches of the block, so packing is shifts
 of whole contiguous stretches and vectorises.
 """

@@ -1,4 +1,4 @@
-"""How large the lattice steps are: learned from the differences that exchanges see."""
+"""The step sizes of the lattice, learned from the differences that exchanges see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from swarm_tf.codec.kernels import FLOAT32_DIGITS, Bools, Floats
 
 TAIL = 10.0
-"""Range of the lattice over the mean |difference| of a block, to begin with."""
+"""Range of the lattice over the mean |difference| of a block, at the start."""
 
 _LEAST_TAIL = 6.0
 _DECAY = 0.98
@@ -20,15 +20,15 @@ _TINIEST, _LARGEST = np.float32(2.0**-40), np.float32(2.0**100)
 def longest_tail(bits: int) -> float:
     """The longest useful tail: beyond it an exchange may add more difference than it removes.
 
-    It leaves s * mean |d| of a mean square of at least (mean |d|)^2, so a step s up to the mean
-    always pays. Few bits need longer steps; heavy tails, up to 64 means, tolerate them.
+    Of a mean square of at least (mean |d|)^2 it leaves s * mean |d|, so a step s up to the mean
+    always reduces it. Few bits need longer steps; heavy tails, up to 64 means, tolerate them.
     """
     half: float = 2.0 ** (bits - 1)
     return max(half, min(64.0, 4 * half))
 
 
 def out_of_range(accepted: Bools) -> bool:
-    """Whether so few blocks could be read that the partner is far: half of them failed."""
+    """Whether the partner is out of range: half of the blocks, or more, could not be read."""
     return bool(accepted.size) and float(np.mean(~accepted)) >= _OUT_OF_RANGE
 
 
@@ -41,14 +41,14 @@ class BlockScales:
 
     - the mean is a running mean: unbiased under shared dither at any number of bits, while a
       maximum diverges at few;
-    - a failure multiplies the range by 1.5, from the fourth in a row by 4, since a block that was
-      silent for long (a row of an embedding) may wake up; the range that finally works, divided by
-      the mean that it shows, is the new tail. Every success shortens the tail a little: a few
-      blocks in a hundred fail, and are averaged next time;
-    - a partner out of range (half of the blocks failed, such as a rank that stood still) teaches
+    - a failure multiplies the range by 1.5, from the fourth in a row by 4, since a block that did
+      not change for long (a row of an embedding) may start to; the range that finally works,
+      divided by the mean that it shows, is the new tail. Every success shortens the tail a little,
+      so a few blocks in a hundred fail, and are averaged next time;
+    - a partner out of range (half of the blocks failed, as after a rank was stopped) changes
       little, since steps that fit it would be noise for all others: tails grow somewhat, and the
-      exact exchange that follows at most doubles the means. The first dozen exchanges, the warm-up,
-      are believed in full: models begin equal and differences grow fast.
+      exact exchange that follows at most doubles the means. In the warm-up, the first dozen
+      exchanges, means are set in full, since models begin equal and differences grow fast.
     """
 
     def __init__(self, blocks: int) -> None:
@@ -59,7 +59,7 @@ class BlockScales:
 
     @property
     def known(self) -> bool:
-        """False until an exchange has told something; a first one is exact."""
+        """False until the first exchange, which is exact."""
         return self._updates > 0
 
     def step_sizes(self, bits: int, magnitude: Floats) -> Floats:
@@ -75,10 +75,10 @@ class BlockScales:
         chosen: Floats = np.maximum(reach / np.float32(2 ** (bits - 1)), floor).astype(np.float32)
         return chosen
 
-    def exact(self, spread: Floats) -> None:
-        """Take in the mean |difference| of an exact exchange."""
+    def update_exact(self, spread: Floats) -> None:
+        """Update from the mean |difference| of an exact exchange."""
         self._updates += 1
-        # A mean of 0, of weights that never moved, says nothing of what comes.
+        # A mean of 0, of weights that never changed, says nothing of later ones.
         usual = (self._mean > 0) & (self._updates > _WARM_UP)
         longest = np.where(usual, _FASTEST * self._mean, np.inf)
         spread = np.where(np.isfinite(spread), spread, np.float32(0))
@@ -86,9 +86,9 @@ class BlockScales:
         self._failures[:] = 0
 
     def update(self, bits: int, used: Floats, accepted: Bools, spread: Floats) -> None:
-        """Take in an exchange over the lattice whose initiator chose the steps `used`."""
+        """Update from an exchange over the lattice whose initiator chose the step sizes `used`."""
         if out_of_range(accepted):
-            # A step up to the mean costs little, so few bits lengthen theirs with more care.
+            # A step up to the mean costs little; where steps are longer, tails grow more slowly.
             longer = np.where(self._tail < 2 ** (bits - 1), _FASTEST, _CAREFUL) * self._tail
             longer = np.clip(longer, _LEAST_TAIL, longest_tail(bits))
             self._tail = np.where(accepted, self._tail, longer).astype(np.float32)
@@ -98,10 +98,10 @@ class BlockScales:
         reach = used * np.float32(2 ** (bits - 1))
         mean = np.where(np.isnan(self._mean), reach / self._tail, self._mean)
 
-        again = self._failures > 0
+        failed_before = self._failures > 0
         found = np.clip(reach / np.maximum(spread, reach / most), least, most)
-        good_mean = np.where(again, spread, (mean + spread) / 2)
-        good_tail = np.where(again, found, np.maximum(self._tail * _DECAY, least))
+        good_mean = np.where(failed_before, spread, (mean + spread) / 2)
+        good_tail = np.where(failed_before, found, np.maximum(self._tail * _DECAY, least))
 
         failures = self._failures + 1
         longer = np.maximum(reach, mean * self._tail) * np.where(failures > 3, 4.0, 1.5)

@@ -1,1 +1,1 @@
-"""What every exchange did, written down by each rank, and the proof over all of them."""
+"""Each rank's record of what every exchange did, and a check of all records together."""

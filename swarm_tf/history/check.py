@@ -1,10 +1,11 @@
-"""Proves of a run that was recorded that every exchange did what it should, on both sides.
+"""Checks, in a run's records, that every exchange did the same on both sides.
 
     python -m swarm_tf.history DIR
 
-DIR holds what `SwarmCallback(record=DIR)` wrote on all ranks. Exit code 0 if each chunk was
-averaged once on either side, by exact opposites, and the mean of all models held (but for what
-ranks have left that trained on after their partner's end); 1 and the first violations if not.
+DIR holds what `SwarmCallback(record=DIR)` wrote on all ranks. The exit code is 0 if each chunk was
+averaged once on both sides, with exactly opposite corrections, and no exchange moved the mean of
+all models (except for corrections withheld from ranks that trained on after their partner's end).
+Otherwise it is 1, and the first violations are printed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _TOLERANCE = 1e-6
-"""Of the sum of all |corrections|, by which float32 may round them as they are added."""
+"""Rounding error that float32 may add, as a share of the sum of all |corrections|."""
 
 _SHOWN = 20
 
@@ -27,7 +28,7 @@ def read(directory: str | Path) -> Entries:
     """All ranks' entries.
 
     Raises:
-      ValueError: there are no files, or one has a line that is none.
+      ValueError: there are no files, or one has a line that is no entry.
     """
     entries: Entries = []
     files = sorted(Path(directory).glob("rank*.jsonl"))
@@ -43,7 +44,7 @@ def read(directory: str | Path) -> Entries:
 
 
 def check(entries: Entries) -> tuple[dict[str, int], list[str]]:
-    """Figures of the run, and its violations in words; trainings are checked one by one."""
+    """Counts of the run, and its violations in words; each training is checked separately."""
     figures: Counter[str] = Counter()
     violations: list[str] = []
     trainings: dict[int, Entries] = defaultdict(list)
@@ -82,7 +83,9 @@ def _check_training(entries: Entries, figures: Counter[str]) -> list[str]:
         parts = end["start"] + end["steps"] + end["corrections"]
         gap = abs(parts - end["end"])
         if gap > 1e-6 * (abs(end["end"]) + end["size"] + 1) and not of_kind["adopted"]:
-            violations.append(f"rank {end['rank']}: start, steps and corrections miss the end")
+            violations.append(
+                f"rank {end['rank']}: start, steps and corrections do not sum to the end"
+            )
     return violations
 
 
@@ -95,21 +98,21 @@ def _check_exchanges(averaged: Entries, mode: str, figures: Counter[str]) -> lis
     figures["chunks"] += len(sides)
     for (initiator, exchange, chunk), entries in sorted(sides.items()):
         name = f"chunk {chunk} of exchange {exchange} of rank {initiator}"
-        asked = [entry for entry in entries if entry["rank"] == initiator]
-        answered = [entry for entry in entries if entry["rank"] != initiator]
-        figures["blocks"] += asked[0]["applied"] if asked else 0
-        figures["blocks_skipped"] += asked[0]["skipped"] if asked else 0
-        if len(asked) != 1:
-            violations.append(f"{name} was averaged {len(asked)} times by its initiator")
+        initiated = [entry for entry in entries if entry["rank"] == initiator]
+        served = [entry for entry in entries if entry["rank"] != initiator]
+        figures["blocks"] += initiated[0]["applied"] if initiated else 0
+        figures["blocks_skipped"] += initiated[0]["skipped"] if initiated else 0
+        if len(initiated) != 1:
+            violations.append(f"{name} was averaged {len(initiated)} times by its initiator")
         if mode == "pull":
-            if answered:
-                violations.append(f"{name} changed rank {answered[0]['rank']}, in mode pull")
+            if served:
+                violations.append(f"{name} changed rank {served[0]['rank']}, in mode pull")
             continue
-        if len(answered) != 1:
-            violations.append(f"{name} was averaged {len(answered)} times by its partner")
-        elif len(asked) == 1:
+        if len(served) != 1:
+            violations.append(f"{name} was averaged {len(served)} times by its partner")
+        elif len(initiated) == 1:
             for what in ("applied", "skipped", "correction"):
-                if asked[0][what] != answered[0][what]:
+                if initiated[0][what] != served[0][what]:
                     violations.append(f"{name} is not opposite: {what} differs")
                     break
     return violations
@@ -131,4 +134,4 @@ def main() -> None:
     if violations:
         print(f"{len(violations)} violations in {words}")
         sys.exit(1)
-    print(f"every chunk averaged once on both sides, oppositely, and the mean held: {words}")
+    print(f"every chunk averaged once on both sides, by opposites, and the mean held: {words}")

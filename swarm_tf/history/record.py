@@ -1,8 +1,8 @@
-"""What each exchange did to this rank's model, written down so that it can be proven afterwards.
+"""A record of what each exchange did to this rank's model, to be checked afterwards.
 
-One file a rank, a JSON object a line; `python -m swarm_tf.history DIR` reads those of all ranks.
-It costs a second decoding of each chunk and a copy of the model at each boundary: for tests, and
-for a run that is doubted.
+One file per rank, one JSON object per line; `python -m swarm_tf.history DIR` reads those of all
+ranks. It costs a second decoding of each chunk and a copy of the model at each boundary: for tests,
+and for runs that one wants to verify.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Record:
     """The file of one rank in one training.
 
     Args:
-      directory: made if it is not there; the same on all ranks, or collected afterwards.
+      directory: created if missing; the same on all ranks, or collected afterwards.
       rank, size: of this rank.
-      training: number of the training, the same on all ranks; the file is continued.
+      training: number of the training, the same on all ranks; its entries are appended.
       mode: of the swarm.
     """
 
@@ -43,10 +43,10 @@ class Record:
         self._write(kind="start", ranks=size, mode=mode)
 
     def note(self, event: Event) -> None:
-        """Take down a chunk that was averaged here; other events are left out.
+        """Record a chunk that was averaged here; other events are ignored.
 
-        The responder's correction is written down with the other sign, so both sides write the
-        same if they were exact opposites.
+        The responder's correction is written with the opposite sign, so both sides write the same
+        if they were exact opposites.
         """
         if not isinstance(event, ChunkAveraged):
             return
@@ -67,7 +67,7 @@ class Record:
     def boundary(
         self, before: Iterable[Any], corrections: Iterable[Any], after: Iterable[Any]
     ) -> None:
-        """The training thread adds corrections: chunks before and after, and the corrections."""
+        """Record a boundary: chunks before corrections were added, corrections, chunks after."""
         here, there = _sum(before), _sum(after)
         if self._published is None:
             self._totals["start"] = here
@@ -79,12 +79,12 @@ class Record:
         self._published = self._totals["end"] = there
 
     def adopted(self, after: Iterable[Any]) -> None:
-        """The model of a neighbour stands in place of the own one."""
+        """Record that a neighbour's model has replaced this rank's."""
         self._published = self._totals["end"] = _sum(after)
         self._write(kind="adopted")
 
     def end(self) -> None:
-        """The last corrections are in the model; no mean of all is taken yet."""
+        """Record the end: the last corrections are in the model, the final mean is not."""
         self._write(kind="end", **self._totals)
 
     def _write(self, **entry: Any) -> None:

@@ -1,1 +1,1 @@
-"""Commands: `swarmrun` starts ranks, `swarm-tf doctor` examines them."""
+"""Commands: `swarmrun` starts ranks, `swarm-tf doctor` checks what they need."""

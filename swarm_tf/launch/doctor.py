@@ -1,8 +1,8 @@
-"""Is everything here that a swarm needs? Looks, tries it between the ranks, says what to change.
+"""Checks what a swarm needs: on this machine, and between ranks. Says what to change.
 
     swarm-tf doctor                          # what is installed
-    swarmrun -n 2 -m swarm_tf doctor         # and how these ranks reach each other; so with mpirun,
-    srun -n 2 python -m swarm_tf doctor      # srun and horovodrun
+    swarmrun -n 2 -m swarm_tf doctor         # also how these ranks reach each other; likewise with
+    srun -n 2 python -m swarm_tf doctor      # mpirun, srun and horovodrun
 
 Ends with OK and exit code 0, or with a line for each thing to change and exit code 1.
 """
@@ -34,10 +34,10 @@ _BITS = 8
 _ROUNDS = 5  # the first exchange of a lattice is exact
 _PINGS = 50
 _PIECE = 2**20  # float32 numbers: 4 MiB
-_ALL_PAIRS = 8  # ranks, up to which every pair is measured; beyond, each rank and the next one
+_ALL_PAIRS = 8  # up to so many ranks every pair is measured; above, each rank and the next one
 _SECONDS = 60.0
 _COMMON = ("Python", "TensorFlow", "Keras", "mpi4py", "MPI")
-"""Of which all ranks should have the same version."""
+"""What all ranks should have in the same version."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Rank:
     """What one rank finds where it runs."""
 
     host: str
-    cores: int  # that it may use, its neighbours on the host perhaps too
-    neighbours: int  # ranks on its host, itself included
+    cores: int  # that it may use; other ranks on its host may use the same ones
+    local_ranks: int  # ranks on its host, itself included
     gpus: int
-    own_gpus: bool  # or its neighbours see the same ones
+    own_gpus: bool  # whether no other rank sees the same ones
     versions: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Link:
-    """What two ranks measured, sending to each other at once."""
+    """What two ranks measured while both were sending to each other."""
 
     ranks: tuple[int, int]
     latency: float  # seconds, one way
@@ -77,33 +77,33 @@ def main() -> int:
             problems.append(problem)
     except (UsageError, TimeoutError) as error:
         problems.append(str(error))
-        if not world.is_first():  # who may know nothing of it
-            print(f"To change: {environment.here()}: {error}", flush=True)
-    if world.is_first():
+        if not world.is_rank_zero():  # rank 0 may not know of it
+            print(f"To change: {environment.rank_and_host()}: {error}", flush=True)
+    if world.is_rank_zero():
         print("\n".join(f"To change: {problem}" for problem in problems) or "OK", flush=True)
     return 1 if problems else 0
 
 
 def _examine(transport: Transport | None) -> Iterator[str]:
-    """Prints what it finds, on rank 0; yields what should be changed."""
-    say = print if world.is_first() else lambda *_: None
-    here, broken = look(transport)
+    """Prints what it finds, on rank 0; yields what should be changed, in words."""
+    say = print if world.is_rank_zero() else lambda *_: None
+    here, broken = inspect_rank(transport)
     ranks = [Rank(**one) for one in world.gather(asdict(here), "what every rank has")]
     wrong = list(dict.fromkeys(itertools.chain(*world.gather(broken, "what is wrong"))))
     yield from wrong
-    started = environment.name() or "no launcher"
+    started = environment.launcher() or "no launcher"
     say(f"{_ranks(len(ranks))}, started by {started}")
     for name, version in here.versions.items():
         say(f"  {name:<12} {version}")
     for number, rank in enumerate(ranks):
-        own = f"{rank.cores} cores" + f" for {_ranks(rank.neighbours)}" * (rank.neighbours > 1)
+        own = f"{rank.cores} cores" + f" for {_ranks(rank.local_ranks)}" * (rank.local_ranks > 1)
         say(f"  rank {number:<7} {rank.host}: {own}, {rank.gpus} GPUs")
     yield from differences(ranks)
-    yield from crowded(ranks)
+    yield from hosts_short_of_gpus(ranks)
     if wrong:
         return
     if transport is None:
-        say("To try it between ranks: swarmrun -n 2 -m swarm_tf doctor")
+        say("To check exchanges between ranks: swarmrun -n 2 -m swarm_tf doctor")
         return
     yield from exchange(transport)
     by_bandwidth = sorted(measure(transport), key=lambda link: link.bandwidth)
@@ -111,8 +111,8 @@ def _examine(transport: Transport | None) -> Iterator[str]:
     say(f"  fastest link {by_bandwidth[-1]}")
 
 
-def look(transport: Transport | None) -> tuple[Rank, list[str]]:
-    """What is here, and what is wrong with it."""
+def inspect_rank(transport: Transport | None) -> tuple[Rank, list[str]]:
+    """What this rank finds, and what is wrong with it, in words."""
     problems: list[str] = []
     versions = {"Python": platform.python_version()}
     gpus = _frameworks(versions, problems)
@@ -134,7 +134,7 @@ def look(transport: Transport | None) -> tuple[Rank, list[str]]:
     here = Rank(
         host=os.uname().nodename,
         cores=len(os.sched_getaffinity(0)),
-        neighbours=environment.local_size(),
+        local_ranks=environment.local_size(),
         gpus=gpus,
         own_gpus=environment.owns_gpus(),
         versions=versions,
@@ -143,7 +143,7 @@ def look(transport: Transport | None) -> tuple[Rank, list[str]]:
 
 
 def differences(ranks: list[Rank]) -> Iterator[str]:
-    """Versions that are not the same everywhere."""
+    """Versions that differ between ranks."""
     first = ranks[0].versions
     for number, rank in enumerate(ranks):
         for name in _COMMON:
@@ -152,15 +152,15 @@ def differences(ranks: list[Rank]) -> Iterator[str]:
                 yield f"{name} is {ours} on rank 0 and {its} on rank {number} ({rank.host})"
 
 
-def crowded(ranks: list[Rank]) -> Iterator[str]:
-    """Hosts where GPUs are too few for the ranks."""
+def hosts_short_of_gpus(ranks: list[Rank]) -> Iterator[str]:
+    """Hosts with fewer GPUs than ranks."""
     for rank in {rank.host: rank for rank in ranks}.values():
-        if not rank.own_gpus and 0 < rank.gpus < rank.neighbours:
-            yield f"{_ranks(rank.neighbours)} share {rank.gpus} GPUs on {rank.host}; start fewer"
+        if not rank.own_gpus and 0 < rank.gpus < rank.local_ranks:
+            yield f"{_ranks(rank.local_ranks)} share {rank.gpus} GPUs on {rank.host}; start fewer"
 
 
 def exchange(transport: Transport) -> Iterator[str]:
-    """Average quantized models, each rank with the next one: their mean must stay where it is."""
+    """Average quantized models, each rank with the next one; their mean must not change."""
     import keras
 
     from swarm_tf import codec
@@ -188,7 +188,7 @@ def exchange(transport: Transport) -> Iterator[str]:
         [before, sums(), [counters.exchanges, counters.payload_bytes]], "the results of exchanges"
     )
     (mean, distance), (mean_after, distance_after), (count, sent) = np.sum(every, axis=0)
-    if world.is_first():
+    if world.is_rank_zero():
         share = sent / max(count, 1) / _WEIGHTS
         print(f"  exchanges    {count:.0f}, of {_WEIGHTS:,} weights in {share:.2f} bytes each")
     # Rounding to float32 moves a sum of n numbers by about sqrt(n) roundings.
@@ -214,14 +214,14 @@ def measure(transport: Transport) -> list[Link]:
             found.append([*pair, latency, 4 * _PIECE / seconds])
         what = f"ranks {pair[0]} and {pair[1]} to measure their link"
         world.gather(None, what, 2 * _SECONDS)
-    # Both ranks of a pair measured it: the later of the two stands.
+    # Both ranks of a pair measured it: the later entry replaces the earlier one.
     every = itertools.chain(*world.gather(found, "the links"))
     links = {(int(a), int(b)): Link((int(a), int(b)), t, w) for a, b, t, w in every}
     return list(links.values())
 
 
 def _sendrecv(transport: Transport, other: int, numbers: int) -> float:
-    """Seconds in which two ranks give each other so many float32 numbers."""
+    """Seconds in which two ranks send each other so many float32 numbers."""
     array, into = np.zeros(numbers, np.float32), np.zeros(numbers, np.float32)
     began = time.perf_counter()
     collectives.run([collectives.sendrecv(transport, {other: array}, {other: into}, 0, _SECONDS)])
@@ -252,17 +252,17 @@ def _frameworks(versions: dict[str, str], problems: list[str]) -> int:
 
 
 def _thread_level(transport: Transport | None) -> str:
-    """Of MPI, in its own words; asked in another process where this one is alone."""
+    """The thread level of MPI; read in another process if this one has no MPI."""
     if transport is not None:
         return "MPI_THREAD_MULTIPLE"  # otherwise there would be no transport
-    ask = (
+    program = (
         "import mpi4py; mpi4py.rc.thread_level = 'multiple'; from mpi4py import MPI; "
         "print(['SINGLE', 'FUNNELED', 'SERIALIZED', 'MULTIPLE'][MPI.Query_thread()])"
     )
-    # As one rank, not as one of those that a launcher has started, if it did.
+    # Without a launcher's variables, so that the process is one rank alone.
     alone = ("PMI", "PRTE_", "OMPI_COMM_", "SLURM_")
     variables = {k: v for k, v in os.environ.items() if not k.startswith(alone)}
-    level = _output(sys.executable, "-c", ask, env=variables).splitlines()[-1:]
+    level = _output(sys.executable, "-c", program, env=variables).splitlines()[-1:]
     return f"MPI_THREAD_{level[0]}" if level else "cannot be started here alone"
 
 
@@ -270,7 +270,7 @@ def _horovod(problems: list[str]) -> str:
     version = _version("horovod")
     if version == "not installed":
         return "not installed (optional)"
-    if problems:  # of which it would be another symptom
+    if problems:  # which may be why Horovod fails too
         return version
     try:
         with startup_logs.start():
@@ -295,7 +295,7 @@ def _version(package: str) -> str:
 
 def _output(*words: str, env: Mapping[str, str] | None = None) -> str:
     """What a program prints; nothing if it fails."""
-    code, output, errors = subprocesses.ask(*words, env=env)
+    code, output, errors = subprocesses.run(*words, env=env)
     return (output or errors).strip() if code == 0 else ""
 
 

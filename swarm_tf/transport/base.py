@@ -15,27 +15,27 @@ from swarm_tf.errors import CollectiveError
 Array = npt.NDArray[Any]
 
 
-def refuse_other_places(places: Sequence[str]) -> None:
-    """Make sure that all ranks do the same collective; `places` in order of ranks.
+def check_same_collective(names: Sequence[str]) -> None:
+    """Make sure that all ranks call the same collective; `names` are theirs, in order of ranks.
 
     Raises:
-      CollectiveError: names two that do not.
+      CollectiveError: names two ranks that call different ones.
     """
-    for rank, place in enumerate(places):
-        if place != places[0]:
+    for rank, collective in enumerate(names):
+        if collective != names[0]:
             raise CollectiveError(
-                f"rank {rank} is at {place!r}, but rank 0 at {places[0]!r}; every rank must train "
-                "the same, in the same order"
+                f"rank {rank} is at {collective!r}, but rank 0 at {names[0]!r}; every rank must "
+                "train the same, in the same order"
             )
 
 
 class Transport(ABC):
     """One rank's connection to the others.
 
-    While a driver's thread runs, only that calls `send` and `receive`. The collectives belong to
-    the training thread, before the first local step and after the last. Every rank calls the
-    same collectives in the same order. `isend` and `irecv` are for ranks that both know what
-    comes when; `collectives` are made of them.
+    While a driver runs, only its thread calls `send` and `receive`. The training thread calls the
+    collectives, before the first local step and after the last; every rank calls the same ones in
+    the same order. `isend` and `irecv` are for two ranks that both know which array comes when; the
+    module `collectives` is built on them.
 
     Attributes:
       retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.
@@ -57,7 +57,7 @@ class Transport(ABC):
     def receive(self) -> list[tuple[int, bytes, Bytes]]:
         """(source, head, payload) of the messages that are complete by now; never waits.
 
-        Also moves what is under way.
+        Also advances sends and receives under way.
         """
 
     @abstractmethod
@@ -65,33 +65,33 @@ class Transport(ABC):
         """Wait until all that was sent has left.
 
         Raises:
-          TimeoutError: naming the ranks that did not take theirs.
+          TimeoutError: names the ranks that did not receive theirs in time.
         """
 
     @abstractmethod
-    def gather(self, data: bytes, what: str, timeout: float, place: str = "") -> list[bytes]:
+    def gather(self, data: bytes, what: str, timeout: float, collective: str = "") -> list[bytes]:
         """Every rank's `data`, on every rank, in order of ranks.
 
         Args:
-          what: this is for.
-          place: what must be the same on all ranks, if that is not `what`.
+          what: names what ranks wait for, in errors.
+          collective: its name, which must be the same on all ranks; `what` if it is empty.
 
         Raises:
-          TimeoutError: naming `what` and the ranks that did not come within `timeout` seconds.
-          CollectiveError: on all ranks: one has left, or is at another place.
+          TimeoutError: names `what` and the ranks that did not call it within `timeout` seconds.
+          CollectiveError: on all ranks: a rank has left, or calls another collective.
         """
 
     @abstractmethod
     def leave(self, in_training: bool) -> None:
-        """The program of this rank ends: tell those who may wait for it.
+        """The program of this rank ends: tell the ranks that may wait for it.
 
         Args:
-          in_training: so that any rank may wait, not only in `gather`.
+          in_training: it ends during training, so any rank may wait, not only one in `gather`.
         """
 
     @abstractmethod
     def has_left(self, rank: int) -> bool:
-        """Whether `rank` has told that its program ends."""
+        """Whether `rank` has announced that its program ends."""
 
     @abstractmethod
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
@@ -99,12 +99,12 @@ class Transport(ABC):
 
     @abstractmethod
     def isend(self, array: Array, to: int, tag: int) -> Callable[[], bool]:
-        """Start to send `array`, contiguous, which may not change until it has left.
+        """Start to send `array`, contiguous, which may not change until it is sent.
 
-        Never lost, and in order for each `tag`, from 0 to 32767.
+        No array is lost, and those of one `tag`, 0 to 32767, arrive in order.
 
         Returns:
-          a function that tells, and moves on, whether it has left.
+          a function that advances the transfer, and returns whether it is done.
         """
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """Collectives over arrays that all ranks call: means, and sends with receives.
 
-A collective is a generator that moves its transfers on each time it is resumed, so that many can
+A collective is a generator that advances its transfers each time it is resumed, so that many can
 be under way at once, on the caller's thread (`run`) or in the background (`Background`). A tag
 tells them apart, so ranks may start them in different orders.
 """
@@ -20,27 +20,27 @@ from swarm_tf.transport.base import Array, Transport
 Collective = Generator[None, None, None]
 
 TAGS = 2**15
-"""MPI promises no more tags than these."""
+"""MPI guarantees no more tags than these."""
 
-_LOOK_SECONDS = 0.5
-_PIECE = 2**20  # numbers that have a deadline of their own
+_LEFT_CHECK_SECONDS = 0.5
+_PIECE = 2**20  # numbers sent at once, with a deadline of their own
 _SHORTEST_SLEEP = 0.0001
-_LONGEST_SLEEP = 0.0005  # a ring waits for its neighbours often, and each time so long at most
+_LONGEST_SLEEP = 0.0005  # a rank in a ring often waits for its neighbours
 
 
 def session_tag(transport: Transport, number: int) -> int:
-    """The tag of collective `number` in this training; those of a failed one may be under way."""
+    """The tag of collective `number` in this training; a failed one may still have messages."""
     return (1009 * transport.sessions + number) % TAGS
 
 
 def mean(transport: Transport, array: Array, tag: int, timeout: float) -> Collective:
     """Overwrite `array`, float [n], with its mean over all ranks, the same bits everywhere.
 
-    A ring all-reduce (Patarasuk and Yuan 2009): every rank adds up one part of the array and
-    hands it round, so each sends 2 (N - 1) / N times the array, the least that is possible.
+    A ring all-reduce (Patarasuk and Yuan 2009): every rank sums up one part of the array and
+    passes it round, so each sends 2 (N - 1) / N times the array, the least that is possible.
 
     Raises:
-      TimeoutError: a neighbour sends or takes nothing for `timeout` seconds; names it.
+      TimeoutError: a neighbour sends or receives nothing for `timeout` seconds; names it.
     """
     rank, size = transport.rank, transport.size
     right, left = (rank + 1) % size, (rank - 1) % size
@@ -65,7 +65,7 @@ def sendrecv(
     """Send arrays to the ranks of `out` and receive from those of `into`, all at once.
 
     Raises:
-      TimeoutError: for `timeout` seconds one of them has not sent or taken the next few MiB.
+      TimeoutError: for `timeout` seconds one of them has not sent or received the next few MiB.
     """
     longest = max((len(array) for array in [*out.values(), *into.values()]), default=0)
     for start in range(0, max(longest, 1), _PIECE):
@@ -82,16 +82,16 @@ def _sendrecv_piece(
         *((source, transport.irecv(array, source, tag)) for source, array in into.items()),
         *((to, transport.isend(array, to, tag)) for to, array in out.items()),
     ]
-    began = looked = time.monotonic()
+    began = checked = time.monotonic()
     left: list[int] = []
     while pending := [(other, done) for other, done in pending if not done()]:
         now = time.monotonic()
         ranks = sorted({other for other, _ in pending})
         if now - began > timeout:
             raise TimeoutError(f"rank {transport.rank} waited {timeout:g} s for ranks {ranks}")
-        if now - looked > _LOOK_SECONDS:
-            looked = now
-            if set(left).intersection(ranks):  # what they sent before has had its time
+        if now - checked > _LEFT_CHECK_SECONDS:
+            checked = now
+            if set(left).intersection(ranks):  # what they sent before has had time to arrive
                 raise CollectiveError(
                     f"rank {transport.rank} waits for ranks {left}, whose programs have ended"
                 )
@@ -108,19 +108,20 @@ def run(collectives: Sequence[Collective], longest_sleep: float = _LONGEST_SLEEP
     """Carry out the collectives, all at once, on this thread.
 
     Args:
-      longest_sleep: seconds between two looks at them, at most.
+      longest_sleep: most seconds between two turns.
     """
     collectives, sleep = list(collectives), _SHORTEST_SLEEP
-    while collectives := [collective for collective in collectives if not _over(collective)]:
+    while collectives := [collective for collective in collectives if not _advance(collective)]:
         time.sleep(sleep)
         sleep = min(1.1 * sleep, longest_sleep)
 
 
-def _over(collective: Collective) -> bool:
-    return next(collective, _OVER) is _OVER
+def _advance(collective: Collective) -> bool:
+    """Resume a collective; whether it is over."""
+    return next(collective, _END) is _END
 
 
-_OVER: Any = object()
+_END: Any = object()
 
 
 class Handle:
@@ -132,10 +133,10 @@ class Handle:
         self.over = threading.Event()
 
     def wait(self) -> None:
-        """Until it is done.
+        """Wait until it is over.
 
         Raises:
-          what ended the collective.
+          the exception that ended the collective.
         """
         self.over.wait()  # the collective has deadlines of its own
         if self.error is not None:
@@ -143,7 +144,7 @@ class Handle:
 
 
 class Background(threading.Thread):
-    """Carries out collectives while the caller computes, from the first to `stop`."""
+    """Carries out collectives while the caller computes, until `stop`."""
 
     def __init__(self, rank: int) -> None:
         super().__init__(name=f"swarm-tf collectives of rank {rank}", daemon=True)
@@ -165,7 +166,7 @@ class Background(threading.Thread):
         """End the thread when its collectives are done.
 
         Args:
-          wait: until then; of a training that failed they may wait for ranks that do not come.
+          wait: return only then; not after a failed training, where ranks may never answer.
         """
         with self._changed:
             self._stopped = True
@@ -174,7 +175,7 @@ class Background(threading.Thread):
             self.join()
 
     def run(self) -> None:
-        """Move all collectives on, in turn."""
+        """Advance all collectives in turn."""
         sleep = _SHORTEST_SLEEP
         while True:
             with self._changed:
@@ -184,7 +185,7 @@ class Background(threading.Thread):
                 if not self._collectives:
                     return
                 collectives = list(self._collectives)
-            if done := [handle for handle in collectives if self._turn(handle)]:
+            if done := [handle for handle in collectives if self._advance(handle)]:
                 sleep = _SHORTEST_SLEEP
                 with self._changed:
                     self._collectives = [
@@ -193,9 +194,9 @@ class Background(threading.Thread):
             time.sleep(sleep)
             sleep = min(1.1 * sleep, _LONGEST_SLEEP)
 
-    def _turn(self, handle: Handle) -> bool:
+    def _advance(self, handle: Handle) -> bool:
         try:
-            over = _over(handle.collective)
+            over = _advance(handle.collective)
         except BaseException as error:
             handle.error, over = error, True
         if over:

@@ -1,4 +1,4 @@
-"""The transport between threads of one process, with faults on request.
+"""The transport between threads of one process, with optional faults.
 
 For tests and for simulations: the messages are the same bytes that MPI would carry.
 """
@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from swarm_tf.buffers import Bytes
-from swarm_tf.transport.base import Array, Transport, refuse_other_places
+from swarm_tf.transport.base import Array, Transport, check_same_collective
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What happens to messages on their way; probabilities a message, each on its own.
+    """Faults of a network: independent probabilities per message.
 
     Attributes:
       drop: it never arrives.
@@ -40,7 +40,7 @@ class Faults:
 
     @property
     def any(self) -> bool:
-        """Whether there are faults at all."""
+        """Whether there are any."""
         return max(self.drop, self.duplicate, self.corrupt, self.delay) > 0
 
 
@@ -55,8 +55,8 @@ class LocalNetwork:
         self._lock = threading.Lock()
         self._order = itertools.count()
         self._inboxes: list[list[tuple[float, int, int, bytes, Bytes]]] = [[] for _ in range(size)]
-        self._meeting = threading.Condition()
-        self._met = [0] * size
+        self._gathered = threading.Condition()
+        self._gathers = [0] * size
         self._tables: dict[int, dict[int, Any]] = {}
         self.arrays: dict[tuple[int, int, int], deque[Array]] = defaultdict(deque)
         self._transports = [LocalTransport(self, rank) for rank in range(size)]
@@ -85,23 +85,25 @@ class LocalNetwork:
                 arrived.append(heapq.heappop(inbox)[2:])
         return arrived
 
-    def meet(self, rank: int, item: Any, what: str, timeout: float, place: str = "") -> list[Any]:
+    def gather(
+        self, rank: int, item: Any, what: str, timeout: float, collective: str = ""
+    ) -> list[Any]:
         """Every rank's `item`, on every rank, in order of ranks.
 
         Raises:
-          TimeoutError: naming the ranks that did not come.
+          TimeoutError: names the ranks that did not call it in time.
         """
-        with self._meeting:
-            number = self._met[rank]
-            self._met[rank] += 1
+        with self._gathered:
+            number = self._gathers[rank]
+            self._gathers[rank] += 1
             table = self._tables.setdefault(number, {})
-            table[rank] = place or what, item
-            self._tables.pop(number - 2, None)  # everyone has left that one
-            self._meeting.notify_all()
-            if not self._meeting.wait_for(lambda: len(table) == self.size, timeout):
+            table[rank] = collective or what, item
+            self._tables.pop(number - 2, None)  # every rank has returned from that one
+            self._gathered.notify_all()
+            if not self._gathered.wait_for(lambda: len(table) == self.size, timeout):
                 missing = sorted(set(range(self.size)) - set(table))
                 raise TimeoutError(f"{what}: rank {rank} waited {timeout:g} s for ranks {missing}")
-            refuse_other_places([table[other][0] for other in range(self.size)])
+            check_same_collective([table[other][0] for other in range(self.size)])
             return [table[other][1] for other in range(self.size)]
 
     def _happens(self, probability: float) -> int:
@@ -135,19 +137,19 @@ class LocalTransport(Transport):
     def flush(self, timeout: float) -> None:
         pass
 
-    def gather(self, data: bytes, what: str, timeout: float, place: str = "") -> list[bytes]:
-        every = self._network.meet(self.rank, data, what, timeout, place)
+    def gather(self, data: bytes, what: str, timeout: float, collective: str = "") -> list[bytes]:
+        every = self._network.gather(self.rank, data, what, timeout, collective)
         return [bytes(d) for d in every]
 
     def leave(self, in_training: bool) -> None:
-        """Threads end with their process."""
+        """Nothing to tell: threads end with their process."""
 
     def has_left(self, rank: int) -> bool:
         return False
 
     def broadcast(self, arrays: Sequence[npt.NDArray[np.float32]]) -> None:
         for array in arrays:
-            root = self._network.meet(self.rank, array.copy(), "broadcast", 60)[0]
+            root = self._network.gather(self.rank, array.copy(), "broadcast", 60)[0]
             np.copyto(array, root)
 
     def isend(self, array: Array, to: int, tag: int) -> Callable[[], bool]:

@@ -2,7 +2,7 @@
 
 Two-sided messages with a progress thread of our own: one-sided windows stall for seconds on
 common MPIs while the target computes. Blocking MPI calls spin a core, so all waiting is polling
-and sleeping, and every wait ends with the name of whom it waited for.
+and sleeping, and every wait has a deadline and an error that names the ranks it waited for.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy.typing as npt
 from swarm_tf import buffers
 from swarm_tf.buffers import Bytes
 from swarm_tf.errors import CollectiveError
-from swarm_tf.transport.base import Array, Transport, refuse_other_places
+from swarm_tf.transport.base import Array, Transport, check_same_collective
 
-_HEAD, _HEAD_OF_PAYLOAD, _PAYLOAD, _GATHER, _TABLE, _LEFT = range(1, 7)
+_HEAD, _HEAD_WITH_PAYLOAD, _PAYLOAD, _GATHER, _TABLE, _LEFT = range(1, 7)
 _GOOD, _BAD, _LATE = range(3)
-_FAREWELL_SECONDS = 1.0
+_NOTIFY_SECONDS = 1.0
 
 
 def load() -> Any:
@@ -60,7 +60,7 @@ class MPITransport(Transport):
     # Messages.
 
     def send(self, to: int, head: bytes, payload: Bytes) -> None:
-        tag = _HEAD_OF_PAYLOAD if payload.size else _HEAD
+        tag = _HEAD_WITH_PAYLOAD if payload.size else _HEAD
         self._sending.append((self._messages.Isend(head, to, tag), to, head))
         if payload.size:
             self._sending.append((self._messages.Isend(payload, to, _PAYLOAD), to, payload))
@@ -74,9 +74,9 @@ class MPITransport(Transport):
             request = message.Irecv(data)
             if tag == _HEAD:
                 self._receiving.append((source, [request], data, np.zeros(0, np.uint8)))
-            elif tag == _HEAD_OF_PAYLOAD:
+            elif tag == _HEAD_WITH_PAYLOAD:
                 self._heads[source] = request, data
-            else:  # MPI keeps the order of a sender: its head came just before
+            else:  # MPI keeps the order of one sender's messages: the head came just before
                 head_request, head = self._heads.pop(source)
                 self._receiving.append((source, [head_request, request], head, data))
         under_way = []
@@ -100,21 +100,21 @@ class MPITransport(Transport):
 
     # Collectives.
 
-    def gather(self, data: bytes, what: str, timeout: float, place: str = "") -> list[bytes]:
-        here = (place or what).encode()
+    def gather(self, data: bytes, what: str, timeout: float, collective: str = "") -> list[bytes]:
+        here = (collective or what).encode()
         part = struct.pack("<I", len(here)) + here + data
         if self.rank == 0:
-            return self._gather_here(part, what, timeout)
+            return self._gather_on_root(part, what, timeout)
         send = self._collectives.Isend(part, 0, _GATHER)
         self._wait(send, f"{what}: rank {self.rank} waited for rank 0", timeout)
-        deadline = time.monotonic() + timeout + 10  # rank 0 knows better who is missing
+        deadline = time.monotonic() + timeout + 10  # rank 0 gives up first: it knows who is missing
         left = False
-        while (reply := self._take(0, _TABLE)) is None:
+        while (reply := self._receive_now(0, _TABLE)) is None:
             if left:
                 self._raise_left(0, what)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what}: rank {self.rank} waited {timeout:g} s for rank 0")
-            left = self.has_left(0)  # what it sent before that is there now: look once more
+            left = self.has_left(0)  # what it sent before leaving has arrived: check once more
             time.sleep(0.001)
         verdict, body = reply[1][0], reply[1][1:]
         if verdict != _GOOD:
@@ -123,14 +123,14 @@ class MPITransport(Transport):
         ends = itertools.accumulate(sizes, initial=8 * self.size)
         return [body[a:b] for a, b in itertools.pairwise(ends)]
 
-    def _gather_here(self, own: bytes, what: str, timeout: float) -> list[bytes]:
-        """Rank 0's side: everybody sends to it, and gets the table, or the reason for none."""
+    def _gather_on_root(self, own: bytes, what: str, timeout: float) -> list[bytes]:
+        """Rank 0: receive every rank's part, and send all the table, or why there is none."""
         parts, left = {0: own}, list[int]()
         deadline = time.monotonic() + timeout
         try:
             while len(parts) < self.size:
                 missing = [rank for rank in range(self.size) if rank not in parts]
-                if (part := self._take(self._mpi.ANY_SOURCE, _GATHER)) is not None:
+                if (part := self._receive_now(self._mpi.ANY_SOURCE, _GATHER)) is not None:
                     parts[part[0]] = part[1]
                 elif left:
                     self._raise_left(left[0], what)
@@ -140,10 +140,10 @@ class MPITransport(Transport):
                     left = [rank for rank in missing if self.has_left(rank)]
                     time.sleep(0.001)
             split = [4 + struct.unpack_from("<I", parts[rank])[0] for rank in range(self.size)]
-            refuse_other_places([parts[rank][4:end].decode() for rank, end in enumerate(split)])
+            check_same_collective([parts[rank][4:end].decode() for rank, end in enumerate(split)])
         except (TimeoutError, CollectiveError) as error:
             verdict = bytes([_LATE if isinstance(error, TimeoutError) else _BAD])
-            self._tell([rank for rank in parts if rank], verdict + str(error).encode(), _TABLE)
+            self._notify([rank for rank in parts if rank], verdict + str(error).encode(), _TABLE)
             raise
         table = [parts[rank][end:] for rank, end in enumerate(split)]
         lengths = struct.pack(f"<{self.size}Q", *map(len, table))
@@ -158,12 +158,12 @@ class MPITransport(Transport):
     def leave(self, in_training: bool) -> None:
         everybody = in_training or self.rank == 0
         others = [rank for rank in range(self.size) if rank != self.rank]
-        self._tell(others if everybody else [0], b"", _LEFT)
+        self._notify(others if everybody else [0], b"", _LEFT)
 
-    def _tell(self, ranks: Sequence[int], data: bytes, tag: int) -> None:
-        """Send to all of them; one that does not take it within a second is not waited for."""
+    def _notify(self, ranks: Sequence[int], data: bytes, tag: int) -> None:
+        """Send to all of them, and wait a second at most until they have received it."""
         sends = [self._collectives.Isend(data, rank, tag) for rank in ranks]
-        deadline = time.monotonic() + _FAREWELL_SECONDS
+        deadline = time.monotonic() + _NOTIFY_SECONDS
         while not self._mpi.Request.Testall(sends) and time.monotonic() < deadline:
             time.sleep(0.001)
 
@@ -176,10 +176,10 @@ class MPITransport(Transport):
 
     def _raise_left(self, rank: int, what: str) -> NoReturn:
         raise CollectiveError(
-            f"{what}: rank {rank} has left, its program ended, while others wait for it"
+            f"{what}: rank {rank} has left (its program ended) while others wait for it"
         )
 
-    def _take(self, source: int, tag: int) -> tuple[int, bytes] | None:
+    def _receive_now(self, source: int, tag: int) -> tuple[int, bytes] | None:
         status = self._mpi.Status()
         message = self._collectives.Improbe(source, tag, status)
         if message is None:
@@ -204,15 +204,15 @@ class MPITransport(Transport):
 
     def isend(self, array: Array, to: int, tag: int) -> Callable[[], bool]:
         self.bytes_sent += array.nbytes
-        return self._kept(self._arrays.Isend(array, to, tag), array)
+        return self._keep_until_done(self._arrays.Isend(array, to, tag), array)
 
     def irecv(self, into: Array, source: int, tag: int) -> Callable[[], bool]:
-        return self._kept(self._arrays.Irecv(into, source, tag), into)
+        return self._keep_until_done(self._arrays.Irecv(into, source, tag), into)
 
-    def _kept(self, request: Any, array: Array) -> Callable[[], bool]:
-        """A test of `request` that keeps its memory until it is over.
+    def _keep_until_done(self, request: Any, array: Array) -> Callable[[], bool]:
+        """A function that tests `request`; its array is kept until the request is done.
 
-        Whoever asked for it may give up, as after an error: MPI would write into other memory.
+        The caller may give up, as after an error: MPI would then use memory that is free.
         """
         self._transfers[id(request)] = request, array
 

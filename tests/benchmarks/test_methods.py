@@ -16,8 +16,8 @@ def test_settings_of_their_own():
 
 
 def test_more_settings():
-    assert Method("swarm").also(seed=1) == Method("swarm[seed=1]")
-    more = Method("swarm[swarm.bits=4]").also(optimizer__learning_rate=0.1, seed=2)
+    assert Method("swarm").with_settings(seed=1) == Method("swarm[seed=1]")
+    more = Method("swarm[swarm.bits=4]").with_settings(optimizer__learning_rate=0.1, seed=2)
     assert more == Method("swarm[swarm.bits=4,optimizer.learning_rate=0.1,seed=2]")
 
 

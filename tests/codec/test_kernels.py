@@ -110,7 +110,7 @@ def test_an_unknown_codec_is_refused():
 def test_a_question_has_no_payload_and_leaves_the_original_alone():
     x = tf.constant(np.linspace(-1, 1, 1024, dtype=np.float32))
     own = codec.build("lattice", 8).encode((x,), 3, np.float32([0.1]))
-    question = own.question()
+    question = own.without_payload()
     assert question.payload_bytes == 0
     assert (question.seed, question.length, question.codec) == (3, 1024, own.codec)
     assert own.payload_bytes == 1024

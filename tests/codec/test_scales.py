@@ -24,7 +24,7 @@ def _ranges(scales, bits, magnitude=ZEROS):
 def _known(spread, exchanges=1):
     scales = BlockScales(BLOCKS)
     for _ in range(exchanges):
-        scales.exact(ONES * np.float32(spread))
+        scales.update_exact(ONES * np.float32(spread))
     return scales
 
 
@@ -56,7 +56,7 @@ def _exchange(scales, bits, differences, rng, magnitude=ONES):
 def test_exact_until_compared_exactly():
     scales = BlockScales(BLOCKS)
     assert not scales.known
-    scales.exact(ONES)
+    scales.update_exact(ONES)
     assert scales.known
 
 
@@ -64,7 +64,7 @@ def test_exact_until_compared_exactly():
 def test_a_chunk_without_weights_is_never_exact_again():
     scales = BlockScales(0)
     empty = np.zeros(0, np.float32)
-    scales.exact(empty)
+    scales.update_exact(empty)
     scales.update(8, empty, np.zeros(0, np.bool_), empty)
     assert scales.known
     assert not out_of_range(np.zeros(0, np.bool_))
@@ -102,20 +102,20 @@ def test_an_exact_exchange_makes_a_mean_at_most_twice_as_long(exchanges, longest
     """But for those of the first dozen."""
     scales = _known(1e-3, exchanges)
     before = _ranges(scales, 8)
-    scales.exact(np.array([1.0, 1.5e-3, 2e-4, *[1e-3] * (BLOCKS - 3)], np.float32))
+    scales.update_exact(np.array([1.0, 1.5e-3, 2e-4, *[1e-3] * (BLOCKS - 3)], np.float32))
     factors = _ranges(scales, 8) / before
     np.testing.assert_allclose(factors[:4], [longest, 1.5, 0.2, 1], rtol=1e-5)
 
 
 def test_weights_that_never_moved_may_begin_to_at_any_pace():
     scales = _known(0, 30)
-    scales.exact(ONES)
+    scales.update_exact(ONES)
     np.testing.assert_allclose(_ranges(scales, 8), TAIL, rtol=1e-5)
 
 
 def test_an_exchange_that_saw_nothing_finite_leaves_finite_scales():
     scales = BlockScales(3)
-    scales.exact(np.array([np.nan, np.inf, 1], np.float32))
+    scales.update_exact(np.array([np.nan, np.inf, 1], np.float32))
     steps = scales.step_sizes(4, np.ones(3, np.float32))
     assert np.isfinite(steps).all()
     assert (steps > 0).all()
@@ -128,7 +128,7 @@ def test_the_first_range_is_ten_times_the_mean_difference(bits):
 
 def test_blocks_learn_each_for_itself():
     scales = BlockScales(BLOCKS)
-    scales.exact(np.arange(1, BLOCKS + 1, dtype=np.float32))
+    scales.update_exact(np.arange(1, BLOCKS + 1, dtype=np.float32))
     before = _ranges(scales, 8)
     spread = np.where(np.arange(BLOCKS) < 4, 1, 100).astype(np.float32)
     scales.update(8, scales.step_sizes(8, ZEROS), ALL, spread)
@@ -179,7 +179,7 @@ def test_steps_stay_finite_however_often_a_block_fails(bits):
 def test_a_step_is_never_below_the_digits_of_float32(bits):
     """Nor zero, where a block is all zeros."""
     scales = BlockScales(3)
-    scales.exact(np.zeros(3, np.float32))
+    scales.update_exact(np.zeros(3, np.float32))
     steps = scales.step_sizes(bits, np.array([0, 1, 1000], np.float32))
     assert (steps >= np.array([2.0**-100, 2.0**-22, 1000 * 2.0**-22])).all()
     assert (steps[1:] <= np.array([1, 1000]) * 2.0**-20).all()
@@ -189,7 +189,7 @@ def _sleeper(bits, size, magnitude=ONES):
     """A block without differences until now, in a chunk that is awake."""
     scales = _known(1e-3)
     spread = np.where(ALL_BUT_ONE, np.float32(1e-3), np.float32(0))
-    scales.exact(spread)
+    scales.update_exact(spread)
     rng = np.random.default_rng(1)
     return [
         (

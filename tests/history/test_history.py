@@ -112,7 +112,7 @@ HARM = {
     _not_opposite: "not opposite: correction differs",
     _other_blocks: "not opposite: applied differs",
     _mean_moved: "moved the sum of all models",
-    _lost_step: "miss the end",
+    _lost_step: "do not sum to the end",
     _no_end: "has no end",
 }
 

@@ -15,7 +15,7 @@ HERE = doctor.Rank("a", 8, 2, 2, False, {"Keras": "3.1", "MPI": "x"})
 def test_equal_ranks_are_well():
     ranks = [HERE, replace(HERE, host="b")]
     assert list(doctor.differences(ranks)) == []
-    assert list(doctor.crowded(ranks)) == []
+    assert list(doctor.hosts_short_of_gpus(ranks)) == []
 
 
 def test_versions_that_differ_are_named_with_rank_and_host():
@@ -27,11 +27,11 @@ def test_versions_that_differ_are_named_with_rank_and_host():
 
 
 def test_a_host_with_more_ranks_than_gpus_is_told_once():
-    crowded = replace(HERE, host="b", neighbours=4)
-    assert list(doctor.crowded([HERE, crowded, crowded])) == [
+    crowded = replace(HERE, host="b", local_ranks=4)
+    assert list(doctor.hosts_short_of_gpus([HERE, crowded, crowded])) == [
         "4 ranks share 2 GPUs on b; start fewer"
     ]
-    assert list(doctor.crowded([replace(crowded, own_gpus=True)])) == []
+    assert list(doctor.hosts_short_of_gpus([replace(crowded, own_gpus=True)])) == []
 
 
 def run(*words):

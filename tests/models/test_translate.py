@@ -157,7 +157,7 @@ def test_a_damaged_file_of_the_run_is_named(name, content, tmp_path, pieces, cap
     file.write_text("one\n")
     _finish(run, pieces, name="transformer_tiny")
     (run / name).write_bytes(content)
-    assert _refused(capsys, run, file).startswith(f"{run / name} is damaged, or not of one run")
+    assert _refused(capsys, run, file).startswith(f"{run / name} is damaged, or is not of")
 
 
 def test_a_run_of_images(tmp_path, capsys):
@@ -179,6 +179,6 @@ def test_weights_of_another_run(tmp_path, pieces):
     done = _run(tmp_path / "run", input=b"one\n")
     assert (done.stdout, done.returncode) == (b"", 2)
     assert done.stderr.decode() == (
-        f"translate.py: {tmp_path}/run/consensus.weights.h5 is damaged, or not of one run with the "
-        "other files of WORKDIR, by this version\n"
+        f"translate.py: {tmp_path}/run/consensus.weights.h5 is damaged, or is not of the same run "
+        "and version as the rest of WORKDIR\n"
     )

@@ -293,7 +293,7 @@ def exchange_of(swarm, rank, partner):
         swarm.ask(partner, rank)
     swarm.settle()
     for each in (rank, partner):
-        swarm.nodes[each].leave()
+        swarm.nodes[each].leave_boundary()
         swarm.apply(each)
     (exchange,) = (e for each in (rank, partner) for e in swarm.nodes[each].take_ended())
     return exchange
@@ -319,7 +319,7 @@ class Blocking(Swarm):
             self.stands[rank] = True
         elif node.view.is_over:
             if node.view.settled:
-                node.leave()
+                node.leave_boundary()
                 self.apply(rank)
                 self.stands[rank] = False
                 self.left[rank] -= 1

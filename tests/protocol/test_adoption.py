@@ -19,7 +19,7 @@ def test_a_node_that_is_not_finite_adopts_a_model(mode, faults, codec):
     swarm.nodes[1].finish(0)
     swarm.settle()
     assert not swarm.nodes[0].replica.finite
-    swarm.nodes[0].leave()
+    swarm.nodes[0].leave_boundary()
     swarm.nodes[0].request(1, 1, adopt=True)
     swarm.settle()
     adopted = swarm.nodes[0].take_adopted()

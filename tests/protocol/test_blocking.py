@@ -31,7 +31,7 @@ def test_blocking_leaves_both_with_the_exact_average(chunks, who):
             assert node.view.is_over
             if not node.view.settled:  # was told that the other waited itself, then served it
                 pytest.fail("rank was left without an average")
-            node.leave()
+            node.leave_boundary()
             swarm.apply(rank)
             np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
         assert swarm.count("exchanges") == swarm.count("exchanges_served") == 1
@@ -132,7 +132,7 @@ def test_blocking_averages_once_a_boundary():
     swarm.settle()
     # Rank 0 is quick: it leaves, trains and stands at its next boundary.
     assert swarm.nodes[0].view.is_over
-    swarm.nodes[0].leave()
+    swarm.nodes[0].leave_boundary()
     swarm.train(0, 0.1)
     swarm.apply(0)
     ahead = swarm.models[0][0].copy()
@@ -143,7 +143,7 @@ def test_blocking_averages_once_a_boundary():
     assert not swarm.nodes[0].view.is_over, "rank 1 has not taken its local step yet"
     # Only now rank 1 wakes up.
     assert swarm.nodes[1].view.is_over
-    swarm.nodes[1].leave()
+    swarm.nodes[1].leave_boundary()
     swarm.apply(1)
     swarm.train(1, 0.1)
     swarm.apply(1)
@@ -151,7 +151,7 @@ def test_blocking_averages_once_a_boundary():
     swarm.ask(1, 0)
     swarm.settle()
     for rank in (0, 1):
-        swarm.nodes[rank].leave()
+        swarm.nodes[rank].leave_boundary()
         swarm.apply(rank)
         np.testing.assert_allclose(swarm.models[rank][0], (ahead + behind) / 2, atol=1e-6)
 

@@ -70,7 +70,7 @@ def test_a_late_answer_still_applies(mode, caplog):
     assert initiator.view.unanswered == (1,)
     assert (initiator.counters.exchanges, initiator.counters.exchanges_failed) == (0, 1)
     if mode == "blocking":
-        initiator.leave()
+        initiator.leave_boundary()
     swarm.settle()
     assert initiator.view.unanswered == ()
     assert (initiator.counters.exchanges, initiator.counters.exchanges_failed) == (1, 0)

@@ -17,9 +17,9 @@ def _standing(state, partner=None):
     """A blocking node in `state`, taken there by its own methods."""
     gate = Gate(RANK, blocking=True)
     if state is not State.TRAINING:
-        gate.reach()
-    if state is State.ASKING:
-        gate.ask()
+        gate.reach_boundary()
+    if state is State.REQUESTING:
+        gate.start_request()
     if state is State.PAIRED:
         gate.pair(partner)
     assert gate.state is state
@@ -33,8 +33,8 @@ def _standing(state, partner=None):
         (State.TRAINING, HIGHER, False),
         (State.FREE, LOWER, True),
         (State.FREE, HIGHER, True),
-        (State.ASKING, LOWER, False),
-        (State.ASKING, HIGHER, Reason.BUSY),
+        (State.REQUESTING, LOWER, False),
+        (State.REQUESTING, HIGHER, Reason.BUSY),
         (State.PAIRED, LOWER, True),  # its partner: further chunks
         (State.PAIRED, HIGHER, False),
     ],
@@ -53,7 +53,7 @@ def test_blocking_table(state, sender, verdict, crossed):
         (HIGHER, True, Reason.CROSSED),
     ],
 )
-@pytest.mark.parametrize("method", ["reach", "leave", "ask", None])
+@pytest.mark.parametrize("method", ["reach_boundary", "leave_boundary", "start_request", None])
 def test_not_blocking_admits_all_but_crossed_requests(sender, crossed, verdict, method):
     gate = Gate(RANK, blocking=False)
     if method:
@@ -72,28 +72,28 @@ def test_waiting_ranks_form_no_cycle():
     for rank in range(4):
         for sender in set(range(4)) - {rank}:
             gate = Gate(rank, blocking=True)
-            gate.reach()
-            gate.ask()
+            gate.reach_boundary()
+            gate.start_request()
             waits = gate.admit(_request(sender), crossed=False) is False
             assert waits == (sender < rank)
 
 
 def test_a_boundary_from_end_to_end():
     gate = Gate(RANK, blocking=True)
-    gate.reach()
+    gate.reach_boundary()
     assert (gate.state, gate.settled) == (State.FREE, False)
-    gate.ask()
+    gate.start_request()
     gate.pair(HIGHER)
     assert (gate.state, gate.partner) == (State.PAIRED, HIGHER)
     gate.end_exchange(settles=True)
     assert (gate.state, gate.partner) == (State.FREE, None)
     assert gate.settled
-    gate.leave()
+    gate.leave_boundary()
     assert (gate.state, gate.settled) == (State.TRAINING, False)
 
 
 def test_a_busy_partner_leaves_the_boundary_open():
-    gate = _standing(State.ASKING)
+    gate = _standing(State.REQUESTING)
     gate.end_exchange(settles=False)
     assert gate.state is State.FREE
     assert not gate.settled
@@ -113,7 +113,7 @@ def test_a_late_exchange_does_not_stop_training():
 def test_reaching_twice_keeps_what_happened_at_the_boundary():
     gate = _standing(State.FREE)
     gate.end_exchange(settles=True)
-    gate.reach()
+    gate.reach_boundary()
     assert gate.settled
 
 

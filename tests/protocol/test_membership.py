@@ -15,7 +15,7 @@ def test_one_that_parts_is_waited_for_by_nobody(mode, reason):
     for rank in (0, 1):
         swarm.ask(rank, 2)
         swarm.poll(rank)
-    swarm.nodes[2].part(reason)
+    swarm.nodes[2].leave_swarm(reason)
     assert not swarm.nodes[2].view.has_announced
     swarm.settle()
     assert swarm.nodes[2].view.has_announced
@@ -27,7 +27,7 @@ def test_one_that_parts_is_waited_for_by_nobody(mode, reason):
         assert 2 in node.view.done
         (exchange,) = node.take_ended()
         assert exchange.failure
-        node.leave()
+        node.leave_boundary()
         swarm.apply(rank)
         swarm.ask(rank, 2)
         swarm.poll(rank)
@@ -35,7 +35,7 @@ def test_one_that_parts_is_waited_for_by_nobody(mode, reason):
     before = swarm.now
     for rank in (0, 1):
         swarm.nodes[rank].finish(1)
-    swarm.nodes[0].leave()
+    swarm.nodes[0].leave_boundary()
     swarm.ask(0, 1)
     swarm.settle()
     assert swarm.now == before

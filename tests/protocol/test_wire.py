@@ -92,7 +92,7 @@ def test_accepted_survives_any_number_of_blocks():
 
 def test_a_question_carries_no_payload():
     encoded = _encoded(name="bfloat16")
-    message = Message(Kind.REQUEST, 0, 1, encoded=encoded.question())
+    message = Message(Kind.REQUEST, 0, 1, encoded=encoded.without_payload())
     _, payload = wire.pack(message, FINGERPRINT)
     assert len(payload) == 0
     _assert_same(message, _there_and_back(message))
