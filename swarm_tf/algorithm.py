@@ -17,6 +17,7 @@ from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, RanksAveraged
 from swarm_tf.options import ANY, POSITIVE, SEED, Options, fields, option, with_options
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
+from swarm_tf.stop_check import StopCheck
 from swarm_tf.training_loop import frame_of_callback_list, is_running
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
@@ -105,8 +106,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         self._same_data: SameData | None = None  # until ranks have compared what they read
         self._after_all: _AfterAllCallbacks | None = None
         self._caller: FrameType | None = None  # the loop that trains
-        self._next_stop_check = 0  # the step at which synchronous ranks next agree whether to stop
-        self._last_stop_check = 0, 0.0  # the last such step, and its time
+        self._stop_check: StopCheck | None = None  # of synchronous ranks that have joined
         self._training = ExitStack()
 
     @property
@@ -156,7 +156,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             return sys.maxsize
         if self.weights is None:
             return self._step + 1
-        return min(self._due, self._next_stop_check) if self.synchronous else self._due
+        return min(self._due, self._stop_check.next_step) if self._stop_check else self._due
 
     @property
     def stop_requested(self) -> bool:
@@ -311,23 +311,9 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
 
     def _should_stop(self, step: int) -> bool:
         """Whether a signal ends training here; synchronous ranks decide it together."""
-        if self.transport is None or not self.synchronous:
+        if self._stop_check is None:
             return self.stop_requested
-        if step < self._next_stop_check:
-            return False
-        what, seconds = f"step {step} of all ranks", self.timeout_seconds
-        world.agree(self.transport, what, self._progress(ends=False), seconds)
-        (before, began), now = self._last_stop_check, time.monotonic()
-        mine = {
-            "stop": self.stop_requested,
-            "seconds": (now - began) / (step - before) if before else 1.0,
-        }
-        every = world.gather_over(self.transport, mine, what, seconds)
-        # Again in about a second, at the same step on all ranks.
-        slowest = max(one["seconds"] for one in every)
-        self._next_stop_check = step + min(max(int(1 / max(slowest, 1e-3)), 1), 1000)
-        self._last_stop_check = step, time.monotonic()
-        return any(one["stop"] for one in every)
+        return self._stop_check(step, self.stop_requested, self._progress(ends=False))
 
     def _progress(self, *, ends: bool) -> dict[str, Any]:
         """Must be the same on all ranks; if not, they have different numbers of batches."""
@@ -372,8 +358,10 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         world.begin_training(self)
         self.begin(common)
         self._same_data = SameData(self.transport, self._watched, arrays_of(self._caller))
-        self._due, self._next_stop_check = self.next_boundary(self._step), self._step + 1
-        self._last_stop_check = 0, 0.0
+        self._due = self.next_boundary(self._step)
+        self._stop_check = None
+        if self.synchronous:
+            self._stop_check = StopCheck(self.transport, self._step, self.timeout_seconds)
 
     def _refuses_optimizer(self) -> str:
         """Why ranks cannot all take the same steps; empty if they can."""

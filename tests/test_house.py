@@ -14,7 +14,7 @@ ORDER = [
     ["topology", "codec", "cluster"],
     ["protocol", "state", "weights", "same_data"],
     ["driver", "gradients", "consensus"],
-    ["member", "rendezvous"],
+    ["member", "rendezvous", "stop_check"],
     ["algorithm"],
     ["swarmsgd", "trainer"],
     ["callbacks", "baselines"],

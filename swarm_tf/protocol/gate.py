@@ -31,6 +31,20 @@ class State(enum.Enum):
     PAIRED = enum.auto()
 
 
+TRANSITIONS = {
+    (State.TRAINING, "reach_boundary"): State.FREE,
+    (State.FREE, "start_request"): State.REQUESTING,
+    (State.FREE, "pair"): State.PAIRED,
+    (State.REQUESTING, "pair"): State.PAIRED,
+    (State.REQUESTING, "end_exchange"): State.FREE,
+    (State.PAIRED, "end_exchange"): State.FREE,
+    (State.FREE, "leave_boundary"): State.TRAINING,
+    (State.REQUESTING, "leave_boundary"): State.TRAINING,
+    (State.PAIRED, "leave_boundary"): State.TRAINING,
+}
+"""(State, method of `Gate`) -> next state of a blocking node. Other pairs leave it where it is."""
+
+
 class Gate:
     """The boundary of one node; if not `blocking`, it admits all but crossed requests.
 
@@ -96,13 +110,14 @@ class Gate:
     def reach_boundary(self) -> None:
         """The node stands at its boundary."""
         if self.state is State.TRAINING:
-            self.state, self.settled = State.FREE, False
+            self.settled = False
+        self._go("reach_boundary")
 
     def leave_boundary(self) -> None:
         """The node trains on."""
         if self.blocking:
-            self.state, self.settled = State.TRAINING, False
-            self._must_serve = frozenset()
+            self.settled, self._must_serve = False, frozenset()
+        self._go("leave_boundary")
 
     def finish(self) -> None:
         """The node has taken its last step and serves everybody."""
@@ -111,22 +126,37 @@ class Gate:
 
     def start_request(self) -> None:
         """This node sends a request of its own."""
-        if self.blocking:
-            self.state = State.REQUESTING
+        self._go("start_request")
 
     def pair(self, partner: int) -> None:
         """An exchange with `partner` has begun."""
-        if self.blocking and self.state is not State.TRAINING:
-            self.state, self.partner = State.PAIRED, partner
+        self._go("pair")
+        if self.state is State.PAIRED:
+            self.partner = partner
 
     def end_exchange(self, *, settles: bool) -> None:
         """The exchange is over; if it `settles`, only requests that wait now are still served."""
         if settles and not self.settled:
             self.settled = True
             self._must_serve = frozenset(_key(request) for request in self.waiting)
-        if self.blocking and self.state is not State.TRAINING:
-            self.state, self.partner = State.FREE, None
+        self._go("end_exchange")
+        if self.state is State.FREE:
+            self.partner = None
+
+    def _go(self, method: str) -> None:
+        if self.blocking:
+            self.state = TRANSITIONS.get((self.state, method), self.state)
+
+
+def diagram() -> str:
+    """The transitions as a state diagram in Mermaid's language, for docs/protocol.md."""
+    lines = [f"    {a.name} --> {b.name}: {method}" for (a, method), b in TRANSITIONS.items()]
+    return "\n".join(["stateDiagram-v2", f"    [*] --> {State.TRAINING.name}", *lines])
 
 
 def _key(request: Message) -> tuple[int, int]:
     return request.sender, request.exchange
+
+
+if __name__ == "__main__":
+    print(diagram())

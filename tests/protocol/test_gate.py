@@ -1,8 +1,10 @@
 """When a node serves a request: every state against every request."""
 
+from pathlib import Path
+
 import pytest
 
-from swarm_tf.protocol.gate import Gate, State
+from swarm_tf.protocol.gate import Gate, State, diagram
 from swarm_tf.protocol.messages import Kind, Message, Reason
 
 RANK = 3
@@ -125,3 +127,8 @@ def test_only_true_failures_count_as_failures():
 @pytest.mark.parametrize("reason", [r for r in Reason if r is not Reason.NONE])
 def test_every_reason_names_the_rank(reason):
     assert "rank 17" in reason.sentence(17)
+
+
+def test_the_diagram_in_the_documents_is_that_of_the_table():
+    page = Path(__file__).parents[2] / "docs" / "protocol.md"
+    assert diagram() in page.read_text()

@@ -124,7 +124,11 @@ def _digest(where, **keys):
 
 
 def test_the_seed_decides_whatever_the_number_of_threads(where):
-    program = "import sys; from tests.data.images import test_streaming as t; print(t._digest(sys.argv[1]))"
+    program = """
+import sys
+from tests.data.images import test_streaming
+print(test_streaming._digest(sys.argv[1]))
+"""
     assert _digest(where) == _digest(where) == other_process.last_word(program, where)
     assert len({_digest(where), _digest(where, seed=1), _digest(where, rank=1, size=2)}) == 3
 

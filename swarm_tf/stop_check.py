@@ -1,0 +1,53 @@
+"""How synchronous ranks decide together whether a signal to one of them ends the training."""
+
+import time
+from typing import Any
+
+from swarm_tf.cluster import world
+from swarm_tf.transport.base import Transport
+
+_LONGEST = 1000  # steps between two checks
+
+
+class StopCheck:
+    """Checks about once a second, and at the same step on all ranks.
+
+    Args:
+      transport: to the other ranks.
+      step: local steps before the first one of this training.
+      timeout_seconds: longest wait for another rank.
+
+    Attributes:
+      next_step: the local step after which the ranks check next.
+    """
+
+    def __init__(self, transport: Transport, step: int, timeout_seconds: float) -> None:
+        self._transport, self._timeout = transport, timeout_seconds
+        self.next_step = step + 1
+        self._checked_step: int | None = None
+        self._checked_at = 0.0
+
+    def __call__(self, step: int, requested: bool, progress: dict[str, Any]) -> bool:
+        """Whether all ranks stop after local step `step`.
+
+        Args:
+          requested: whether a signal asks this rank to stop.
+          progress: must be the same on all ranks.
+
+        Raises:
+          UsageError: it is not.
+          TimeoutError: a rank does not come to this step.
+        """
+        if step < self.next_step:
+            return False
+        what = f"step {step} of all ranks"
+        world.agree(self._transport, what, progress, self._timeout)
+        seconds = 1.0
+        if self._checked_step is not None:
+            seconds = (time.monotonic() - self._checked_at) / (step - self._checked_step)
+        mine = {"stop": requested, "seconds": seconds}
+        every = world.gather_over(self._transport, mine, what, self._timeout)
+        slowest = max(one["seconds"] for one in every)
+        self.next_step = step + min(max(int(1 / max(slowest, 1e-3)), 1), _LONGEST)
+        self._checked_step, self._checked_at = step, time.monotonic()
+        return any(one["stop"] for one in every)
