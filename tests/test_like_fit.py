@@ -226,9 +226,9 @@ class GAN(keras.Model):
     def train_step(self, real):
         with tf.GradientTape(persistent=True) as tape:
             fake = self.generator(keras.random.normal((8, 3), seed=self.seeds))
-            told, true = self.critic(fake), self.critic(real)
-            made = -tf.reduce_mean(told)
-            judged = tf.reduce_mean(tf.nn.softplus(told) + tf.nn.softplus(-true))
+            score, true = self.critic(fake), self.critic(real)
+            made = -tf.reduce_mean(score)
+            judged = tf.reduce_mean(tf.nn.softplus(score) + tf.nn.softplus(-true))
         of = (made, self.generator), (judged, self.critic)
         for optimizer, (loss, part) in zip(self.steps, of, strict=True):
             gradients = tape.gradient(loss, part.trainable_weights)

@@ -1,4 +1,4 @@
-"""Ranks begin with equal models, or are told what differs; ranks are threads here."""
+"""Ranks begin with equal models, or the error names what differs; ranks are threads here."""
 
 import keras
 import numpy as np

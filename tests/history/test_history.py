@@ -104,7 +104,7 @@ def _no_end(entries):
     entries.remove(next(e for e in entries if e["kind"] == "end"))
 
 
-HARM = {
+DAMAGES = {
     _twice: "averaged 2 times by its initiator",
     _twice_by_the_partner: "averaged 2 times by its partner",
     _half: "averaged 0 times by its initiator",
@@ -117,12 +117,12 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("harm", HARM, ids=lambda harm: harm.__name__)
-def test_a_record_that_was_tampered_with_is_not_proven(entries, harm):
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_record_is_not_proven(entries, damage):
     changed = [dict(entry) for entry in entries]
-    harm(changed)
+    damage(changed)
     _, violations = check.check(changed)
-    assert any(HARM[harm] in words for words in violations), violations
+    assert any(DAMAGES[damage] in words for words in violations), violations
 
 
 def test_the_program_says_what_it_found(entries, tmp_path):

@@ -464,14 +464,14 @@ print(weights, *decoded.shape, f"{name}: loss {loss:.2f}, peak {gigabytes:.2f} G
 )
 def test_full_size_trains_and_decodes(name, memory_length, weights, paper):
     """One step of Adam with 256 tokens, and 4 tokens by steps; prints the peak of memory."""
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", FULL_SIZE, name, str(memory_length)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stderr
-    counted, rows, length, line = told.stdout.splitlines()[-1].split(";")
+    assert done.returncode == 0, done.stderr
+    counted, rows, length, line = done.stdout.splitlines()[-1].split(";")
     print(line)
     assert (int(counted), int(rows), int(length)) == (weights, 4, 4)
     if paper:

@@ -29,7 +29,7 @@ def test_blocking_leaves_both_with_the_exact_average(chunks, who):
         for rank in (0, 1):
             node = swarm.nodes[rank]
             assert node.view.is_over
-            if not node.view.settled:  # was told that the other waited itself, then served it
+            if not node.view.settled:  # was refused as the other was busy, then served it
                 pytest.fail("rank was left without an average")
             node.leave_boundary()
             swarm.apply(rank)

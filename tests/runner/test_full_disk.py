@@ -1,4 +1,4 @@
-"""A disk that is full: what is only told is left out, what stands stays, the result is an error."""
+"""A full disk: lines of metrics are left out, written files stay, a lost result is an error."""
 
 import io
 import json
@@ -200,9 +200,9 @@ def test_two_ranks_train_to_the_end_on_a_disk_that_fills_up(disk):
         filler.join()
     assert process.returncode == 2, (output, errors)
     assert "Traceback" not in errors
-    told = [line for line in errors.splitlines() if line.startswith("train.py: ")]
-    assert len(told) == 1
-    assert "consensus.weights.h5" in told[0]
+    lines = [line for line in errors.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1
+    assert "consensus.weights.h5" in lines[0]
     assert "epoch 4.0" in output  # it went on to the end
     assert not {"consensus.weights.h5", ".consensus.weights.h5.tmp"} & disk.names()
     for line in (disk.path / "metrics.jsonl").read_text().splitlines():
