@@ -215,7 +215,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal to this rank, or to one that has told us, ends the training."""
+        """Whether a signal to this rank, or to one that has sent word of it, ends the training."""
         return super().stop_requested or (self.member is not None and self.member.stop_requested)
 
     @property

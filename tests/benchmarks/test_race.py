@@ -86,8 +86,8 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
     write(tmp_path / "eight")
     write(tmp_path / "four", bits=4)
     write(tmp_path / "often", bits=4, local_steps=2)
-    write(tmp_path / "rival", "allreduce", bits=4)
-    assert names("eight", "rival") == ["swarm", "allreduce"]
+    write(tmp_path / "other", "allreduce", bits=4)
+    assert names("eight", "other") == ["swarm", "allreduce"]
     assert names("eight", "four") == ["swarm [swarm.bits=8]", "swarm [swarm.bits=4]"]
     assert names("four", "often") == ["swarm [swarm.local_steps=4]", "swarm [swarm.local_steps=2]"]
 

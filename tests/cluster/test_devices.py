@@ -46,7 +46,7 @@ def test_what_the_program_has_chosen_stays(machine, monkeypatch):
         assert done == {}
 
 
-def test_too_late_is_told(machine, monkeypatch, caplog):
+def test_too_late_is_a_warning(machine, monkeypatch, caplog):
     def refuse(gpu, kind):
         raise RuntimeError("Visible devices cannot be modified after being initialized")
 
@@ -74,7 +74,7 @@ def test_a_machine_without_gpu_is_fine(machine):
 
 
 @pytest.mark.parametrize(
-    ("precision", "jit_compile", "gpu", "told"),
+    ("precision", "jit_compile", "gpu", "warnings"),
     [
         ("float32", False, False, []),
         ("mixed_bfloat16", True, True, []),
@@ -82,7 +82,9 @@ def test_a_machine_without_gpu_is_fine(machine):
         ("mixed_bfloat16", True, False, ["no GPU: slower on the CPU: mixed_bfloat16, jit_compile"]),
     ],
 )
-def test_precision_is_the_policy_of_what_is_built_next(precision, jit_compile, gpu, told, caplog):
+def test_precision_is_the_policy_of_what_is_built_next(
+    precision, jit_compile, gpu, warnings, caplog
+):
     caplog.set_level(logging.WARNING, "swarm_tf")
     try:
         devices.set_precision(precision, jit_compile=jit_compile, gpu=gpu)
@@ -92,4 +94,4 @@ def test_precision_is_the_policy_of_what_is_built_next(precision, jit_compile, g
         keras.config.set_dtype_policy("float32")
     assert layer.compute_dtype == precision.removeprefix("mixed_")
     assert layer.kernel.dtype == "float32"
-    assert [r.getMessage() for r in caplog.records] == told
+    assert [r.getMessage() for r in caplog.records] == warnings

@@ -136,7 +136,7 @@ def test_every_rank_ends_with_that_line(version, tmp_path, ranks):
         timeout=200,
     )
     assert done.returncode == 2, done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-    assert len(told) == 1
-    assert "train.tfrecord" in told[0]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1
+    assert "train.tfrecord" in lines[0]
     assert "Traceback" not in done.stderr

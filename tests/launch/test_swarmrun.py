@@ -119,7 +119,7 @@ def test_an_mpi_has_a_short_name(library, name):
         ({"SLURM_MPI_TYPE": "pmi2"}, "Open MPI v4.1.4", "ext3x", False),
         ({"SLURM_MPI_TYPE": "pmi2"}, "Open MPI v4.1.4", "s2", True),
         ({"SLURM_MPI_TYPE": "none"}, "Open MPI v4.1.4", "s2", False),
-        ({"SLURM_MPI_TYPE": "none"}, "Open MPI v5.0.11", "", True),  # told once MPI runs
+        ({"SLURM_MPI_TYPE": "none"}, "Open MPI v5.0.11", "", True),  # refused later, once MPI runs
         ({"SLURM_MPI_TYPE": "pmi2"}, "MPICH Version 5.0.2", "", True),
     ],
 )

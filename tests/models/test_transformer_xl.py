@@ -330,8 +330,8 @@ def test_fit_learns_what_only_memory_tells():
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=False,
     )
-    told, nothing = tokens(32, 1), np.ones((32, 1), np.int32)
-    source, target = np.concatenate([told, nothing]), np.concatenate([nothing, told])
+    known, nothing = tokens(32, 1), np.ones((32, 1), np.int32)
+    source, target = np.concatenate([known, nothing]), np.concatenate([nothing, known])
     inputs = {"source": source, "target": np.ones_like(source), "reset": np.arange(64) < 32}
     data = tf.data.Dataset.from_tensor_slices((inputs, target)).batch(32, drop_remainder=True)
     fit = model.fit(data.repeat(), steps_per_epoch=40, epochs=4, shuffle=False, verbose=0)

@@ -137,8 +137,8 @@ def _mutated(rng, head, payload):
 def test_a_hundred_thousand_mutated_messages():
     """Handled on this thread, as the communication thread does it, so that it takes seconds.
 
-    A node begins anew after every few hundred: one that has seen a late exchange ignores
-    no earlier one of that sender.
+    A new node takes over after every few hundred, since one that has seen a late exchange ignores
+    all earlier ones of that sender.
     """
     rng = np.random.default_rng(0)
     dropped = averaged = 0

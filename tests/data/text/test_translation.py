@@ -82,7 +82,7 @@ def _pairs(part, batches):
     ]
 
 
-def _told(part):
+def _texts_of(part):
     return list(zip(part.test_sources, part.test_references, strict=True))
 
 
@@ -153,7 +153,7 @@ def test_ranks_together_see_every_pair_once_an_epoch(load, small, partition, siz
     assert {part.train_examples for part in parts} == {120}
 
 
-def test_a_pass_has_the_steps_and_the_tokens_that_are_told(load, real):
+def test_a_pass_has_the_steps_and_the_tokens_that_are_texts_of(load, real):
     part = load(real, batch_size=4096)
     batches = part.train.take(3 * math.ceil(part.steps_per_pass))
     counted = sum(float(tf.reduce_sum(weights)) for _, _, weights in batches)
@@ -191,12 +191,12 @@ def test_the_whole_test_split_comes_back_as_text(load, real, to):
     part = load(real, target=to)
     assert (part.source, part.target) == (("de", "en") if to == "en" else ("en", "de"))
     assert part.segments is None
-    assert sorted(_pairs(part, part.test)) == sorted(_told(part))
+    assert sorted(_pairs(part, part.test)) == sorted(_texts_of(part))
     info = tfds.core.read_only_builder.builder_from_files(
         "libreoffice_help", data_dir=real["data_dir"]
     )
     stored = info.as_dataset(split="test", shuffle_files=False).as_numpy_iterator()
-    assert _told(part) == [(one[part.source].decode(), one[to].decode()) for one in stored]
+    assert _texts_of(part) == [(one[part.source].decode(), one[to].decode()) for one in stored]
 
 
 # --- determinism ----------------------------------------------------------------------------------
@@ -425,8 +425,8 @@ def test_documents_are_tested_once_and_in_order(load, numbers):
         for segment, (inputs, labels, weights) in enumerate(together):
             assert set(inputs["reset"].numpy()) == {segment == 0}
             np.testing.assert_array_equal(weights, labels != PADDING)
-    told = _told(part)
-    documents = [tuple(told[at : at + 20]) for at in range(0, 500, 20)]
+    sentences = _texts_of(part)
+    documents = [tuple(sentences[at : at + 20]) for at in range(0, 500, 20)]
     padding = [(("", ""),) * 20] * (len(found) - len(documents))
     assert padding
     assert sorted(found) == sorted(documents + padding)
@@ -443,8 +443,8 @@ def test_a_model_with_a_memory_is_evaluated_on_documents(load, numbers):
     memory, expected = model.empty_memory(25), 0.0
     for segment in range(20):
         sources, labels = (
-            tf.ragged.constant(part.vocabulary.encode(list(told[segment::20]), add_eos=True))
-            for told in (part.test_sources, part.test_references)
+            tf.ragged.constant(part.vocabulary.encode(list(side[segment::20]), add_eos=True))
+            for side in (part.test_sources, part.test_references)
         )
         targets = tf.concat([tf.fill([25, 1], BOS), labels[:, :-1]], axis=1).to_tensor()
         logits, memory = model.forward(sources.to_tensor(), targets, memory)
@@ -502,7 +502,7 @@ def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
     tfds_standin.write_own("growing", where, features, {"train": 30, "test": 40}, pair)
     part = load({"name": "growing", "data_dir": where}, vocabulary_size=267)
     assert len(part.test_sources) == 40
-    assert sorted(_pairs(part, part.test)) == sorted(_told(part))
+    assert sorted(_pairs(part, part.test)) == sorted(_texts_of(part))
 
 
 @pytest.mark.parametrize(
