@@ -1,9 +1,9 @@
-"""A swarm that chooses its partners itself: the one that it has not asked for longest.
+"""Each rank requests its next exchange from the neighbour that it chose longest ago.
 
     swarmrun -n 4 examples/own_partners.py
 
 `should_exchange`, `choose_partner` and `on_exchange_end` are made to be overridden. Each rank
-decides for itself; there is no schedule that ranks would have to share.
+decides for itself; ranks share no schedule.
 """
 
 import os
@@ -21,18 +21,18 @@ RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
 keras.utils.set_random_seed(RANK)
 
 
-class LongestUnasked(swarm_tf.SwarmCallback):
-    """Asks each neighbour in turn, and tells at the end what came of it."""
+class LongestAgo(swarm_tf.SwarmCallback):
+    """Chooses the neighbour that it chose longest ago, and times the exchanges it requests."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.asked_at = collections.Counter()
+        self.chosen_at = collections.Counter()
         self.seconds = []
 
     def choose_partner(self, neighbors, rng):
-        oldest = min(self.asked_at[rank] for rank in neighbors)
-        partner = int(rng.choice([rank for rank in neighbors if self.asked_at[rank] == oldest]))
-        self.asked_at[partner] = self.local_step()
+        oldest = min(self.chosen_at[rank] for rank in neighbors)
+        partner = int(rng.choice([rank for rank in neighbors if self.chosen_at[rank] == oldest]))
+        self.chosen_at[partner] = self.local_step()
         return partner
 
     def on_exchange_end(self, exchange):
@@ -44,7 +44,7 @@ digits = load_digits()
 mine = slice(RANK, None, SIZE)
 model = keras.Sequential([keras.Input([64]), keras.layers.Dense(10, "softmax")])
 model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
-swarm = LongestUnasked(local_steps=2)
+swarm = LongestAgo(local_steps=2)
 model.fit(digits.data[mine] / 16, digits.target[mine], epochs=10, verbose=0, callbacks=[swarm])
 
 if swarm.seconds:

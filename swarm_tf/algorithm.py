@@ -121,7 +121,11 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
     # What an algorithm is.
 
     def next_boundary(self, step: int) -> int:
-        """The next local step to call `boundary` after; `step` is the last one, or the start."""
+        """The local step after which `boundary` is called next.
+
+        Args:
+          step: after which it was called last, or the step at which the training began.
+        """
         return step + 1
 
     def begin(self, common: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ class Driver:
 
     def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
         """See `Node.request`."""
-        with self._changed:  # both at once, else the other thread may take it for carried out
+        with self._changed:  # or the other thread could run between these two lines
             self._requested = partner, step
             self._command(lambda: self._node.request(partner, step, adopt=adopt))
 
@@ -171,7 +171,7 @@ class Driver:
         Returns:
           the view at that moment; None if it does not come within `timeout` seconds.
         """
-        return self._wait_for(lambda view: view.is_over, timeout)
+        return self._wait_for(lambda view: view.may_go_on, timeout)
 
     def wait_announced(self, timeout: float) -> None:
         """Wait until the last announcement has been sent."""

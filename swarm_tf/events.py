@@ -24,7 +24,7 @@ class ExchangeEnded:
       payload_bytes: of the initiator's model, or in mode "pull" of its partner's.
       blocks, blocks_skipped: of the codec; a skipped block could not be decoded reliably.
       overdue: the answer came after its deadline.
-      harmless: it failed, but the averaging happens in another exchange.
+      harmless: not a failure to report: two requests crossed, or the partner was busy.
       adopted: the initiator copies the partner's model, since its own is not finite.
       explained: another event has already reported why it failed.
     """
@@ -54,7 +54,7 @@ class ExchangeOverdue:
 
 @dataclass(frozen=True)
 class ExchangeServed:
-    """All chunks of a partner's exchange have been answered."""
+    """This rank has averaged all chunks of an exchange that `partner` requested."""
 
     partner: int
 

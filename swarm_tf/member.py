@@ -93,8 +93,8 @@ class Member:
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
         self.driver.start()
 
-    def reachable(self, ranks: Sequence[int]) -> list[int]:
-        """Those of `ranks` that have not left the swarm."""
+    def taking_part(self, ranks: Sequence[int]) -> list[int]:
+        """Those of `ranks` whose training has not failed and whose program has not ended."""
         view = self.driver.view
         return [rank for rank in ranks if rank not in view.failed and rank not in view.left]
 
@@ -237,7 +237,7 @@ class Member:
         return sorted(others - self.driver.view.done)
 
     def _follow(self, ranks: Sequence[int]) -> None:
-        """Average with one of `ranks` that is ahead, about once a second."""
+        """Average with one of `ranks` that is ahead, about once a second, by no partner policy."""
         now = time.monotonic()
         ahead = [rank for rank in ranks if self.driver.last_seen(rank)[1] > self._step]
         busy = self.driver.pending_step is not None

@@ -1,4 +1,4 @@
-"""Whom a rank requests its next exchange from, by a policy of the table `PARTNERS`.
+"""Policies by which a rank chooses the neighbour of its next exchange.
 
 Each rank chooses on its own, so that nobody waits for a common round.
 """
@@ -9,14 +9,17 @@ from typing import Protocol
 import numpy as np
 
 
-class Partners(Protocol):
-    """A policy, as one rank follows it."""
+class PartnerPolicy(Protocol):
+    """How one rank chooses; each rank has an instance of its own."""
 
-    def choose(self, available: Sequence[int]) -> int:
-        """The rank to request the next exchange from.
+    def choose(self, candidates: Sequence[int]) -> int:
+        """The rank to request an exchange from.
+
+        With mode="blocking" it is called again when the rank that was chosen is busy.
 
         Args:
-          available: neighbours that can be reached now, at least one, in rising order.
+          candidates: at least one rank, in rising order: neighbours that still take part. If none
+            does, all neighbours: the exchange then fails, and the log says why.
         """
 
 
@@ -26,10 +29,10 @@ class Uniform:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
 
-    def choose(self, available: Sequence[int]) -> int:
-        """See `Partners`."""
-        return available[int(self._rng.integers(len(available)))]
+    def choose(self, candidates: Sequence[int]) -> int:
+        """See `PartnerPolicy`."""
+        return candidates[int(self._rng.integers(len(candidates)))]
 
 
-PARTNERS: dict[str, Callable[[np.random.Generator], Partners]] = {"uniform": Uniform}
-"""Name, as in `swarm.partners` -> the policy of a rank, made from the rank's random numbers."""
+POLICIES: dict[str, Callable[[np.random.Generator], PartnerPolicy]] = {"uniform": Uniform}
+"""Name, as in `swarm.partner_policy` -> the policy of a rank, made from its random numbers."""

@@ -32,14 +32,14 @@ from typing import Any
 import numpy as np
 
 from swarm_tf import codec as codecs
-from swarm_tf import local_steps as laws
+from swarm_tf import local_steps as distributions
 from swarm_tf import state, topology
 from swarm_tf.algorithm import Algorithm, AlgorithmConfig
 from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, ExchangeEnded
 from swarm_tf.member import Member
 from swarm_tf.options import at_least, one_of, option, with_options
-from swarm_tf.partners import PARTNERS
+from swarm_tf.partners import POLICIES
 from swarm_tf.protocol.messages import Reason
 from swarm_tf.protocol.node import MODES
 from swarm_tf.topology import GraphOptions
@@ -61,9 +61,13 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
     )
     codec: str = option("lattice", one_of(codecs.CODECS), "in what form models travel")
     local_steps_distribution: str = option(
-        "fixed", one_of(laws.DISTRIBUTIONS), "H is always local_steps, or has it as its mean"
+        "fixed",
+        one_of(distributions.DISTRIBUTIONS),
+        "fixed: H = local_steps; geometric: random H with that mean",
     )
-    partners: str = option("uniform", one_of(PARTNERS), "which neighbour is next")
+    partner_policy: str = option(
+        "uniform", one_of(POLICIES), "how a rank chooses the neighbour of its next exchange"
+    )
     max_staleness: int | None = option(
         None,
         at_least(1),
@@ -98,7 +102,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
     ```
 
     All ranks start from rank 0's weights. Alone, without a launcher, it does nothing and says so.
-    To decide otherwise, override `should_exchange`, `choose_partner` or `on_exchange_end`.
+    Subclasses may override `should_exchange`, `choose_partner` and `on_exchange_end`.
 
     Args:
       record: a directory in which each rank writes down what every exchange did, for
@@ -118,37 +122,46 @@ class SwarmCallback(SwarmConfig, Algorithm):
         self._max_staleness = self.max_staleness or 4 * self.local_steps
         self.member: Member | None = None
         self._codec = codecs.build(self.codec, self.bits)
-        self._steps = laws.build(self.local_steps_distribution, self.local_steps)
+        self._steps = distributions.build(self.local_steps_distribution, self.local_steps)
         rank = 0
         self.neighbors: list[int] = []
         if self.transport is not None:
             rank = self.transport.rank
             self.neighbors = topology.neighbors(self.graph(self.transport.size, self.seed), rank)
         self._rng = np.random.default_rng([self.seed, rank, 2])
-        self._partners = PARTNERS[self.partners](self._rng)
-        self._next = 0
+        self._policy = POLICIES[self.partner_policy](self._rng)
+        self._next_exchange_step = 0
 
     def next_boundary(self, step: int) -> int:
         """The first local step after `step` that may be followed by an exchange."""
         if type(self).should_exchange is not SwarmCallback.should_exchange:
             return step + 1
-        return max(self._next, step + 1)
+        return max(self._next_exchange_step, step + 1)
 
-    # What a user may decide otherwise.
+    # What subclasses may override.
 
     def should_exchange(self, step: int) -> bool:
         """Whether an exchange follows local step `step` (counted from 1)."""
-        if step < self._next:
+        if step < self._next_exchange_step:
             return False
-        self._next = step + self._steps.draw(self._rng)
+        self._next_exchange_step = step + self._steps.draw(self._rng)
         return True
 
     def choose_partner(self, neighbors: list[int], rng: np.random.Generator) -> int:
-        """The rank to average with; as the option `partners` says."""
-        return self._partners.choose(neighbors)
+        """Chooses the rank to request an exchange from: here, by the option `partner_policy`.
+
+        Args:
+          neighbors: those that still take part; see `PartnerPolicy.choose`.
+          rng: this rank's random numbers.
+        """
+        return self._policy.choose(neighbors)
 
     def on_exchange_end(self, exchange: ExchangeEnded) -> None:
-        """Called on the training thread at the boundary after an own exchange ended."""
+        """Called at the next boundary for each exchange that this rank requested, failed or not.
+
+        Not for exchanges that others requested, nor for requests that a busy partner refused or
+        that crossed the partner's own request.
+        """
 
     # What the swarm does.
 
@@ -172,7 +185,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
         own = [v for v in state.moving_statistics(self.model) if id(v) not in averaged]
         self._own_statistics = [(v, np.array(v)) for v in own]
         self.member.start()
-        self._next = self.local_step() + self._steps.draw(self._rng)
+        self._next_exchange_step = self.local_step() + self._steps.draw(self._rng)
 
     def boundary(self, step: int) -> None:
         """Exchange, if it is time."""
@@ -183,9 +196,8 @@ class SwarmCallback(SwarmConfig, Algorithm):
 
     def _choose(self) -> int:
         assert self.member is not None
-        # If none is left, any of them: the exchange fails, and the log says why.
-        among = self.member.reachable(self.neighbors) or self.neighbors
-        partner = self.choose_partner(among, self._rng)
+        candidates = self.member.taking_part(self.neighbors) or self.neighbors
+        partner = self.choose_partner(candidates, self._rng)
         if partner not in self.neighbors:
             raise UsageError(
                 f"choose_partner returned {partner!r}; it must be a neighbour: "

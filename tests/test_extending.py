@@ -54,8 +54,8 @@ def run(recipe):
 
 
 def test_a_partner_policy_a_codec_and_a_data_set(run):
-    summary, config = run("bars", "swarm.partners=cyclic", "swarm.codec=fixed")
-    assert (config["swarm"]["partners"], config["swarm"]["codec"]) == ("cyclic", "fixed")
+    summary, config = run("bars", "swarm.partner_policy=cyclic", "swarm.codec=fixed")
+    assert (config["swarm"]["partner_policy"], config["swarm"]["codec"]) == ("cyclic", "fixed")
     assert summary["final"]["accuracy"] > 0.95
     assert summary["exchanges"] >= 8
     assert summary["exchanges_failed"] == 0

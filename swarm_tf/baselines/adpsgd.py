@@ -38,3 +38,7 @@ class ADPSGD(ADPSGDConfig, SwarmCallback):
 
     local_steps: int = field(default=1, init=False)
     codec: str = field(default="float32", init=False)
+    bits: int = field(default=8, init=False)  # of no effect on float32
+    mode: str = field(default="nonblocking", init=False)
+    local_steps_distribution: str = field(default="fixed", init=False)
+    partner_policy: str = field(default="uniform", init=False)

@@ -39,7 +39,7 @@ class _Exchange:
       cancelled: the number at which the initiator stopped, since its model is not finite.
       model: chunks of the partner's model, in an adoption.
       failure: why it failed, in words; empty if it has not.
-      harmless: nothing failed; the averaging happens in another exchange.
+      harmless: not a failure to report: two requests crossed, or the partner was busy.
     """
 
     id: int

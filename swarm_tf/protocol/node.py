@@ -40,16 +40,16 @@ class View:
 
     Attributes:
       pending_step: the local step whose exchange is not over yet; None when a new one may start.
-      is_over: nothing holds the training thread: no own exchange, and in blocking mode none that
-        must be served before it may leave its boundary.
-      settled: (blocking) the node has averaged at this boundary. If not, and it `is_over`, the
+      may_go_on: the training thread need not wait: neither for an exchange that this node
+        requested, nor (blocking) for one that it must serve before it leaves its boundary.
+      settled: (blocking) the node has averaged at this boundary. If not, and it `may_go_on`, the
         partner was busy: request from another one.
       unanswered: partners that have not answered yet, late ones included.
       done, failed, left, stop_requested, has_announced: see `Membership`.
     """
 
     pending_step: int | None = None
-    is_over: bool = True
+    may_go_on: bool = True
     settled: bool = False
     unanswered: tuple[int, ...] = ()
     done: frozenset[int] = frozenset()
@@ -229,7 +229,7 @@ class Node:
         pending = initiator.pending_step
         return View(
             pending_step=pending,
-            is_over=pending is None and self.gate.may_leave_boundary,
+            may_go_on=pending is None and self.gate.may_leave_boundary,
             settled=self.gate.settled,
             unanswered=initiator.unanswered,
             done=membership.done,

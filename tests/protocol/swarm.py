@@ -317,7 +317,7 @@ class Blocking(Swarm):
             self.apply(rank)
             self.ask(rank)
             self.stands[rank] = True
-        elif node.view.is_over:
+        elif node.view.may_go_on:
             if node.view.settled:
                 node.leave_boundary()
                 self.apply(rank)

@@ -24,11 +24,11 @@ def test_blocking_leaves_both_with_the_exact_average(chunks, who):
                 for _ in range(len(swarm.post.bag)):
                     swarm.deliver()
                 if rank == order[0]:
-                    assert not swarm.nodes[rank].view.is_over, "waits for the pair"
+                    assert not swarm.nodes[rank].view.may_go_on, "waits for the pair"
         swarm.settle()
         for rank in (0, 1):
             node = swarm.nodes[rank]
-            assert node.view.is_over
+            assert node.view.may_go_on
             if not node.view.settled:  # was refused as the other was busy, then served it
                 pytest.fail("rank was left without an average")
             node.leave_boundary()
@@ -112,7 +112,7 @@ def test_a_node_stays_at_its_boundary_until_it_has_served_those_who_wait(chunks)
     served, over = [], []
     for _ in range(1000):
         served.append(swarm.nodes[1].counters.exchanges_served)
-        over.append(swarm.nodes[1].view.is_over)
+        over.append(swarm.nodes[1].view.may_go_on)
         if swarm.post.bag:
             swarm.deliver()
         else:
@@ -131,7 +131,7 @@ def test_blocking_averages_once_a_boundary():
         swarm.poll(rank)
     swarm.settle()
     # Rank 0 is quick: it leaves, trains and stands at its next boundary.
-    assert swarm.nodes[0].view.is_over
+    assert swarm.nodes[0].view.may_go_on
     swarm.nodes[0].leave_boundary()
     swarm.train(0, 0.1)
     swarm.apply(0)
@@ -140,9 +140,9 @@ def test_blocking_averages_once_a_boundary():
     swarm.poll(0)
     while swarm.post.bag:
         swarm.deliver()
-    assert not swarm.nodes[0].view.is_over, "rank 1 has not taken its local step yet"
+    assert not swarm.nodes[0].view.may_go_on, "rank 1 has not taken its local step yet"
     # Only now rank 1 wakes up.
-    assert swarm.nodes[1].view.is_over
+    assert swarm.nodes[1].view.may_go_on
     swarm.nodes[1].leave_boundary()
     swarm.apply(1)
     swarm.train(1, 0.1)
@@ -166,10 +166,10 @@ def test_blocking_gives_up_a_partner_that_falls_silent(caplog):
     swarm.poll(0)
     assert swarm.nodes[0].gate.state is State.PAIRED
     swarm.post.bag.clear()  # rank 1 is gone
-    assert not swarm.nodes[0].view.is_over
+    assert not swarm.nodes[0].view.may_go_on
     swarm.now += 11
     with caplog.at_level(logging.WARNING, "swarm_tf"):
         swarm.poll(0)
     assert "rank 1" in caplog.text
     swarm.poll(0)
-    assert swarm.nodes[0].view.is_over
+    assert swarm.nodes[0].view.may_go_on

@@ -60,7 +60,7 @@ def test_nan_in_a_later_chunk_does_not_hold_the_responder(ill):
     swarm.poll(0)
     swarm.nodes[1].finish(0)
     swarm.settle()
-    assert swarm.nodes[0].view.is_over
+    assert swarm.nodes[0].view.may_go_on
     assert swarm.nodes[1].gate.state is State.FREE
 
 
@@ -130,7 +130,7 @@ def test_a_closed_node_refuses_at_once(mode):
     swarm.settle(turns=3)
     (exchange,) = swarm.nodes[0].take_ended()
     assert exchange.failure == "rank 1 is shutting down"
-    assert swarm.nodes[0].view.is_over
+    assert swarm.nodes[0].view.may_go_on
     assert swarm.drift() == 0
 
 
@@ -139,7 +139,7 @@ def test_closing_refuses_those_who_wait():
     swarm.ask(0, 1)
     swarm.poll(0)
     swarm.deliver()
-    assert not swarm.nodes[0].view.is_over, "rank 1 trains: rank 0 waits"
+    assert not swarm.nodes[0].view.may_go_on, "rank 1 trains: rank 0 waits"
     swarm.nodes[1].close()
     swarm.settle(turns=3)
     (exchange,) = swarm.nodes[0].take_ended()
