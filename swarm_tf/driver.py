@@ -73,7 +73,7 @@ class Driver:
             mode,
             seed=seed,
             timeout_seconds=timeout_seconds,
-            retry_seconds=transport.retry_seconds,
+            repeat_seconds=transport.repeat_seconds,
             notes_corrections=record is not None,
             guard=threading.Lock(),
             now=time.monotonic(),

@@ -178,8 +178,8 @@ class Codec(ABC):
 class Channel:
     """Encodes and decodes one chunk with a codec that has nothing to learn.
 
-    An initiator sends a chunk once, or, if `retries` says so, once more as attempt 1. Only the
-    communication thread calls its methods.
+    An initiator sends a chunk once, or, if `needs_exact_retry` says so, once more as attempt 1.
+    Only the communication thread calls its methods.
 
     Args:
       codecs: one for each attempt.
@@ -196,7 +196,7 @@ class Channel:
         Args:
           terms: see `Codec.encode`.
           seed: of the dither.
-          attempt: 0, or 1 when it is sent once more; see `retries`.
+          attempt: 0, or 1 when it is sent once more; see `needs_exact_retry`.
         """
         return self.codecs[attempt].encode(terms, seed, NO_SCALES)
 
@@ -230,7 +230,7 @@ class Channel:
     def learn(self, own: Encoded, decoded: Decoded) -> None:
         """Update the state from an exchange; this channel has none."""
 
-    def retries(self, attempt: int, accepted: Bools) -> bool:
+    def needs_exact_retry(self, attempt: int, accepted: Bools) -> bool:
         """Whether the chunk travels once more at once; the same answer on both sides.
 
         Args:

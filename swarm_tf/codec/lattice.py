@@ -220,5 +220,5 @@ class LatticeChannel(Channel):
         else:
             self.scales.update_exact(decoded.spread)
 
-    def retries(self, attempt: int, accepted: Bools) -> bool:
+    def needs_exact_retry(self, attempt: int, accepted: Bools) -> bool:
         return attempt == 0 and out_of_range(accepted)

@@ -8,8 +8,8 @@ averaged with one other node, and the two average undisturbed. A node is
     REQUESTING  at its boundary, its own request not answered yet
     PAIRED      at its boundary, in an exchange; other requests wait until that is over
 
-One averaging settles a boundary: after it only requests that wait already are served. Later ones,
-even the partner's, wait for the next boundary.
+One averaging settles a boundary: after it only requests that are waiting at that moment are served.
+Later ones, even the partner's, wait for the next boundary.
 
 No deadlock: a REQUESTING node lets only lower ranks wait for it. Higher ranks are refused
 as BUSY; they become FREE again, serve the requests that wait for them, and try another node.

@@ -49,7 +49,7 @@ class _Exchange:
     seed: int
     started: float
     last_reply_at: float
-    last_request_at: float
+    repeated_at: float
     to_send: deque[int]
     in_flight: dict[int, Encoded | None] = field(default_factory=dict)
     answered: int = 0
@@ -69,8 +69,10 @@ class Initiator:
     Args:
       seed: of the dither.
       timeout_seconds: after this time without an answer an exchange counts as failed and the node
-        may start another. A late answer is still applied: the partner applied its half.
-      retry_seconds: repeat unanswered requests; None on a transport that loses nothing.
+        may start another. A late answer still counts, since the partner has applied its half;
+        unless the partner has failed or left.
+      repeat_seconds: after which an unanswered request is sent again; None on a transport that
+        loses nothing.
       note: is called with each event.
     """
 
@@ -83,12 +85,12 @@ class Initiator:
         *,
         seed: int,
         timeout_seconds: float,
-        retry_seconds: float | None,
+        repeat_seconds: float | None,
         note: Callable[[Event], None],
     ) -> None:
         self.rank = rank
         self._replica, self._gate, self._membership, self._note = replica, gate, membership, note
-        self._timeout, self._retry = timeout_seconds, retry_seconds
+        self._timeout, self._repeat = timeout_seconds, repeat_seconds
         self._seeds = np.random.default_rng([seed, rank])
         self._count = 0
         self._wanted: _Wanted | None = None
@@ -158,7 +160,7 @@ class Initiator:
             seed,
             started=now,
             last_reply_at=now,
-            last_request_at=now,
+            repeated_at=now,
             to_send=deque(range(len(self._replica.channels))),
         )
         if wanted.partner in self._membership.left:
@@ -226,7 +228,7 @@ class Initiator:
         # A partner that ended earlier applies its half, but must not pull back one that trains on.
         withhold = message.sender in self._membership.done and message.step < exchange.step
         averaged = self._replica.conclude(
-            number, own, reply, accepted, strict=self._retry is not None, withhold=withhold
+            number, own, reply, accepted, strict=self._repeat is not None, withhold=withhold
         )
         if averaged is None:
             return []
@@ -236,12 +238,12 @@ class Initiator:
         if self._replica.one_sided:  # the request has no payload, the reply has
             exchange.payload_bytes += reply.payload_bytes
             accepted = averaged.accepted  # the partner can't know
-        retry = self._replica.retry_of(number, accepted)
-        if retry is None:
+        exact_retry = self._replica.exact_retry_of(number, accepted)
+        if exact_retry is None:
             exchange.blocks += len(averaged.accepted)
             exchange.blocks_skipped += int((~averaged.accepted).sum())
         elif not exchange.failure:
-            exchange.to_send.append(retry)
+            exchange.to_send.append(exact_retry)
         exchange.answered += 1
         self._chunk_answered(exchange, number, now)
         if self._current is exchange:
@@ -329,8 +331,8 @@ class Initiator:
         """Repeat unanswered requests, and stop waiting for overdue answers."""
         out: Outbox = []
         for exchange in self._exchanges.values():
-            if self._retry is not None and now - exchange.last_request_at > self._retry:
-                exchange.last_request_at = now
+            if self._repeat is not None and now - exchange.repeated_at > self._repeat:
+                exchange.repeated_at = now
                 numbers = exchange.in_flight
                 out += [(exchange.partner, self._message(exchange, n)) for n in numbers]
             if not exchange.overdue and now - exchange.last_reply_at > self._timeout:

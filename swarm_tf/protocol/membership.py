@@ -39,7 +39,8 @@ class Membership:
         """Note the time of a message; False if its sender is no other rank of this swarm."""
         if message.sender not in self.last_seen:
             return False
-        self.last_seen[message.sender] = now, message.step
+        _, step = self.last_seen[message.sender]
+        self.last_seen[message.sender] = now, max(step, message.step)
         return True
 
     # This node.
@@ -88,7 +89,7 @@ class Membership:
         return [(message.sender, alive)]
 
     def on_done(self, message: Message) -> bool:
-        """Another rank has ended; returns whether it has now failed or left, and had not before."""
+        """Another rank has ended. True at the first news that it has failed or left."""
         sender, reason = message.sender, message.reason
         self.done |= {sender}
         self.stop_requested |= reason is Reason.SIGNAL

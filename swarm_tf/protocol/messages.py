@@ -19,8 +19,8 @@ class Kind(enum.IntEnum):
     REFUSE = 3
     """Responder to initiator: no exchange, and the reason."""
     DONE = 4
-    """To all: my own steps are over; I serve until all are done. If a signal is the reason, end
-    now."""
+    """To all, and in answer to PING: my own steps are over, and I serve until all are done; or I have
+    failed or left. If a signal is the reason, end now."""
     PING = 5
     """Are you alive?"""
     PONG = 6
@@ -29,7 +29,7 @@ class Kind(enum.IntEnum):
     """Initiator to responder: I send no more chunks of this exchange, and the reason. The answer is
     REFUSE."""
     ADOPT = 8
-    """Initiator to responder: send me one chunk of your model, exactly; it does not change."""
+    """Initiator to responder: send me one chunk of your model, exactly; yours stays as it is."""
 
 
 class Reason(enum.IntEnum):

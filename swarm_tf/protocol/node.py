@@ -66,7 +66,7 @@ class Node:
       rank, size: of this node, and of the swarm.
       channels: how each chunk of the model travels.
       mode: "nonblocking", "blocking" or "pull".
-      seed, timeout_seconds, retry_seconds: see `Initiator`.
+      seed, timeout_seconds, repeat_seconds: see `Initiator`.
       notes_corrections, guard: see `Replica`.
       now: seconds of a monotonic clock, as whenever a method takes it.
     """
@@ -80,7 +80,7 @@ class Node:
         *,
         seed: int = 0,
         timeout_seconds: float = 60.0,
-        retry_seconds: float | None = None,
+        repeat_seconds: float | None = None,
         notes_corrections: bool = False,
         guard: AbstractContextManager[object] = UNGUARDED,
         now: float = 0.0,
@@ -102,7 +102,7 @@ class Node:
             self.membership,
             seed=seed,
             timeout_seconds=timeout_seconds,
-            retry_seconds=retry_seconds,
+            repeat_seconds=repeat_seconds,
             note=self._events.append,
         )
         self.responder = Responder(
@@ -110,7 +110,7 @@ class Node:
             self.replica,
             self.gate,
             crosses=self.initiator.crosses,
-            repeats=retry_seconds is not None,
+            keeps_answers=repeat_seconds is not None,
             timeout_seconds=timeout_seconds,
             note=self._events.append,
         )
@@ -179,6 +179,8 @@ class Node:
 
     def _answer(self, message: Message, now: float) -> Outbox:
         match message.kind:
+            case Kind.REQUEST | Kind.CANCEL | Kind.ADOPT if self.membership.is_gone(message.sender):
+                return []  # nobody waits for the answer
             case Kind.REQUEST:
                 return self.responder.on_request(message, now)
             case Kind.REPLY:

@@ -9,7 +9,8 @@ The copy y of one chunk is the sum of up to three terms:
 All three are immutable tensors that are swapped as a whole, so nobody ever sees a half-applied
 model and no exchange is lost while the training thread takes the corrections.
 
-Of n chunks, number n + k in a message is chunk k once more and exact: see `Channel.retries`.
+Of n chunks, number n + k in a message is chunk k once more, as float32, since it was out of range:
+see `Channel.needs_exact_retry`.
 """
 
 from __future__ import annotations
@@ -169,11 +170,11 @@ class Replica:
             return Averaged(decoded.accepted, noted)
         return self._average(chunk, own, reply, accepted)
 
-    def retry_of(self, number: int, accepted: Bools) -> int | None:
+    def exact_retry_of(self, number: int, accepted: Bools) -> int | None:
         """The number under which this chunk is sent once more at once; None if it is not."""
         attempt, chunk = self._place(number)
-        retries = self.channels[chunk].retries(attempt, accepted)
-        return number + len(self.channels) if retries else None
+        needed = self.channels[chunk].needs_exact_retry(attempt, accepted)
+        return number + len(self.channels) if needed else None
 
     def encode_exact(self, chunk: int) -> Encoded:
         """A chunk, exactly, for a node that adopts the model."""

@@ -15,11 +15,11 @@ from swarm_tf.protocol.replica import Averaged, Replica
 
 @dataclass
 class _Served:
-    """The last exchange of one initiator, as far as it is answered.
+    """The latest exchange of one initiator, as far as it is answered.
 
     Attributes:
       id: counted by the initiator.
-      chunks: how many requests to expect: all chunks, and those sent once more as far as known.
+      chunks: how many requests it has; one more for each chunk that must be sent again exactly.
       answers: to each of them, by its number.
     """
 
@@ -39,7 +39,7 @@ class Responder:
 
     Args:
       crosses: whether a request of this node to that rank is on its way; see `Initiator.crosses`.
-      repeats: whether messages may be lost, so that answers are kept whole and sent again.
+      keeps_answers: whether messages may be lost, so that a copy of a request must be answered.
       timeout_seconds: after which a partner that sends no more is given up.
       note: is called with each event.
     """
@@ -51,14 +51,14 @@ class Responder:
         gate: Gate,
         *,
         crosses: Callable[[int], bool],
-        repeats: bool,
+        keeps_answers: bool,
         timeout_seconds: float,
         note: Callable[[Event], None],
     ) -> None:
         self.rank = rank
         self.closed = False
         self._replica, self._gate, self._crosses, self._note = replica, gate, crosses, note
-        self._repeats, self._timeout = repeats, timeout_seconds
+        self._keeps_answers, self._timeout = keeps_answers, timeout_seconds
         self._served: dict[int, _Served] = {}  # by initiator
         self._paired_since = 0.0
 
@@ -67,11 +67,11 @@ class Responder:
         sender, number = message.sender, message.chunk
         served = self._exchange_of(message)
         if message.exchange < served.id:
-            return []  # a late copy of an exchange that is over
+            return []  # a copy: an initiator's earlier exchanges with this node are over
         if number >= 2 * len(self._replica.channels):
             return self._refuse(message, Reason.OTHER_MODEL)
         if number in served.answers:
-            return [(sender, served.answers[number])] if self._repeats else []
+            return self._answer_again(served, message)
         verdict = self._verdict(message, served)
         if verdict is False:
             self._gate.queue(message)
@@ -126,10 +126,14 @@ class Responder:
             self._note(ChunkAveraged(message.sender, exchange, number, blocks, correction))
 
     def _keep(self, served: _Served, number: int, answer: Message) -> None:
-        # Where no message comes twice the payload need not be kept.
-        served.answers[number] = answer if self._repeats else replace(answer, encoded=None)
+        kept = answer if self._keeps_answers else replace(answer, encoded=None)
+        served.answers[number] = kept
         if answer.accepted is not None:
-            served.chunks += self._replica.retry_of(number, answer.accepted) is not None
+            served.chunks += self._replica.exact_retry_of(number, answer.accepted) is not None
+
+    def _answer_again(self, served: _Served, message: Message) -> Outbox:
+        """The stored answer to a copy of a message; none where the first one cannot be lost."""
+        return [(message.sender, served.answers[message.chunk])] if self._keeps_answers else []
 
     def _exchange_of(self, message: Message) -> _Served:
         """This message's exchange so far; a later one if its sender has begun one."""
@@ -158,6 +162,8 @@ class Responder:
         sender, served = message.sender, self._exchange_of(message)
         if message.exchange < served.id or message.chunk >= 2 * len(self._replica.channels):
             return []
+        if message.chunk in served.answers:
+            return self._answer_again(served, message)
         refusal = self._refusal(message, message.reason)
         served.answers[message.chunk] = refusal
         self._served[sender] = served

@@ -38,14 +38,15 @@ class Transport(ABC):
     module `collectives` is built on them.
 
     Attributes:
-      retry_seconds: after which an unanswered request is repeated; None if nothing is ever lost.
+      repeat_seconds: after which an unanswered request is sent again; None on a transport that
+        delivers each message once, and those of one rank in their order.
       sessions: trainings begun so far; messages of an earlier one may still arrive.
       bytes_sent: by `isend` so far.
     """
 
     rank: int
     size: int
-    retry_seconds: float | None = None
+    repeat_seconds: float | None = None
     sessions: int = 0
     bytes_sent: int = 0
 

@@ -47,10 +47,10 @@ class Faults:
 class LocalNetwork:
     """Connects `size` transports; `network[rank]` is one of them."""
 
-    def __init__(self, size: int, faults: Faults = Faults(), retry_seconds: float = 0.05) -> None:
+    def __init__(self, size: int, faults: Faults = Faults(), repeat_seconds: float = 0.05) -> None:
         self.size = size
         self.faults = faults
-        self.retry_seconds = retry_seconds if faults.any else None
+        self.repeat_seconds = repeat_seconds if faults.any else None
         self._rng = np.random.default_rng(faults.seed)
         self._lock = threading.Lock()
         self._order = itertools.count()
@@ -125,7 +125,7 @@ class LocalTransport(Transport):
 
     def __init__(self, network: LocalNetwork, rank: int) -> None:
         self.rank, self.size = rank, network.size
-        self.retry_seconds = network.retry_seconds
+        self.repeat_seconds = network.repeat_seconds
         self._network = network
 
     def send(self, to: int, head: bytes, payload: Bytes) -> None:

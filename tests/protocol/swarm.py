@@ -86,7 +86,7 @@ class Observed(Node):
     def __init__(self, *args, clock=lambda: 0.0, **options):
         self.clock, self.counters, self._ended = clock, Counters(), []
         self.timeout_seconds = options.get("timeout_seconds", 60.0)
-        self.retry_seconds = options.get("retry_seconds")
+        self.repeat_seconds = options.get("repeat_seconds")
         super().__init__(*args, now=clock(), **options)
 
     def poll(self):
@@ -137,7 +137,7 @@ class Swarm:
         self.post = Post(self.rng, **(faults or {}))
         self.lengths = [BLOCK + 100 if chunks == 1 else BLOCK] * chunks
         if faults:
-            options.setdefault("retry_seconds", 1.0)
+            options.setdefault("repeat_seconds", 1.0)
         options |= {"seed": seed, "clock": lambda: self.now}
         self.nodes = [
             Observed(r, size, channels(codec, self.lengths), mode, **options) for r in range(size)
@@ -228,7 +228,7 @@ class Swarm:
                 return
             while self.post.bag:
                 self.deliver()
-            self.now += 0.5 if any(n.retry_seconds for n in self.nodes) else 0.0
+            self.now += 0.5 if any(n.repeat_seconds for n in self.nodes) else 0.0
         raise AssertionError("no end")
 
     def count(self, name):

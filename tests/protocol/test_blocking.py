@@ -81,7 +81,7 @@ def test_blocking_with_uneven_speeds(seed):
 @pytest.mark.parametrize("faults", [None, FAULTS], ids=["reliable", "faulty"])
 def test_blocking_with_several_chunks(name, faults):
     swarm = Blocking(
-        4, codecs.build(*CODECS[name]), seed=3, chunks=5, faults=faults, retry_seconds=0.01
+        4, codecs.build(*CODECS[name]), seed=3, chunks=5, faults=faults, repeat_seconds=0.01
     )
     swarm.run()
     assert swarm.drift() < ROUNDING

@@ -94,8 +94,8 @@ def test_an_owing_partner_is_not_asked_again():
     assert swarm.count("exchanges") == 1
 
 
-def test_a_doubled_request_is_answered_twice_and_applied_once():
-    swarm = pair(retry_seconds=1.0)
+def test_copies_of_a_request_are_applied_once():
+    swarm = pair(repeat_seconds=1.0)
     a, b = even(swarm)
     swarm.ask(0, 1)
     swarm.poll(0)

@@ -83,7 +83,7 @@ def test_a_request_that_comes_after_the_cancellation_is_refused():
 
 def test_a_cancellation_that_is_lost_is_repeated():
     """Otherwise its responder would stay with the exchange until the deadline."""
-    swarm = pair(mode="blocking", chunks=4, retry_seconds=1.0)
+    swarm = pair(mode="blocking", chunks=4, repeat_seconds=1.0)
     swarm.models[0][2][5] = np.nan
     swarm.apply(0)
     swarm.nodes[1].finish(0)

@@ -38,7 +38,7 @@ def test_without_faults_everything_arrives_in_order():
     arrived = _pass(Faults(), 500)
     assert [int.from_bytes(h, "little") for h, _ in arrived] == list(range(500))
     assert all((p == k % 251).all() for k, (_, p) in enumerate(arrived))
-    assert LocalNetwork(2).retry_seconds is None
+    assert LocalNetwork(2).repeat_seconds is None
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5])
@@ -76,7 +76,7 @@ def test_delays_make_messages_overtake_each_other():
     time.sleep(0.2)
     late = [int.from_bytes(h, "little") for _, h, _ in network[1].receive()]
     assert late != sorted(late)
-    assert network.retry_seconds is not None
+    assert network.repeat_seconds is not None
 
 
 def test_the_sender_may_reuse_its_buffer():
@@ -184,7 +184,7 @@ FAULTS = {
 @pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 4)])
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
 def test_mean_of_threads_that_train(mode, codec, faults):
-    network = LocalNetwork(4, FAULTS[faults], retry_seconds=0.02)
+    network = LocalNetwork(4, FAULTS[faults], repeat_seconds=0.02)
     # After 8 steps at most a rank waits for its exchange: enough are sure on a busy machine.
     ranks = _train(network, 40, mode=mode, codec=codec, max_staleness=8)
     assert _drift(ranks) < 2e-6  # of weights up to 3, rounded at each of 40 steps
