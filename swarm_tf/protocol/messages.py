@@ -19,8 +19,8 @@ class Kind(enum.IntEnum):
     REFUSE = 3
     """Responder to initiator: no exchange, and the reason."""
     DONE = 4
-    """To all, and in answer to PING: my own steps are over, and I serve until all are done; or I have
-    failed or left. If a signal is the reason, end now."""
+    """To all, and in answer to PING: my own steps are over, and I serve until all are done; or I
+    have failed or left. If a signal is the reason, end now."""
     PING = 5
     """Are you alive?"""
     PONG = 6
