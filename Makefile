@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup horovod matrix demo test slow lint bench clean
+.PHONY: setup horovod matrix demo test slow large lint bench clean
 
 setup: .venv/ready
 
@@ -41,11 +41,15 @@ demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \
 	    --algorithms=single,swarm --ranks=4 --out=demo
 
+# On two cores. Tests of one xdist_group, those that start ranks, stay together on one worker.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not large"
+
+large: setup
+	$(BIN)/python -m pytest -m large
 
 lint: setup
 	$(BIN)/ruff check .

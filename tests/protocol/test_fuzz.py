@@ -134,7 +134,7 @@ def _mutated(rng, head, payload):
     return bytes(head) + zlib.crc32(head).to_bytes(4, "little"), payload
 
 
-def test_a_hundred_thousand_mutated_messages():
+def test_forty_thousand_mutated_messages():
     """Handled on this thread, as the communication thread does it, so that it takes seconds.
 
     A node begins anew after every few hundred: one that has heard of a late exchange listens to
@@ -142,12 +142,12 @@ def test_a_hundred_thousand_mutated_messages():
     """
     rng = np.random.default_rng(0)
     dropped = averaged = 0
-    for _ in range(250):
+    for _ in range(100):
         driver = _mutated_messages(rng, 400)
         dropped += driver.counters.messages_dropped
         averaged += driver.counters.exchanges + driver.counters.exchanges_served
-    assert dropped > 50_000
-    assert averaged > 100, "what is only changed where it does no faults is heard"
+    assert dropped > 20_000
+    assert averaged > 40, "what is only changed where it does no faults is heard"
 
 
 def _mutated_messages(rng, count):

@@ -2,7 +2,6 @@
 
 import logging
 
-import checks
 import keras
 import numpy as np
 
@@ -100,8 +99,7 @@ def an_all_reduce_spreads_it():
         assert any("the mean of all ranks' weights is not finite" in line for line in SAID), SAID
 
 
-if __name__ == "__main__":
-    checks.run(
-        it_is_healed_during_training, it_is_left_out_of_the_last_mean,
-        local_sgd_goes_on_without_it, an_all_reduce_spreads_it,
-    )  # fmt: skip
+CHECKS = (
+    it_is_healed_during_training, it_is_left_out_of_the_last_mean,
+    local_sgd_goes_on_without_it, an_all_reduce_spreads_it,
+)  # fmt: skip
