@@ -41,12 +41,12 @@ demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \
 	    --algorithms=single,swarm --ranks=4 --out=demo
 
-# On two cores. Tests of one xdist_group, those that start ranks, stay together on one worker.
+# Two workers for two cores; tests/conftest.py says which runs what.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow and not large"
+	$(BIN)/python -m pytest -n 2 -m "slow and not large"
 
 large: setup
 	$(BIN)/python -m pytest -m large

@@ -34,10 +34,6 @@ def _no_mpi():
 REASON = _no_mpi()
 needs_mpi = pytest.mark.skipif(bool(REASON), reason=REASON)
 
-alone = pytest.mark.xdist_group("ranks")
-"""Of files that start ranks again and again: one worker of pytest-xdist runs them all, while the
-others run what needs one core."""
-
 
 def environment():
     """What ranks need: the code of this checkout, and the conftest's settings of TensorFlow."""

@@ -13,9 +13,7 @@ from swarm_tf import UsageError
 from swarm_tf.launch import swarmrun
 from testbed.launchers import BINDING, OPEN_MPI
 from testbed.network import Network, Unavailable
-from tests import together
 
-pytestmark = together.alone
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 # Local SGD, for a swarm compiles three times as long; the doctor and `srun` try that.

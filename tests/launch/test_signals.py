@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import together
-
-pytestmark = together.alone
 ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 

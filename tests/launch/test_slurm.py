@@ -13,9 +13,7 @@ import pytest
 from swarm_tf.launch import swarmrun
 from testbed import tfds_standin
 from testbed.slurm import LoopbackSlurm, Missing, until
-from tests import together
 
-pytestmark = together.alone
 ROOT = Path(__file__).parents[2]
 PYTHON = str(Path(sys.executable))
 SMALL = ["--config=configs/digits_resnet.py", "--config.train.max_steps=20"]

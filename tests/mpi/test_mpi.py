@@ -16,7 +16,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 HANG = 400.0  # seconds; ten times what a quiet machine needs
 AT_ONCE = 45.0  # seconds; less than any time out that would end a job that nothing else ends
 
-pytestmark = [together.needs_mpi, together.alone]
+pytestmark = together.needs_mpi
 
 RANKS = {
     "transport": 4,  # collectives, messages, and the same bits as over threads

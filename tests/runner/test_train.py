@@ -12,11 +12,9 @@ import pytest
 import tasks
 from swarm_tf.runner import evaluation, flags
 from testbed import tfds_standin
-from tests import together
 
 ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
-pytestmark = together.alone
 DIGITS = "--config=configs/digits_resnet.py"
 SUMMARY_KEYS = {
     "algorithm", "ranks", "survivors", "parameters", "local_steps_total", "epochs",

@@ -5,7 +5,7 @@ import pytest
 from tests import together
 from zoo import specimens
 
-pytestmark = [together.needs_mpi, together.alone]
+pytestmark = together.needs_mpi
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def examples(rows, rank=RANK):
 def model():
     keras.utils.set_random_seed(RANK)
     net = keras.Sequential([keras.Input([4]), keras.layers.Dense(8), keras.layers.Dense(1)])
-    net.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    net.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], jit_compile=False)
     return net
 
 

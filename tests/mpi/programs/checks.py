@@ -22,7 +22,7 @@ import keras
 
 from swarm_tf.cluster import world
 
-DEADLINE = 200.0  # seconds for a program; ten times what a quiet machine needs
+DEADLINE = 200.0  # seconds for a check; ten times and more what a quiet machine needs
 REPORT = Path(sys.argv[1])
 
 
@@ -39,27 +39,23 @@ def main() -> None:
         write(pid=os.getpid())
         for name in sys.argv[2:]:
             write(begins=name)
-            faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
-            began = time.monotonic()
+            began, failure = time.monotonic(), ""
             try:
-                run(importlib.import_module(name).CHECKS)
+                faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
+                for check in importlib.import_module(name).CHECKS:
+                    write(check=check.__name__)
+                    faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
+                    keras.backend.clear_session()
+                    check()
             except BaseException:
-                write(over=name, failure=traceback.format_exc(), seconds=time.monotonic() - began)
+                failure = traceback.format_exc()
+            write(over=name, failure=failure, seconds=round(time.monotonic() - began, 2))
+            if failure:
                 os._exit(3)
-            write(over=name, failure="", seconds=round(time.monotonic() - began, 2))
             faulthandler.cancel_dump_traceback_later()
+            gc.collect()
             # Or a rank that is quick would meet the others in the wrong program.
             world.gather(name, "the next program")
-
-
-def run(checks) -> None:
-    for check in checks:
-        began = time.monotonic()
-        keras.backend.clear_session()
-        check()
-        if world.rank() == 0:
-            print(f"{check.__name__}: {time.monotonic() - began:.1f} s", flush=True)
-    gc.collect()
 
 
 if __name__ == "__main__":

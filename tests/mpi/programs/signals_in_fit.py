@@ -23,7 +23,7 @@ def fit(epochs, *others, pause=0.0):
     """Steps taken; ranks end equal."""
     keras.utils.set_random_seed(RANK)
     model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     x = np.random.default_rng(RANK).normal(size=[40, 4]).astype(np.float32)
     wait = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: time.sleep(pause))
     callback = swarm_tf.SwarmCallback(2, timeout_seconds=30)
