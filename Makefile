@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup horovod matrix demo test slow lint bench clean
+.PHONY: setup horovod matrix demo test slow large lint bench clean
 
 setup: .venv/ready
 
@@ -41,11 +41,15 @@ demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \
 	    --algorithms=single,swarm --ranks=4 --out=demo
 
+# Two workers for two cores; tests/conftest.py says which runs what.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not large"
+
+large: setup
+	$(BIN)/python -m pytest -m large
 
 lint: setup
 	$(BIN)/ruff check .

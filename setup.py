@@ -40,7 +40,7 @@ setup(
             "tensorflow-datasets>=4.9.9",
         ],
         # keras-hub, which the Makefile installs alone, imports regex and tokenizers.
-        "dev": ["hypothesis", "mypy", "pytest", "regex", "ruff", "tokenizers"],
+        "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "regex", "ruff", "tokenizers"],
     },
     entry_points={
         "console_scripts": [

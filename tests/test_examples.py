@@ -57,9 +57,13 @@ def test_swarmsgd_in_numpy_finds_the_optimum(example):
 @pytest.mark.parametrize(
     ("name", "pattern", "least"),
     [
-        ("image_classifier", r"mean of 2 models: ([\d.]+)%", 90),
+        # Much like the README's, which is tried too.
+        pytest.param(
+            *("image_classifier", r"mean of 2 models: ([\d.]+)%", 90), marks=pytest.mark.slow
+        ),
         ("text_classifier", r"test accuracy: ([\d.]+)%", 90),
-        ("fine_tuning", r"test accuracy: ([\d.]+)%", 80),
+        # The zoo has such a training.
+        pytest.param(*("fine_tuning", r"test accuracy: ([\d.]+)%", 80), marks=pytest.mark.slow),
         ("variational_autoencoder", r"rank 1: .* -> [\d.]+, (\d+) exchanges", 5),
         ("own_partners", r"rank 1: (\d+) exchanges", 5),
     ],

@@ -16,6 +16,11 @@ from reference import BLOCK, LATTICE_BITS
 from swarm_tf import codec
 
 ONLY_SOME = (2, 3, 8, 16)
+# Packed in whole and in broken bytes, not packed, and of two bytes. The others are slow: every one
+# is compiled, and what differs, the bytes, is compared with the reference for all.
+EACH_KIND = [
+    pytest.param(bits, marks=[] if bits in ONLY_SOME else pytest.mark.slow) for bits in LATTICE_BITS
+]
 BLOCKS = 120  # in most tests: every new shape is compiled once
 WORDS = {bits: 2 if bits > 8 else 1 for bits in LATTICE_BITS}
 
@@ -120,7 +125,7 @@ def test_a_weight_costs_its_bits(bits):
         assert own.payload_bytes == codec.blocks_of(length) * BLOCK * bits // 8
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 def test_corrections_are_half_the_lattice_difference_bit_for_bit(bits):
     """One float32 rounding of steps * s/2, at every readable difference; the spread is its mean."""
     rng = np.random.default_rng(bits)
@@ -306,7 +311,7 @@ def _scatter(rng, blocks, patterns, spacing=1):
     return steps
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 @pytest.mark.parametrize("share", [0.1, 0.5, 1, 2, 10, 1e4])
 def test_random_differences_are_settled(bits, share):
     """Gaussian differences whose deviation is `share` of the range."""
@@ -321,7 +326,7 @@ def test_random_differences_are_settled(bits, share):
 BALANCED = [(1, -1), (1, 1), (1, -2, 1), (-1, 2, -1), (1, -1, -1, 1), (1, -3, 3, -1), (2, -1, -1)]
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 @pytest.mark.parametrize("spacing", [1, 7, 128])
 def test_sign_balanced_errors_are_settled(bits, spacing):
     """Multiples of 2^b that cancel in a plain sum, or in one that is linear in the position."""
@@ -334,7 +339,7 @@ def test_sign_balanced_errors_are_settled(bits, spacing):
     assert not _settled(bits, *pair, scales, seed).any()
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 def test_differences_at_the_end_of_the_range_are_settled(bits):
     """2^(b-1) - 1 steps either way are read; 2^(b-1) either way, alone or in pairs, are refused."""
     rng = np.random.default_rng(bits)
@@ -348,7 +353,7 @@ def test_differences_at_the_end_of_the_range_are_settled(bits):
     assert not _settled(bits, *pair, scales, seed).any()
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 def test_huge_differences_are_settled(bits):
     """Up to 2^22 steps on either side: one weight, a few, or all of them."""
     rng = np.random.default_rng(bits)
@@ -384,7 +389,7 @@ def test_round_differences_that_cancel_are_settled(bits, exponent):
 BAD = [np.nan, -np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30]
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 @pytest.mark.parametrize("sides", ["i", "j", "ij"])
 def test_nan_inf_and_overflows_are_refused_on_both_sides(bits, sides):
     rng = np.random.default_rng(bits)
@@ -400,7 +405,7 @@ def test_nan_inf_and_overflows_are_refused_on_both_sides(bits, sides):
     np.testing.assert_array_equal(accepted, np.arange(blocks) % 2 == 1)
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 def test_values_around_and_above_2_to_the_22_steps_are_settled(bits):
     """Where the integers of the kernel end: both sides, one side, equal and opposite."""
     rng = np.random.default_rng(bits)
@@ -446,7 +451,7 @@ def test_any_length_is_settled(bits, length):
         assert distance > 0.5 or accepted.all()
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 def test_an_empty_vector_is_exchanged_without_a_word(bits):
     lattice = codec.build("lattice", bits)
     own = _encode(bits, np.zeros(0), np.zeros(0, np.float32), 1)
@@ -460,7 +465,7 @@ def test_an_empty_vector_is_exchanged_without_a_word(bits):
 # Damage on the way.
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", EACH_KIND)
 @pytest.mark.parametrize("damage", ["one bit", "one byte", "two bytes", "many", "shift", "zeros"])
 def test_a_damaged_payload_is_never_accepted(bits, damage):
     """Nothing but the truth is read from a block whose bytes changed; all others are read."""

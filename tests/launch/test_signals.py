@@ -62,7 +62,7 @@ def _steps(workdir):
         (1, "single", signal.SIGINT),
         pytest.param(2, "swarm", signal.SIGTERM, marks=pytest.mark.matrix),
         pytest.param(2, "swarm", signal.SIGUSR1, marks=pytest.mark.slow),
-        (2, "allreduce", signal.SIGINT),
+        pytest.param(2, "allreduce", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(2, "diloco", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_signal_ends_a_run_in_good_order(start, tmp_path, ranks, algorithm, nu
     assert (tmp_path / "consensus.weights.h5").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("algorithm", ["swarm", "local_sgd"])
+@pytest.mark.parametrize("algorithm", [pytest.param("swarm", marks=pytest.mark.slow), "local_sgd"])
 def test_a_signal_to_one_rank_ends_all(start, tmp_path, algorithm):
     run = start(2, algorithm)
     os.kill(_process(tmp_path, rank=1), signal.SIGTERM)
@@ -106,7 +106,12 @@ def _process(workdir, rank):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "algorithm"), [pytest.param(1, "single", marks=pytest.mark.slow), (2, "swarm")]
+    ("ranks", "algorithm"),
+    [
+        pytest.param(1, "single", marks=pytest.mark.slow),
+        pytest.param(2, "swarm", marks=pytest.mark.slow),
+        (2, "local_sgd"),
+    ],
 )
 def test_a_second_signal_ends_it_at_once(start, tmp_path, ranks, algorithm):
     slow = ("--config.train.step_seconds=8", "--config.train.log_every=1")
@@ -132,6 +137,7 @@ def test_a_signal_before_training_ends_it_in_good_order(tmp_path):
         "    return digits_resnet.get_config()\n"
     )
     command = [SWARMRUN, "-n", "2", "train.py", f"--config={config}", f"--workdir={tmp_path}"]
+    command += ["--config.algorithm=local_sgd"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 128 + signal.SIGTERM, done.stderr

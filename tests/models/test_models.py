@@ -20,6 +20,11 @@ FAMILIES = {
     "resnet18": IMAGENET,
     "resnet50": IMAGENET,
 }
+# The large ones are made of the same layers as the others.
+EACH_FAMILY = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("wideresnet28_10", "resnet50") else [])
+    for name in FAMILIES
+]
 
 
 def _trainable(model):
@@ -113,13 +118,15 @@ def _assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("size", [(32, 32), (14, 18), (9, 11)])
 @pytest.mark.parametrize(
-    ("name", "reference", "blocks"),
+    ("name", "reference", "blocks", "size"),
     [
-        ("resnet20", numpy_networks.cifar_resnet, 3),
-        ("resnet110", numpy_networks.cifar_resnet, 18),
-        ("wideresnet28_10", numpy_networks.wide_resnet, 4),
+        ("resnet20", numpy_networks.cifar_resnet, 3, (32, 32)),
+        ("resnet20", numpy_networks.cifar_resnet, 3, (14, 18)),
+        ("resnet20", numpy_networks.cifar_resnet, 3, (9, 11)),
+        ("resnet110", numpy_networks.cifar_resnet, 18, (9, 11)),
+        ("wideresnet28_10", numpy_networks.wide_resnet, 4, (14, 18)),
+        ("wideresnet28_10", numpy_networks.wide_resnet, 4, (9, 11)),
     ],
 )
 def test_cifar_networks_in_numpy(name, reference, blocks, size):
@@ -203,7 +210,7 @@ def test_only_the_last_scales_of_branches_start_at_zero(name, last):
             assert (scale == (0 if layer.name.endswith(f".{last}") else 1)).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_mixed_precision(name):
     """The network in bfloat16; its variables and logits in float32."""
     policy = keras.config.dtype_policy()
@@ -236,7 +243,7 @@ def _weights(name, seed):
     return models.build(name, **FAMILIES[name], seed=seed).get_weights()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_the_seed_fixes_the_weights(name):
     for a, b in zip(_weights(name, 3), _weights(name, 3), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -249,7 +256,7 @@ def test_other_seeds_give_other_weights(name, one, other):
     assert all((a != b).any() for a, b in pairs if a.ndim > 1)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH_FAMILY)
 def test_no_two_layers_start_equal(name):
     kernels = [w for w in _weights(name, 0) if w.ndim > 1]
     assert len({w.tobytes() for w in kernels}) == len(kernels)

@@ -454,6 +454,7 @@ print(weights, *decoded.shape, f"{name}: loss {loss:.2f}, peak {gigabytes:.2f} G
 
 
 @pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize(
     ("name", "memory_length", "weights", "paper"),
     [

@@ -1,58 +1,75 @@
-"""Programs under a real MPI; each checks several things, since a rank takes seconds to start."""
+"""Programs under a real MPI. Those that end well share one start of their number of ranks."""
 
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from swarm_tf import UsageError
-from swarm_tf.history import check
-from swarm_tf.launch import swarmrun
+from tests import together
 
 PROGRAMS = Path(__file__).parent / "programs"
-ROOT = Path(__file__).parents[2]
-SWARMRUN = Path(sys.executable).parent / "swarmrun"
 HANG = 400.0  # seconds; ten times what a quiet machine needs
+AT_ONCE = 45.0  # seconds; less than any time out that would end a job that nothing else ends
+
+pytestmark = together.needs_mpi
+
+RANKS = {
+    "transport": 4,  # collectives, messages, and the same bits as over threads
+    "refused": 4,  # a refusal reaches every rank
+    "baselines": 4,  # each follows its update rule
+    "horovod_agrees": 4,  # both backends of all-reduce give the same weights
+    "fit": 3,  # Keras' fit and the Trainer
+    "ill": 3,  # a rank whose weights are not finite is healed, or left out
+    "recorded": 3,  # the exchanges of a real run are proven
+    "reference": 2,  # two ranks fit like the reference
+    "signals_in_fit": 2,  # a signal ends all ranks, whatever they do
+    "callbacks": 2,  # Keras' callbacks on several ranks
+    "leaves": 2,  # trainings that failed and were handled end nothing
+    "evaluate": 2,  # an evaluation delays nobody
+    "children": 2,  # processes that a rank starts are plain ones
+}
+MARKS = {name: [pytest.mark.matrix] for name in ("transport", "refused", "children")}
+MARKS["horovod_agrees"] = [
+    pytest.mark.skipif(
+        not together.SWARMRUN.with_name("horovodrun").exists(),
+        reason="no Horovod in this environment: make horovod builds it",
+    )
+]
 
 
-def _no_mpi() -> str:
-    try:
-        swarmrun.find_mpirun(swarmrun.mpi_library())
-    except UsageError as error:
-        return str(error)
-    return ""
+@pytest.fixture(scope="module")
+def results(request, tmp_path_factory):
+    """{name: (failure, seconds)} of all programs that are asked for."""
+    names = together.asked_for(request, test_a_program_passes)
+    program, found = [str(PROGRAMS / "checks.py")], {}
+    for ranks in sorted({RANKS[name] for name in names}):
+        same = [name for name in names if RANKS[name] == ranks]
+        found |= together.run(ranks, program, same, tmp_path_factory.mktemp("mpi"))
+    return found
 
 
-REASON = _no_mpi()
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, []), id=name) for name in RANKS]
+)
+def test_a_program_passes(name, results):
+    failure, _ = results[name]
+    assert not failure, failure
 
 
 def start(ranks, program, *arguments, hang=HANG):
-    """(exit code, output, seconds) of a program on so many ranks, all killed after `hang`."""
-    environment = dict(
-        os.environ,
-        PYTHONPATH=str(ROOT),
-        KERAS_BACKEND="tensorflow",
-        TF_CPP_MIN_LOG_LEVEL="3",
-        TF_NUM_INTRAOP_THREADS="1",
-        TF_NUM_INTEROP_THREADS="1",
-        OMP_NUM_THREADS="1",
-        PYTHONUNBUFFERED="1",
-    )
-    command = [str(SWARMRUN), "-n", str(ranks), str(PROGRAMS / program), *map(str, arguments)]
-    began = time.monotonic()
+    """(exit code, output) of a program on so many ranks, all killed after `hang`."""
+    command = [together.SWARMRUN, "-n", ranks, PROGRAMS / program, *arguments]
     process = subprocess.Popen(
-        command,
+        list(map(str, command)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env=together.environment(),
         start_new_session=True,
     )
     try:
@@ -63,7 +80,7 @@ def start(ranks, program, *arguments, hang=HANG):
             os.kill(pid, signal.SIGKILL)
         output, _ = process.communicate(timeout=30)
         pytest.fail(f"{program} on {ranks} ranks hangs after {hang:g} s:\n{_without_noise(output)}")
-    return process.returncode, _without_noise(output), time.monotonic() - began
+    return process.returncode, _without_noise(output)
 
 
 def _without_noise(output):
@@ -84,87 +101,20 @@ def processes(program):
     return found
 
 
-def passes(ranks, program, *arguments):
-    code, output, _ = start(ranks, program, *arguments)
-    assert code == 0, f"exit code {code}:\n{output}"
-    for rank in range(ranks):
-        assert f"rank {rank} passed" in output, output
-    return output
-
-
 def ends_together(ranks, program, *arguments):
-    """Output of a job of which a rank fails; it must end within seconds and leave nothing."""
-    code, output, _ = start(ranks, program, *arguments)
+    """Output of a job of which a rank fails; it must end at once and leave nothing."""
+    code, output = start(ranks, program, *arguments)
     ended = time.time()
     assert code != 0, output
     failed = re.search(r"failing at ([0-9.]+)", output)
     assert failed, output
-    assert ended - float(failed[1]) < 10, output
-    deadline = time.monotonic() + 5
+    assert ended - float(failed[1]) < AT_ONCE, output
+    deadline = time.monotonic() + AT_ONCE
     while processes(program) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes(program) == []
     assert "never" not in output, output
     return output
-
-
-@pytest.mark.matrix
-def test_collectives_messages_and_the_local_transport():
-    passes(4, "transport.py")
-
-
-def test_keras_fit_and_trainer():
-    passes(3, "fit.py")
-
-
-def test_two_ranks_fit_like_the_reference():
-    passes(2, "reference.py")
-
-
-def test_baselines_follow_their_update_rules():
-    passes(4, "baselines.py")
-
-
-@pytest.mark.skipif(
-    not SWARMRUN.with_name("horovodrun").exists(),
-    reason="no Horovod in this environment: make horovod builds it",
-)
-def test_both_backends_of_allreduce_agree():
-    passes(4, "horovod_agrees.py")
-
-
-def test_an_evaluation_delays_nobody(tmp_path):
-    passes(2, "evaluate.py", tmp_path)
-
-
-def test_a_rank_whose_weights_are_not_finite_is_healed_or_left_out():
-    passes(3, "ill.py")
-
-
-def test_keras_callbacks_on_several_ranks():
-    passes(2, "callbacks.py")
-
-
-def test_a_signal_ends_all_ranks_whatever_they_do():
-    passes(2, "signals_in_fit.py")
-
-
-def test_the_exchanges_of_a_real_run_are_proven(tmp_path):
-    passes(3, "recorded.py", tmp_path)
-    for mode in ("nonblocking", "blocking", "pull"):
-        figures, violations = check.check(check.read(tmp_path / mode))
-        assert violations == []
-        assert figures["exchanges"] > 10
-
-
-@pytest.mark.matrix
-def test_processes_that_a_rank_starts_are_plain_ones():
-    passes(2, "children.py")
-
-
-@pytest.mark.matrix
-def test_a_refusal_reaches_every_rank():
-    passes(3, "refused.py")
 
 
 @pytest.mark.matrix
@@ -178,7 +128,9 @@ def test_gather_names_the_rank_that_is_late():
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
 
 
-@pytest.mark.parametrize("algorithm", ["allreduce", "local_sgd"])
+@pytest.mark.parametrize(
+    "algorithm", ["allreduce", pytest.param("local_sgd", marks=pytest.mark.slow)]
+)
 def test_ranks_with_uneven_numbers_of_batches_are_told(algorithm):
     output = ends_together(3, "uneven.py", algorithm)
     # Whether they meet in an averaging, or where they ask each other once a second for signals.
@@ -210,10 +162,6 @@ def test_a_rank_whose_program_ends_is_not_waited_for(where):
         "elsewhere": r"rank 1 is at 'something else', but rank 0 at 'the start of training'",
     }
     assert re.search(told[where], output), output
-
-
-def test_trainings_that_failed_and_were_handled_end_nothing():
-    passes(2, "leaves.py", "handled")
 
 
 def test_one_rank_alone_trains_plainly(caplog):

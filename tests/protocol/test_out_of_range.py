@@ -38,7 +38,7 @@ def test_what_is_too_far_to_be_read_is_averaged_exactly_at_once(mode, bits, chun
 def test_a_rank_that_stood_still_does_not_disturb_the_others_for_long(bits, distance, most):
     """Were its distance taken for the usual one, they would be 4.5, 58 and 8.5 times as far."""
     factors = []
-    for seed in range(9):
+    for seed in range(5):
         swarm = Swarm(4, codecs.build("lattice", bits), seed=seed)
         swarm.run(200, noise=0.003)
         usual = []

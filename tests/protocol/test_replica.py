@@ -158,15 +158,15 @@ def _hammer(work, boundaries, lengths, step=1):
 
 @pytest.mark.usefixtures("hasty")
 def test_no_correction_is_lost_between_two_threads():
-    """Each of 3,000 corrections ends in the model exactly once, whatever the interleaving."""
-    corrections, lengths = 1500, (4, 3)
+    """Each of 1,000 corrections ends in the model exactly once, whatever the interleaving."""
+    corrections, lengths = 500, (4, 3)
 
     def work(replica):
         for n in range(corrections):
             _add(replica, 0, float(n % 7))
             _add(replica, 1, -1.0)
 
-    replica, model, steps = _hammer(work, 500, lengths)
+    replica, model, steps = _hammer(work, 200, lengths)
     totals = (sum(n % 7 for n in range(corrections)), -corrections)
     for n, total in enumerate(totals):
         np.testing.assert_array_equal(_copy(replica, n), np.full(lengths[n], steps + total))
@@ -180,10 +180,10 @@ def test_the_copy_never_shows_a_correction_twice_or_not_at_all():
     """Base, applying and pending sum to all corrections so far, at every moment."""
 
     def work(replica):
-        for n in range(1, 501):
+        for n in range(1, 151):
             _add(replica, 0, 1.0)
             for _ in range(3):
                 np.testing.assert_array_equal(_copy(replica, 0), np.full(5, n))
 
-    replica, _, _ = _hammer(work, 100, (5,), step=0)
-    np.testing.assert_array_equal(_copy(replica, 0), np.full(5, 500))
+    replica, _, _ = _hammer(work, 50, (5,), step=0)
+    np.testing.assert_array_equal(_copy(replica, 0), np.full(5, 150))

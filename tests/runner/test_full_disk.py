@@ -174,6 +174,7 @@ def test_two_ranks_train_to_the_end_on_a_disk_that_fills_up(disk):
         [
             *(SWARMRUN, "-n", "2", "train.py", "--config=configs/digits_resnet.py"),
             *(f"--workdir={disk.path}", "--config.train.epochs=4", "--config.train.log_every=1"),
+            "--config.algorithm=local_sgd",
         ],
         cwd=ROOT,
         env={**os.environ, "TMPDIR": "/tmp"},

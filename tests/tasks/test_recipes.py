@@ -105,6 +105,7 @@ def train(ranks: int, recipe: str, workdir: Path, *flags: str) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_ranks_train_it_at_full_size(recipe, tmp_path):
     config = load(recipe).get_config()
@@ -130,6 +131,7 @@ def test_two_ranks_train_it_at_full_size(recipe, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.large
 def test_a_swarm_learns_to_say_numbers(tmp_path):
     """Of 500 numbers that were not trained on, more than 95 % come out right to the letter."""
     summary = train(4, "number_words_transformer_xl", tmp_path / "run")

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 import swarm_tf
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen
 from zoo.watch import swarm
 
 
@@ -25,7 +25,7 @@ def numpy_integers():
     fit(swarm(np.int64(4), np.int32(8), seed=np.int64(3), timeout_seconds=np.float32(60)))
 
 
-@specimen
+@slow_specimen
 def numpy_switches():
     """numpy.bool."""
     fit(swarm(average_optimizer=np.bool_(True), average_statistics=np.True_))
@@ -37,7 +37,7 @@ def a_graph():
     fit(swarm(topology=nx.path_graph(2)))
 
 
-@specimen
+@slow_specimen
 def random_local_steps():
     """Geometric, with mean 3."""
     fit(swarm(local_steps=3, local_steps_distribution="geometric"))

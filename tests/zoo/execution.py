@@ -35,7 +35,7 @@ def jit_compile_and_unbuilt():
     fit(jit_compile=True, build=False)
 
 
-@specimen
+@slow_specimen
 def three_steps_per_execution():
     """24 batches in blocks of 3."""
     fit(steps_per_execution=3)

@@ -79,7 +79,7 @@ def py_dataset_with_threads():
     network().fit(Batches(workers=2), verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def py_dataset_with_processes():
     """Two processes read it, which are forked from a rank."""
     data = Batches(workers=2, use_multiprocessing=True)
@@ -93,7 +93,7 @@ def tf_data():
     network().fit(dataset().shuffle(100).prefetch(2), epochs=2, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def unknown_cardinality():
     """tf.data that was filtered."""
     data = dataset().unbatch().filter(lambda x, y: x[0] > -1).batch(BATCH)
@@ -159,7 +159,7 @@ def few_batches():
     check(averages=False)
 
 
-@specimen
+@slow_specimen
 def validation_every_epoch():
     """With validation data and metrics."""
     x, y = numbers()

@@ -34,7 +34,7 @@ def worsening():
     return kc.EarlyStopping("loss", mode="max", patience=2, restore_best_weights=True)
 
 
-@specimen
+@slow_specimen
 def early_stopping_after_ours():
     """The weights that it restores are what the mean is taken of."""
     callback = swarm()
@@ -48,7 +48,7 @@ def early_stopping_before_ours():
     fit(worsening(), callback, LastLook(callback))
 
 
-@specimen
+@slow_specimen
 def early_stopping_on_one_rank():
     """Rank 1's losses do not fall: it stops first, and serves on."""
     mine = kc.EarlyStopping("loss", min_delta=0.0 if RANK() == 0 else 1e9, patience=1)
@@ -63,7 +63,7 @@ def model_checkpoint():
     assert keras.models.load_model(str(path).format(epoch=4)).built
 
 
-@specimen
+@slow_specimen
 def backup_and_restore_after_ours():
     """A training that failed in epoch 2 goes on there, on both ranks with rank 0's weights."""
     path = pair.directory() / str(RANK())
@@ -103,7 +103,7 @@ def terminate_on_nan():
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
-@specimen
+@slow_specimen
 def nan_in_one_batch():
     """Rank 1 has one inf in the middle: it takes rank 0's model and goes on."""
     x, _ = numbers()
@@ -112,7 +112,7 @@ def nan_in_one_batch():
     fit(swarm(local_steps=1), x=x, shuffle=False, epochs=1)
 
 
-@specimen
+@slow_specimen
 def nan_in_the_last_batch():
     """Nothing comes after it that could mend it: the mean is rank 0's."""
     x, _ = numbers()

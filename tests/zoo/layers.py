@@ -29,7 +29,7 @@ def batch_normalization():
     assert np.min(model.layers[1].moving_variance) > 0
 
 
-@specimen
+@slow_specimen
 def batch_normalization_without_statistics():
     """average_statistics=False: statistics stay each rank's own, the rest is averaged."""
     model = fit([kl.BatchNormalization()], average_statistics=False)
@@ -78,7 +78,7 @@ def a_batch_normalization_of_ones_own():
         assert min(lowest) >= 0, f"the variance falls to {min(lowest):g}"
 
 
-@specimen
+@slow_specimen
 def synchronized_batch_normalization():
     """synchronized=True means replicas of tf.distribute; here there is one."""
     fit([kl.BatchNormalization(synchronized=True)])

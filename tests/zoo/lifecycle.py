@@ -115,7 +115,7 @@ def zero_epochs():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def mean_by_hand():
     """average_at_end=False leaves the mean to the program."""
     model, callback = network(), swarm(average_at_end=False)
@@ -236,7 +236,7 @@ def a_bad_shape():
 # Files.
 
 
-@specimen
+@slow_specimen
 def save_load_continue():
     """Rank 0 saves, both load and go on, optimizer and all."""
     path = pair.directory() / "model.keras"

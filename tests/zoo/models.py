@@ -14,7 +14,7 @@ def fit(model, loss="mse", optimizer="sgd", **options):
     model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[swarm(**options)])
 
 
-@specimen
+@slow_specimen
 def sequential():
     """keras.Sequential with its input."""
     fit(keras.Sequential([keras.Input([INPUTS]), layers.Dense(8, "relu"), layers.Dense(1)]))
@@ -195,7 +195,7 @@ def a_block_less_one():
     fit(_of_size(1023))
 
 
-@specimen
+@slow_specimen
 def a_block():
     """1024 weights."""
     fit(_of_size(1024))

@@ -38,7 +38,7 @@ def mixed_bfloat16():
     under("mixed_bfloat16")
 
 
-@specimen
+@slow_specimen
 def mixed_float16():
     """Computes in float16; compile() scales the loss, and steps that overflow are left out."""
     under("mixed_float16")
@@ -56,7 +56,7 @@ def pure_bfloat16():
     under("bfloat16")
 
 
-@specimen
+@slow_specimen
 def pure_float16():
     """Weights of 11 bits of precision."""
     under("float16")

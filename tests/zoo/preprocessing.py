@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import swarm_tf
-from zoo.specimens import BATCH, INPUTS, numbers, refused, specimen
+from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen
 from zoo.watch import assert_equal_on_ranks, check, swarm
 
 
@@ -69,7 +69,7 @@ def text_vectorization_of_all():
     _words_model(vectorize, 30).fit(_sentences(), verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def string_lookup_of_each_shard():
     """Vocabularies of equal length."""
     lookup = layers.StringLookup(vocabulary=[["a", "b", "c"], ["c", "b", "a"]][swarm_tf.rank()])
@@ -83,7 +83,7 @@ def string_lookup_of_each_shard():
         model.fit(data.map(lambda a, b: (a[:, None], b)), verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def integer_lookup_and_hashing():
     """The same on all ranks; hashing has nothing to learn."""
     inputs = keras.Input([1], dtype="int64")

@@ -28,7 +28,7 @@ def fit(model, rows=24 * BATCH, *callbacks, epochs=1, **options):
     model.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
-@specimen
+@slow_specimen
 def names():
     """Rank 0 built another model before, so Keras counts its names on: no matter."""
     if RANK() == 0:
@@ -102,7 +102,7 @@ def algorithms():
         model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[callback])
 
 
-@specimen
+@slow_specimen
 def seeds():
     """keras.utils.set_random_seed with a seed for each rank, and with one for all."""
     for seed in (RANK(), 0):
@@ -117,7 +117,7 @@ def half_the_batches():
     fit(network(), (24 - 12 * RANK()) * BATCH, epochs=2)
 
 
-@specimen
+@slow_specimen
 def half_the_batches_and_unbuilt():
     """The same for a model that its first batch builds."""
     fit(network(build=False), (24 - 12 * RANK()) * BATCH)
@@ -171,7 +171,7 @@ def no_batches_to_build_from():
         callback.on_train_end()
 
 
-@specimen
+@slow_specimen
 def a_slow_rank():
     """Rank 1 takes longer to start and for each step; nobody waits before the end."""
 

@@ -25,7 +25,7 @@ class OwnStep(keras.Model):
         return {"loss": loss}
 
 
-@specimen
+@slow_specimen
 def own_train_step():
     """compute_loss, tape, optimizer.apply."""
     x = keras.Input([INPUTS])
@@ -102,7 +102,7 @@ def fit_gan(callback, times=1):
     gan.fit(numbers()[0], batch_size=BATCH, epochs=2, verbose=0, callbacks=[callback])
 
 
-@specimen
+@slow_specimen
 def gan():
     """Two optimizers; the model's own never steps."""
     fit_gan(swarm())
@@ -221,7 +221,7 @@ def batches():
     return [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, len(x), BATCH)]
 
 
-@specimen
+@slow_specimen
 def train_on_batch():
     """A loop that drives a CallbackList by hand."""
     model = network()
@@ -313,7 +313,7 @@ def two_models_in_one_loop():
         callback.on_train_end()
 
 
-@specimen
+@slow_specimen
 def swarm_tf_trainer():
     """The library's own loop."""
     model = network()
@@ -331,7 +331,7 @@ def trainer_with_a_gan():
     swarm_tf.Trainer(gan).fit(data, steps=40, steps_per_epoch=20, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def trainer_with_a_vae():
     """The library's own loop, no call(), x only."""
     vae = VAE()

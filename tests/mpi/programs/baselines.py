@@ -2,7 +2,6 @@
 
 import time
 
-import checks
 import keras
 import numpy as np
 import pytest
@@ -41,7 +40,7 @@ DATA = [examples(rank) for rank in RANKS]
 def linear():
     keras.utils.set_random_seed(RANK)  # all begin with rank 0's
     model = keras.Sequential([keras.Input([FEATURES]), keras.layers.Dense(OUT)])
-    model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse")
+    model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse", jit_compile=False)
     return model
 
 
@@ -404,20 +403,19 @@ def a_rank_that_stops_early_is_named_in_one_line():
         assert "\n" not in str(caught.value)
 
 
-if __name__ == "__main__":
-    checks.run(
-        allreduce,
-        allreduce_equals_single_on_a_larger_batch,
-        allreduce_leaves_the_optimizer_as_it_was,
-        allreduce_again,
-        buckets_start_before_the_backward_pass_ends,
-        boundaries_are_where_they_should_be_under_the_trainer,
-        local_sgd,
-        dpsgd,
-        adpsgd,
-        sgp,
-        diloco,
-        noloco,
-        a_long_validation_is_waited_for,
-        a_rank_that_stops_early_is_named_in_one_line,
-    )
+CHECKS = (
+    allreduce,
+    allreduce_equals_single_on_a_larger_batch,
+    allreduce_leaves_the_optimizer_as_it_was,
+    allreduce_again,
+    buckets_start_before_the_backward_pass_ends,
+    boundaries_are_where_they_should_be_under_the_trainer,
+    local_sgd,
+    dpsgd,
+    adpsgd,
+    sgp,
+    diloco,
+    noloco,
+    a_long_validation_is_waited_for,
+    a_rank_that_stops_early_is_named_in_one_line,
+)

@@ -6,7 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-import checks
 import keras
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ def examples(rows, rank=RANK):
 def model():
     keras.utils.set_random_seed(RANK)
     net = keras.Sequential([keras.Input([4]), keras.layers.Dense(8), keras.layers.Dense(1)])
-    net.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    net.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], jit_compile=False)
     return net
 
 
@@ -287,13 +286,12 @@ def a_wrong_place_is_told():
     assert len(told) == (RANK == 0)
 
 
-if __name__ == "__main__":
-    checks.run(
-        metrics_become_the_mean_over_examples, what_one_rank_has_all_get, ranks_stop_together,
-        rates_fall_together, a_rank_that_ends_before_the_others_is_left_out,
-        ranks_end_equal_in_any_order, a_backup_of_each_rank_goes_on_from_there,
-        only_rank_zero_writes, the_mean_is_written_while_all_train,
-        the_mean_is_of_those_who_train_and_are_finite, a_rank_without_batches_delays_no_mean,
-        a_mean_that_cannot_be_written_is_told, a_training_that_failed_leaves_no_mean_under_way,
-        what_must_be_everywhere_is_refused, a_wrong_place_is_told,
-    )  # fmt: skip
+CHECKS = (
+    metrics_become_the_mean_over_examples, what_one_rank_has_all_get, ranks_stop_together,
+    rates_fall_together, a_rank_that_ends_before_the_others_is_left_out,
+    ranks_end_equal_in_any_order, a_backup_of_each_rank_goes_on_from_there,
+    only_rank_zero_writes, the_mean_is_written_while_all_train,
+    the_mean_is_of_those_who_train_and_are_finite, a_rank_without_batches_delays_no_mean,
+    a_mean_that_cannot_be_written_is_told, a_training_that_failed_leaves_no_mean_under_way,
+    what_must_be_everywhere_is_refused, a_wrong_place_is_told,
+)  # fmt: skip

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import checks
 import keras
 import numpy as np
 
@@ -148,8 +147,7 @@ def workers_of_a_data_set():
     assert len(set(every)) == 1
 
 
-if __name__ == "__main__":
-    checks.run(
-        a_child_that_is_terminated, many_children_that_are_terminated_at_once, a_pool,
-        a_spawned_child, children_that_fail, a_program, workers_of_a_data_set,
-    )  # fmt: skip
+CHECKS = (
+    a_child_that_is_terminated, many_children_that_are_terminated_at_once, a_pool,
+    a_spawned_child, children_that_fail, a_program, workers_of_a_data_set,
+)  # fmt: skip

@@ -1,6 +1,5 @@
 """SwarmCallback in model.fit and in Trainer, on each kind of Keras model."""
 
-import checks
 import keras
 import numpy as np
 import pytest
@@ -103,7 +102,7 @@ class Watching(swarm_tf.SwarmCallback):
 def fit():
     for build, per_execution in [(functional, 1), (sequential, 4), (subclassed, 4)]:
         model = compiled(build, steps_per_execution=per_execution)
-        callback = swarm_tf.SwarmCallback(local_steps=4, bits=8)
+        callback = swarm_tf.SwarmCallback(local_steps=4)
         model.fit(data(), verbose=0, callbacks=[callback])
         assert int(model.optimizer.iterations.numpy()) == STEPS
         equal_everywhere(bits(model), f"{build.__name__} at the end")
@@ -137,7 +136,7 @@ def average_optimizer():
 
 def overrides():
     model = compiled(functional)
-    callback = Watching(bits=4)
+    callback = Watching()
     model.fit(data(), verbose=0, callbacks=[callback])
     assert callback.steps == list(range(1, STEPS + 1))
     assert 1 <= len(callback.partners) <= STEPS // 3
@@ -185,7 +184,7 @@ def geometric():
             drawn.append(int(self.model.optimizer.iterations.numpy()))
             super().on_train_batch_end(batch, logs)
 
-    callback = Noting(4, local_steps_distribution="geometric", bits=4)
+    callback = Noting(4, local_steps_distribution="geometric")
     swarm_tf.Trainer(model).fit(data(-1), steps=60, steps_per_epoch=60, callbacks=[callback])
     blocks = np.diff([0, *drawn])
     assert drawn[-1] == 60
@@ -223,8 +222,7 @@ def differing():
         model.fit(x, y, verbose=0, callbacks=[swarm_tf.SwarmCallback()])
 
 
-if __name__ == "__main__":
-    checks.run(
-        fit, overrides, without_average_at_end, without_statistics, twice, geometric, modes,
-        differing, average_optimizer, unbuilt,
-    )  # fmt: skip
+CHECKS = (
+    fit, overrides, without_average_at_end, without_statistics, twice, geometric, modes,
+    differing, average_optimizer, unbuilt,
+)  # fmt: skip

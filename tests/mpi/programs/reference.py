@@ -6,12 +6,17 @@ import tensorflow as tf
 import swarm_tf
 from tests import test_golden as golden
 
-rank = swarm_tf.rank()
+RANK = swarm_tf.rank()
 assert swarm_tf.size() == 2
-data = tf.data.Dataset.from_tensor_slices(golden._data(rank))
-model = golden._model(rank)
-callback = swarm_tf.SwarmCallback(1, codec="float32", mode="blocking", average_at_end=False)
-model.fit(data, verbose=0, shuffle=False, callbacks=[callback])
-for got, expected in zip(model.get_weights(), golden._reference()[rank], strict=True):
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
-print(f"rank {rank} passed", flush=True)
+
+
+def two_ranks_fit_like_the_reference():
+    data = tf.data.Dataset.from_tensor_slices(golden._data(RANK))
+    model = golden._model(RANK)
+    callback = swarm_tf.SwarmCallback(1, codec="float32", mode="blocking", average_at_end=False)
+    model.fit(data, verbose=0, shuffle=False, callbacks=[callback])
+    for got, expected in zip(model.get_weights(), golden._reference()[RANK], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
+CHECKS = (two_ranks_fit_like_the_reference,)

@@ -2,8 +2,6 @@
 
 import time
 
-from checks import run
-
 from swarm_tf import UsageError
 from swarm_tf.cluster import world
 
@@ -63,7 +61,7 @@ def a_refusal_on_the_way_to_what_is_first_done_reaches_all():
         assert world.run_on_all_ranks(lambda stage=stage: stage) == stage
 
 
-run(
+CHECKS = (
     every_rank_learns_why,
     the_first_rank_does_it_while_the_others_wait,
     a_refusal_on_the_way_to_what_is_first_done_reaches_all,
