@@ -24,8 +24,6 @@ from swarm_tf import codec
 from swarm_tf.codec import BLOCK
 from swarm_tf.weights import CHUNK
 
-CODECS = [("lattice", bits) for bits in (8, 4, 2, 3, 7, 16)]
-CODECS += [("float32", 0), ("bfloat16", 0), ("float16", 0)]
 ENCODE_LIMIT, DECODE_LIMIT = 3.0, 4.0
 
 
@@ -48,7 +46,7 @@ def main() -> int:
     for heading in ("codec", "encode", "(+correction)", "decode", "(onto another)", "bits/weight"):
         table.add_column(heading, justify="right")
     missed = 0
-    for name, bits in CODECS:
+    for name, bits in codec.variants():
         cells, encode, decode = measure(codec.build(name, bits), bits, mine, theirs, copy, args)
         table.add_row(f"{name} {bits or ''}", *cells)
         if (name, bits) == ("lattice", 8):

@@ -13,6 +13,7 @@ from swarm_tf import codec as codecs
 from swarm_tf.errors import UsageError
 from swarm_tf.runner import flags
 from swarm_tf.runner.validation import validate
+from tests.codec import laws
 from tests.protocol.swarm import FAULTS, ROUNDING, Swarm
 
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
@@ -82,9 +83,10 @@ def test_keys_of_an_algorithm_from_outside_are_checked_and_shown(recipe, capsys)
     assert "--config.every_few.local_steps=10\n      local steps between" in capsys.readouterr().out
 
 
-def test_a_codec_from_outside_keeps_the_mean(recipe):
-    """The laws hold for it as for ours: corrections are exact opposites, in any order."""
+def test_a_codec_from_outside_holds_all_laws(recipe):
+    """Those of tests/codec/laws.py, and the mean stays whatever happens to messages."""
     runpy.run_path(str(recipe))
+    laws.check(codecs.build("fixed"))
     swarm = Swarm(4, codecs.build("fixed"), seed=1, chunks=2, faults=FAULTS)
     swarm.run(100, noise=0.003)
     assert swarm.drift() < ROUNDING

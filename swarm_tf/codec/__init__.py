@@ -11,12 +11,14 @@ from swarm_tf.errors import UsageError
 CODECS: dict[str, type[Codec]] = {
     codec.name: codec for codec in (Lattice, Float32, BFloat16, Float16)
 }
-"""The table of codecs, by the name that `swarm.codec` and messages have for them."""
+"""The table of codecs, by the name that `swarm.codec` has for them."""
 
 
 @functools.cache
 def build(name: str, bits: int = 8) -> Codec:
-    """The codec `name`; `bits` per weight for the lattice. It has no state: one serves all.
+    """The codec `name`, with `bits` per weight if it has a choice.
+
+    A codec has no state, so one instance is shared by all.
 
     Raises:
       UsageError: `name` is none of the table, or the codec has no such width.
@@ -28,6 +30,11 @@ def build(name: str, bits: int = 8) -> Codec:
     if codec.name != name or len(codec.wire_name.encode("ascii")) > NAME_BYTES:
         raise ValueError(f"codec {name} calls itself {codec.wire_name} in messages")
     return codec
+
+
+def variants() -> list[tuple[str, int]]:
+    """(name, bits) of every codec of the table in every width; bits 0 where there is no choice."""
+    return [(name, bits) for name, codec in CODECS.items() for bits in codec.choices or (0,)]
 
 
 __all__ = [
@@ -46,4 +53,5 @@ __all__ = [
     "blocks_of",
     "build",
     "float32",
+    "variants",
 ]

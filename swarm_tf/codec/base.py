@@ -1,4 +1,4 @@
-"""The two interfaces: a codec turns vectors into bytes and back, a channel has its state.
+"""The two interfaces: a codec encodes and decodes vectors, a channel keeps the state of a chunk.
 
 From two encodings of two nearby vectors a codec finds the correction that moves each to their
 average. It knows no networking and keeps no state. A channel is what one chunk of a model travels
@@ -20,7 +20,7 @@ from swarm_tf.codec.kernels import BLOCK, Bools, Floats, Words, blocks_of, weigh
 
 NO_SCALES = np.zeros(0, np.float32)
 NAME_BYTES = 21
-"""Of a codec's name in a message; so many leave the arrays behind the header aligned."""
+"""Longest name of a codec, in bytes. With 21 the header of a message is a multiple of 8."""
 
 
 @dataclass
@@ -31,14 +31,15 @@ class Encoded:
       codec: the one that made it (`Codec.wire_name`).
       length: weights in the chunk.
       seed: exchange seed, chosen by the initiator; both sides derive the same dither from it.
-      scales: float32 [blocks], the lattice step of each block; empty for the float codecs.
+      scales: what else the partner needs, one float32 a block (the lattice's step sizes), or
+        `NO_SCALES`.
       checksums: uint32 [words, blocks].
       payload: encoded weights, in the codec's `dtype`, a row for each block.
 
     The side that encoded also keeps
       magnitude: float32 [blocks], largest |weight| of each block; NaN shows as NaN.
-      usable: bool [blocks], False where it could not represent its own weights; the checksum of
-        such a block is made wrong, so that the partner skips it too.
+      usable: bool [blocks], False where it could not represent its own weights. `encode` makes the
+        checksum of such a block wrong, so that the partner skips it too.
     """
 
     codec: str
@@ -85,32 +86,37 @@ class Decoded:
 
 
 class Codec(ABC):
-    """`encode`s either side and `decode`s the partner's. Stateless: see `channel`.
+    """`encode`s either side and `decode`s the partner's. It has no state: see `channel`.
 
-    A subclass sets what a partner must know to read a message.
+    A subclass sets the constants below and implements `encode` and `_read`. Both sides of an
+    exchange must find exactly opposite corrections, in float32. Beware of a*b - c*d: XLA may fuse
+    it so that one product is not rounded. Differences of integers, or of halves of floats, are
+    safe. Functions that XLA compiles are methods named `..._kernel`; see `kernels`.
 
     Attributes:
       name: as in `codec=NAME`; each class has its own.
-      bits: a weight, where the class has codecs of several widths, else 0.
-      dtype: of the payload.
-      words: of the checksum of a block.
-      width: numbers of payload in a block.
+      choices: the bits per weight that a user may choose; empty if there is no choice.
+      bits: the ones chosen; 0 if there is no choice.
+      dtype: type of the payload's numbers, integer or floating.
+      words: number of uint32 words in the checksum of a block.
+      row_length: how many numbers of payload a block has.
     """
 
     name: ClassVar[str]
+    choices: ClassVar[tuple[int, ...]] = ()
     bits: int = 0
     dtype: tf.DType
     words: int
-    width: int
+    row_length: int
 
     @classmethod
     def build(cls, bits: int) -> Codec:
-        """The codec with so many bits a weight, where the class has several widths."""
+        """The codec with so many bits per weight; `bits` is ignored where there is no choice."""
         return cls()
 
     @property
     def wire_name(self) -> str:
-        """What a message calls the codec: ASCII, at most `NAME_BYTES`; by name and bits unique."""
+        """The codec's name in messages, with its bits: ASCII, at most `NAME_BYTES`."""
         return f"{self.name}{self.bits}" if self.bits else self.name
 
     def channel(self, length: int) -> Channel:
@@ -119,13 +125,17 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
-        """Encode the sum of `terms`.
+        """Encode the sum of `terms`; an empty one, of length 0, too.
 
         Args:
           terms: the communication copy as published, float32 [length], and the corrections on
-            top of it, float32 [blocks, BLOCK].
-          seed: exchange seed.
-          scales: float32 [blocks]; ignored by codecs without a lattice.
+            top of it, float32 [blocks, BLOCK], if there are any.
+          seed: of the exchange; `decode` must use that of its own side.
+          scales: those of the channel, float32 [blocks], or `NO_SCALES`; where this side answers,
+            those of the initiator. A codec may ignore them and compute its own.
+
+        Returns:
+          This side. `magnitude` is exact. The padding behind the last weight must decode to 0.
         """
 
     def fits(self, encoded: Encoded, *, without_payload: bool = False) -> bool:
@@ -139,12 +149,16 @@ class Codec(ABC):
         return (
             encoded.codec == self.wire_name
             and encoded.checksums.shape == (self.words, blocks)
-            and (0 in shape if without_payload else shape == (blocks, self.width))
+            and (0 in shape if without_payload else shape == (blocks, self.row_length))
             and tf.as_dtype(encoded.payload.dtype) == self.dtype
-            and self._scales_fit(encoded.scales, blocks)
+            and self.scales_fit(encoded.scales, blocks)
         )
 
-    def _scales_fit(self, scales: Floats, blocks: int) -> bool:
+    def scales_fit(self, scales: Floats, blocks: int) -> bool:
+        """Whether received scales can be this codec's; here, that there are none.
+
+        A codec that sends scales overrides it. Those of unusable blocks must fit too.
+        """
         return len(scales) == 0
 
     def decode(
@@ -172,7 +186,16 @@ class Codec(ABC):
     def _read(
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
-        """Correction and accepted blocks as in `Decoded`, and the sum of |difference| in each."""
+        """The correction to this side, whose `length` is above 0.
+
+        Args:
+          own, other, onto: see `decode`; `other` has no `magnitude` and no `usable`.
+          allowed: bool [blocks], where the correction may be other than 0.
+
+        Returns:
+          `correction` and `accepted` as in `Decoded`, and the sum of |difference| in each block,
+          float32 [blocks], a NumPy array.
+        """
 
 
 class Channel:
@@ -201,11 +224,11 @@ class Channel:
         return self.codecs[attempt].encode(terms, seed, NO_SCALES)
 
     def answer(self, terms: Sequence[tf.Tensor], offer: Encoded) -> Encoded:
-        """The responder's side, on the lattice of an offer that `fits`."""
+        """The responder's side, encoded as an offer that is `readable`."""
         return self._named[offer.codec].encode(terms, offer.seed, offer.scales)
 
-    def fits(self, encoded: Encoded, attempt: int) -> bool:
-        """Whether a received encoding can be of this chunk at all."""
+    def is_of_this_chunk(self, encoded: Encoded, attempt: int) -> bool:
+        """Whether a received encoding has this chunk's length, and such an attempt exists."""
         return attempt < len(self.codecs) and encoded.length == self.length
 
     def readable(self, encoded: Encoded, *, without_payload: bool = False) -> bool:

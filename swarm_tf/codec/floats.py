@@ -33,8 +33,9 @@ from swarm_tf.codec.kernels import (
 
 @dataclass(frozen=True)
 class Format:
-    """A floating-point format: `fraction` bits after the point, in steps no finer than those of
-    2^min_exponent, up to `largest`.
+    """A floating-point format: `fraction` bits after the point, numbers up to `largest`.
+
+    Below 2^min_exponent its steps stay as large as they are there.
     """
 
     dtype: tf.DType
@@ -56,7 +57,7 @@ class Float(Codec):
 
     def __init__(self) -> None:
         self.dtype = self.format.dtype
-        self.words, self.width = 1, BLOCK
+        self.words, self.row_length = 1, BLOCK
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
 

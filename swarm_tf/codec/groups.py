@@ -38,7 +38,7 @@ def in_groups(
         ]
         return [i + 1, *updated]
 
-    shapes = group(tf.constant(0))  # XLA drops what is not used of them
+    shapes = group(tf.constant(0))  # only their shapes are used: XLA removes the computation
     empty = [tf.zeros([blocks, *x.shape[1:]], x.dtype) for x in shapes]
     count = -(-blocks // GROUP)
     return list(tf.while_loop(lambda i, *_: i < count, step, [tf.constant(0), *empty]))[1:]

@@ -22,9 +22,10 @@ SEEDS = 2**62
 _LANES = 32  # measured: XLA vectorises folds of up to 64 lanes
 
 FLOAT32_DIGITS = 2.0**-22
-"""A lattice step below this share of a block's largest magnitude has no float32 digits left."""
+"""A lattice step below this share of a block's largest magnitude is lost in float32's rounding."""
 
-# Every kernel is compiled for a few shapes in a row. TensorFlow warns of that.
+# TensorFlow warns of functions that are compiled for several shapes in a row, as every kernel is.
+# The filter knows kernels by their names: methods `..._kernel` of a codec.
 tf.get_logger().addFilter(lambda record: "_kernel of <swarm_tf.codec" not in record.getMessage())
 
 Floats = npt.NDArray[np.float32]
@@ -116,8 +117,8 @@ def _checksum_weights() -> Words:
 
 
 CHECKSUM_WEIGHTS = _checksum_weights()
-"""uint32 [2, BLOCK]. Odd: a single wrong integer always changes the sum mod 2^32. All different
-in their low 11 bits: so do two wrong by opposite amounts, up to 2^21."""
+"""uint32 [2, BLOCK]. They are odd, so one wrong integer always changes the sum mod 2^32. They
+differ in their low 11 bits, so two that are wrong by opposite amounts up to 2^21 change it too."""
 
 
 def checksum_weights(keys: tf.Tensor, word: int) -> tf.Tensor:

@@ -56,13 +56,14 @@ class Lattice(Codec):
     """The lattice codec with `bits` per weight: 2 to 8, or 16."""
 
     name = "lattice"
+    choices = BITS
 
     def __init__(self, bits: int) -> None:
         if bits not in BITS:
             raise UsageError(f"swarm.bits={bits} must be one of {', '.join(map(str, BITS))}")
         self.bits = bits
         self.dtype = tf.uint16 if bits == 16 else tf.uint8
-        self.width = BLOCK * min(bits, 8) // 8
+        self.row_length = BLOCK * min(bits, 8) // 8
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
         self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
         self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
@@ -89,7 +90,7 @@ class Lattice(Codec):
         checksums = np.where(usable, checksums, checksums + _SPOIL)
         return Encoded(self.wire_name, length, seed, scales, checksums, payload, magnitude, usable)
 
-    def _scales_fit(self, scales: Floats, blocks: int) -> bool:
+    def scales_fit(self, scales: Floats, blocks: int) -> bool:
         return len(scales) == blocks and bool(np.isfinite(scales).all() and (scales > 0).all())
 
     def _read(

@@ -112,7 +112,7 @@ class Replica:
             self.channels[chunk].warm_up(base)
 
     def offer(self, number: int, seed: int) -> Encoded:
-        """The initiator's side of chunk `number`. If it is not `finite` it may not be sent."""
+        """The initiator's side of chunk `number`. If it is not `finite` it must not be sent."""
         attempt, chunk = self._place(number)
         return self._checked(self.channels[chunk].offer(self.terms(chunk), seed, attempt))
 
@@ -120,7 +120,7 @@ class Replica:
         """The responder's side of chunk `number`, averaged; or why not."""
         attempt, chunk = self._place(number)
         channel = self.channels[chunk]
-        if not channel.fits(offer, attempt):
+        if not channel.is_of_this_chunk(offer, attempt):
             return Reason.OTHER_MODEL
         if not channel.readable(offer, without_payload=self.one_sided):
             return Reason.OTHER_CODEC
@@ -135,7 +135,7 @@ class Replica:
         """Whether what a partner sent has the form of this chunk in its codec."""
         attempt, chunk = self._place(number)
         channel = self.channels[chunk]
-        return channel.fits(reply, attempt) and channel.readable(reply)
+        return channel.is_of_this_chunk(reply, attempt) and channel.readable(reply)
 
     def conclude(
         self,

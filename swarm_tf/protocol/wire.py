@@ -28,7 +28,6 @@ _HEADER = struct.Struct(f"<4sBBB{NAME_BYTES}sBBHQIIQQQQII")
 _FINGERPRINT = 14  # its place in the header
 _MAGIC = b"swtf"
 _CRC = struct.Struct("<I")
-_DTYPES = (tf.uint8, tf.uint16, tf.float16, tf.bfloat16, tf.float32)
 
 
 class Unreadable(Exception):
@@ -55,7 +54,7 @@ def pack(message: Message, fingerprint: int) -> tuple[bytes, Bytes]:
         message.reason,
         encoded.codec.encode("ascii") if encoded else b"",
         encoded.checksums.shape[0] if encoded else 0,
-        _DTYPES.index(dtype),
+        dtype.as_datatype_enum,
         message.sender,
         message.exchange,
         message.chunk,
@@ -101,9 +100,9 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
     if version != VERSION or theirs != fingerprint:
         raise Unreadable(f"rank {sender} runs another version, model or configuration")
     try:
-        kind, reason, dtype = Kind(kind), Reason(reason), _DTYPES[dtype]
+        kind, reason, dtype = Kind(kind), Reason(reason), _number_type(dtype)
         codec = name.rstrip(b"\0").decode("ascii")
-    except (ValueError, IndexError):
+    except (ValueError, TypeError):
         raise Unreadable(f"rank {sender} sent an unknown kind, reason or type") from None
     if seed >= SEEDS or exchange >= EXCHANGES:
         raise Unreadable(f"rank {sender} sent a seed or an exchange number that is too large")
@@ -125,6 +124,14 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
         accepted = np.unpackbits(bits, count=blocks).astype(np.bool_)
     message = Message(kind, sender, exchange, chunk, step, reason, encoded, accepted)
     return message, payload_bytes
+
+
+def _number_type(value: int) -> tf.DType:
+    """Raises TypeError or ValueError if it is none of TensorFlow's types of plain numbers."""
+    dtype = tf.as_dtype(value)
+    if not (dtype.is_integer or dtype.is_floating):
+        raise ValueError(value)
+    return dtype
 
 
 def fingerprint_of(head: bytes) -> int | None:

@@ -236,6 +236,7 @@ class Swarm:
 
     def run(self, exchanges, noise):
         """Non-blocking nodes in a random interleaving, until so many exchanges happened."""
+        assert self.mode != "blocking", "see Blocking"
         while self.count("exchanges") < exchanges:
             self.now += 0.05
             rank = int(self.rng.integers(self.size))

@@ -12,9 +12,7 @@ from swarm_tf.protocol import wire
 from swarm_tf.protocol.messages import Kind, Message, Reason
 
 FINGERPRINT = 2**64 - 5
-CODECS = [("float32", 8), ("bfloat16", 8), ("float16", 8)] + [
-    ("lattice", bits) for bits in (2, 3, 4, 5, 6, 7, 8, 16)
-]
+CODECS = codecs.variants()
 
 
 def _encoded(name="lattice", bits=8, length=2 * BLOCK + 17, seed=2**62 - 1):

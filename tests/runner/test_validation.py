@@ -8,6 +8,7 @@ import pytest
 
 from swarm_tf import config as c
 from swarm_tf import options
+from swarm_tf.codec import CODECS
 from swarm_tf.errors import UsageError
 from swarm_tf.runner.keys import of as keys_of
 from swarm_tf.runner.validation import validate
@@ -62,7 +63,7 @@ def test_accepted(overrides):
         ({"swarm__mode": "fast"}, "swarm.mode=fast must be one of nonblocking, blocking, pull"),
         (
             {"swarm__codec": "int8"},
-            "swarm.codec=int8 must be one of lattice, float32, bfloat16, float16",
+            f"swarm.codec=int8 must be one of {', '.join(CODECS)}",
         ),
         ({"swarm__local_steps": 0}, "swarm.local_steps=0 must be 1 or more"),
         (
