@@ -21,6 +21,8 @@ ONLY_SOME = (2, 3, 8, 16)
 EACH_KIND = [
     pytest.param(bits, marks=[] if bits in ONLY_SOME else pytest.mark.slow) for bits in LATTICE_BITS
 ]
+# Within one block, as 1 is, or in two; every length is compiled too.
+SLOW_LENGTHS = [pytest.param(length, marks=pytest.mark.slow) for length in (5, 1023, 1500)]
 BLOCKS = 120  # in most tests: every new shape is compiled once
 WORDS = {bits: 2 if bits > 8 else 1 for bits in LATTICE_BITS}
 
@@ -101,7 +103,7 @@ def test_payload_and_checksums_are_those_of_the_reference(bits, reach):
 
 
 @pytest.mark.parametrize("bits", ONLY_SOME)
-@pytest.mark.parametrize("length", [1, 1023, 1500, 200 * BLOCK - 7])
+@pytest.mark.parametrize("length", [1, *SLOW_LENGTHS, 200 * BLOCK - 7])
 def test_the_tail_of_the_last_block_counts_as_zeros(bits, length):
     rng = np.random.default_rng(length)
     blocks = codec.blocks_of(length)
@@ -119,7 +121,7 @@ def test_the_tail_of_the_last_block_counts_as_zeros(bits, length):
 
 @pytest.mark.parametrize("bits", LATTICE_BITS)
 def test_a_weight_costs_its_bits(bits):
-    for length in (0, 1, 1024, 1025):
+    for length in (0, 1025):
         own = _encode(bits, np.zeros(length), np.ones(codec.blocks_of(length), np.float32), 1)
         assert own.payload.shape[0] == codec.blocks_of(length)
         assert own.payload_bytes == codec.blocks_of(length) * BLOCK * bits // 8
@@ -436,7 +438,7 @@ def test_blocks_of_zeros_and_denormals_are_averaged_as_zeros(bits):
 
 
 @pytest.mark.parametrize("bits", ONLY_SOME)
-@pytest.mark.parametrize("length", [1, 5, 1023, 2049, 200 * BLOCK - 7])
+@pytest.mark.parametrize("length", [1, *SLOW_LENGTHS, 2049, 200 * BLOCK - 7])
 def test_any_length_is_settled(bits, length):
     """No multiple of the block; near in one call, far in the next."""
     rng = np.random.default_rng(length)
