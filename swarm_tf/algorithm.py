@@ -189,6 +189,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
                 _log.warning("one rank, no launcher: training alone; mpirun -n N starts several")
             return
         self._clean_up()
+        _begun.add(self)
         self._training.enter_context(signals.listening())
         self.weights = None
         self._began_at = self._step
@@ -288,8 +289,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             self.weights.assign(consensus.mean(self.weights, self.transport))
         rendezvous.leave(self.model)
         world.end_training(self)
-        self._caller = None
-        self._training.close()
+        self._close()
 
     def when_over(self, action: Callable[[], None]) -> None:
         """Call `action` when this training has ended on all ranks, or failed on this one."""
@@ -408,24 +408,31 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
 
         Keras tells no callback when an exception ends a training.
         """
-        for other in world.unfinished():
-            if not isinstance(other, Algorithm) or other.transport is not self.transport:
+        for other in list(_begun):
+            if other.transport is not self.transport:
                 continue
             mine = other is self or other.model is self.model
             if mine or not is_running(other._caller):
-                other._caller = None
-                other._training.close()
-                other.abandon()
-                world.end_training(other)
-        if self._caller is not None:  # it failed before the ranks joined
-            self._caller = None
-            self._training.close()
+                other._close()
+                if other in world.unfinished():  # else it failed before the ranks joined
+                    other.abandon()
+                    world.end_training(other)
+
+    def _close(self) -> None:
+        """What `on_train_begin` has begun on this rank is over."""
+        self._caller = None
+        self._training.close()
+        _begun.discard(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Algorithm":
         raise UsageError(
             f"a {type(self).__name__} can't be copied: it holds a rank's connection to the others; "
             "make a new one"
         )
+
+
+_begun: set[Algorithm] = set()
+"""Trainings that have begun on this rank, and not ended."""
 
 
 class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]

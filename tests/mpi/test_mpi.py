@@ -27,8 +27,8 @@ RANKS = {
     "ill": 3,  # a rank whose weights are not finite is healed, or left out
     "recorded": 3,  # the exchanges of a real run are proven
     "reference": 2,  # two ranks fit like the reference
-    "signals_in_fit": 2,  # a signal ends all ranks, whatever they do
     "callbacks": 2,  # Keras' callbacks on several ranks
+    "signals_in_fit": 2,  # a signal ends all ranks, whatever they do
     "leaves": 2,  # trainings that failed and were handled end nothing
     "evaluate": 2,  # an evaluation delays nobody
     "children": 2,  # processes that a rank starts are plain ones
