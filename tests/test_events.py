@@ -89,7 +89,7 @@ def test_what_events_count(events, counted):
         (NotFinite(7, 2), "its weights are NaN or Inf after step 7; it takes the model of rank 2"),
     ],
 )
-def test_what_is_told_of_events(event, words):
+def test_events_that_are_logged(event, words):
     level, line = log_line(5, event)
     assert level == logging.WARNING
     assert words in line
@@ -106,5 +106,5 @@ def test_what_is_told_of_events(event, words):
         BoundaryPassed(1.0),
     ],
 )
-def test_the_usual_is_not_told(event):
+def test_usual_events_are_not_logged(event):
     assert log_line(5, event) is None

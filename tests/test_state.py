@@ -122,7 +122,7 @@ def test_slots_become_those_of_a_new_optimizer():
     assert int(model.optimizer.iterations) == 4
 
 
-def test_vocabularies_are_told_apart():
+def test_vocabularies_that_differ_are_seen():
     def words(text):
         layer = keras.layers.TextVectorization()
         layer.adapt(text)

@@ -135,7 +135,7 @@ def test_a_model_without_variables_yet_is_built_from_the_data():
         assert int(model.optimizer.iterations) == 6
 
 
-def test_waiting_for_data_is_told_from_computing():
+def test_waiting_for_data_is_not_counted_as_computing():
     pause = 0.02
 
     def slow(x, y):

@@ -205,7 +205,7 @@ def test_what_was_never_negative_stays_so_whatever_its_name():
 
 
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adafactor", "Lamb", "Adadelta", "Ftrl"])
-def test_slots_that_are_squares_are_told_from_those_that_are_signed(name):
+def test_slots_that_are_squares_differ_from_those_that_are_signed(name):
     layers = [keras.layers.Dense(4), keras.layers.Dense(2)]
     model = keras.Sequential([keras.Input([3]), *layers])
     model.compile(getattr(keras.optimizers, name)(0.01), "mse")

@@ -57,7 +57,7 @@ def test_too_late_is_a_warning(machine, monkeypatch, caplog):
     assert "call swarm_tf.rank() right after the imports" in record.getMessage()
 
 
-def test_ranks_that_share_a_gpu_are_told_once(machine, caplog):
+def test_ranks_that_share_a_gpu_get_one_warning(machine, caplog):
     machine(["a", "b"], 0, 2)
     devices.claim_gpu()
     assert not caplog.records

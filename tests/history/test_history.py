@@ -51,7 +51,7 @@ def test_a_sound_run_is_proven(entries):
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
-def test_so_is_one_on_a_network_that_harms_messages(tmp_path, mode):
+def test_so_is_one_on_a_network_that_loses_and_damages_messages(tmp_path, mode):
     faults = Faults(drop=0.05, duplicate=0.1, corrupt=0.05, delay=0.005, seed=1)
     _, violations = check.check(_train(tmp_path, LocalNetwork(3, faults), mode))
     assert violations == []

@@ -26,7 +26,7 @@ def test_versions_that_differ_are_named_with_rank_and_host():
     ]
 
 
-def test_a_host_with_more_ranks_than_gpus_is_told_once():
+def test_a_host_with_more_ranks_than_gpus_is_named_once():
     crowded = replace(HERE, host="b", local_ranks=4)
     assert list(doctor.hosts_short_of_gpus([HERE, crowded, crowded])) == [
         "4 ranks share 2 GPUs on b; start fewer"
@@ -47,7 +47,7 @@ def test_alone_it_tells_what_is_here():
     assert done.stdout.endswith("\nOK\n")
 
 
-def test_what_is_wrong_is_told_with_what_to_change(monkeypatch):
+def test_what_is_wrong_is_printed_with_what_to_change(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     done = run("doctor")
     assert done.returncode == 1

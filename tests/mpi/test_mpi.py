@@ -131,7 +131,7 @@ def test_gather_names_the_rank_that_is_late():
 @pytest.mark.parametrize(
     "algorithm", ["allreduce", pytest.param("local_sgd", marks=pytest.mark.slow)]
 )
-def test_ranks_with_uneven_numbers_of_batches_are_told(algorithm):
+def test_ranks_with_uneven_numbers_of_batches_end_with_both_numbers(algorithm):
     output = ends_together(3, "uneven.py", algorithm)
     # Whether they meet in an averaging, or where they ask each other once a second for signals.
     late, uneven = r"rank [12] waited 3 s for ranks \[[01, ]+\]", "must be the same on all ranks"

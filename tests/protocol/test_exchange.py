@@ -80,7 +80,7 @@ def test_a_late_answer_still_applies(mode, caplog):
     assert [e.overdue for e in initiator.take_ended()] == [True]
 
 
-def test_an_owing_partner_is_not_asked_again():
+def test_a_partner_that_has_not_answered_gets_no_second_request():
     swarm = pair(timeout_seconds=10)
     swarm.ask(0, 1)
     swarm.poll(0)
@@ -113,7 +113,7 @@ def test_copies_of_a_request_are_applied_once():
     assert swarm.drift() == 0
 
 
-def test_staleness_and_payload_are_told():
+def test_an_exchange_reports_its_staleness_and_payload():
     swarm = pair(chunks=3)
     swarm.steps[0] = 17
     swarm.ask(0, 1)

@@ -27,7 +27,7 @@ def test_pull_changes_only_the_initiator(codec, chunks):
     assert swarm.count("payload_bytes") == bytes_a_weight * blocks * BLOCK
 
 
-def test_pull_with_harm_is_still_an_average():
+def test_pull_with_faults_is_still_an_average():
     swarm = Swarm(4, codecs.build("lattice", 8), "pull", seed=6, faults=FAULTS)
     before = swarm.distance()
     swarm.run(300, noise=0)

@@ -85,7 +85,7 @@ def test_a_file_is_there_whole_or_as_it_was(disk):
     assert path.read_bytes() == b"new"
 
 
-def test_what_is_only_told_is_left_out_with_one_warning_each(disk, caplog):
+def test_lines_and_events_are_left_out_with_one_warning_each(disk, caplog):
     with metrics.MetricsWriter(disk.path) as writer:
         writer.log(1, loss=1.0)
         disk.fill()

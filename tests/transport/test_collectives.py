@@ -79,7 +79,7 @@ def test_a_missing_rank_is_named():
         collectives.average(network[1], [np.zeros(5, np.float32)], 0.1)
 
 
-def test_a_job_that_fails_in_the_background_is_heard_of():
+def test_a_failure_in_the_background_is_raised_by_its_waiter():
     network = LocalNetwork(2)
     background = collectives.Background(0)
     background.start()

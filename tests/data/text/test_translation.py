@@ -165,7 +165,7 @@ def test_a_pass_has_the_steps_and_the_tokens_that_are_texts_of(load, real):
     assert other.target_tokens == part.target_tokens
 
 
-def test_long_pairs_are_told_and_not_trained_on(load, real, caplog):
+def test_long_pairs_are_left_out_with_a_warning(load, real, caplog):
     whole = load(real)
     with caplog.at_level(logging.WARNING):
         part = load(real, max_length=20)
