@@ -99,7 +99,7 @@ def _print_help(program: str, path: str | None) -> None:
     print(f"usage: {program} {USAGE}")
     if path:
         for key in keys.of(load(path)):
-            print(f"  --config.{key.name}={key.value}\n      {key.words}")
+            print(f"  --config.{key.name}={key.value}\n      {key.description}")
 
 
 def _override(config: RunConfig, argv: list[str]) -> RunConfig:

@@ -187,7 +187,7 @@ def test_every_key_with_a_choice_or_a_range_has_a_rule():
             for field in options.fields(section):
                 free = field.metadata["rule"] is options.ANY
                 assert free == (field.type is bool), field.name
-                assert field.metadata["words"], field.name
+                assert field.metadata["description"], field.name
 
 
 def test_every_key_is_an_option():
