@@ -39,9 +39,9 @@ CLASSIFICATION, TRANSLATION = "classification", "translation"
 PARTITIONS = ("iid", "static", "dirichlet")
 
 _LANGUAGE = rule("a language such as en, or None", lambda value: value != "", obvious=True)
-_FACTORS = rule("each 1 or more", lambda values: min(values, default=1) >= 1)
-_RISING = rule(
-    "rising, between 0 and 1",
+_FACTORS = rule("numbers of 1 or more", lambda values: min(values, default=1) >= 1)
+_ASCENDING = rule(
+    "ascending numbers between 0 and 1",
     lambda values: all(low < high for low, high in pairwise((0.0, *values, 1.0))),
 )
 
@@ -215,7 +215,9 @@ class OptimizerConfig:
         0.0, at_least(0), "epochs of linear warm-up, in the same unit as train.epochs"
     )
     step_boundaries: tuple[float, ...] = option(
-        (), _RISING, "for schedule=step: fractions of the run after which the learning rate falls"
+        (),
+        _ASCENDING,
+        "for schedule=step: fractions of the run after which the learning rate falls",
     )
     step_factor: float = option(
         0.1,

@@ -73,7 +73,7 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
     max_staleness: int | None = option(
         None,
         at_least(1),
-        "most local steps taken while an exchange is unanswered; after them training waits; "
+        "local steps that training may take while an exchange is unanswered, before it waits; "
         "None: 4 x local_steps",
     )
 

@@ -25,8 +25,8 @@ class ADPSGDConfig(GraphOptions):
     max_staleness: int | None = option(
         4,
         at_least(1),
-        "most local steps taken while an exchange is unanswered; after them training waits; T in "
-        "the paper; None: 4",
+        "local steps that training may take while an exchange is unanswered, before it waits (T in "
+        "the paper); None: 4",
     )
 
 

@@ -38,7 +38,7 @@ class AllReduceConfig(Options):
         "mpi", one_of(("mpi", "horovod")), "library that averages; `make horovod` builds Horovod"
     )
     bucket_mib: float = option(
-        1.0, POSITIVE, "bytes / 2^20 of gradients that are sent together; only with backend=mpi"
+        1.0, POSITIVE, "MiB of gradients that are sent together in a bucket; only with backend=mpi"
     )
 
 
