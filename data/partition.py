@@ -108,12 +108,12 @@ def range_epochs(
       UsageError: as `epochs` does.
     """
     _check(partition, sum(files), size)
-    whole = ranges(files, size)
+    all_ranges = ranges(files, size)
     if partition == "dirichlet":
-        return _reshuffled(whole, rank, seed)
+        return _reshuffled(all_ranges, rank, seed)
     if partition == "static":
-        return _reshuffled(split_ranges(whole, size, seed, 0)[rank], rank, seed)
-    return (split_ranges(whole, size, seed, epoch)[rank] for epoch in count())
+        return _reshuffled(split_ranges(all_ranges, size, seed, 0)[rank], rank, seed)
+    return (split_ranges(all_ranges, size, seed, epoch)[rank] for epoch in count())
 
 
 def ranges(files: Sequence[int], size: int) -> Ranges:
@@ -126,17 +126,17 @@ def ranges(files: Sequence[int], size: int) -> Ranges:
     return np.stack([edges[:-1], np.diff(edges)], axis=1)
 
 
-def split_ranges(whole: Ranges, size: int, seed: int, epoch: int) -> list[Ranges]:
+def split_ranges(all_ranges: Ranges, size: int, seed: int, epoch: int) -> list[Ranges]:
     """The ranges, shuffled differently in every epoch and divided into one part per rank.
 
     Parts differ by at most 1 record, so a range may be divided between two ranks.
     """
-    first, taken = _rng(seed, _COMMON, epoch).permutation(whole).T
-    ends = np.cumsum(taken)
+    first, counts = _rng(seed, _COMMON, epoch).permutation(all_ranges).T
+    ends = np.cumsum(counts)
     parts = []
     for positions in np.array_split(np.arange(ends[-1]), size):
-        low, high = (np.clip(e, positions[0], positions[-1] + 1) for e in (ends - taken, ends))
-        part = np.stack([first + low - (ends - taken), high - low], axis=1)
+        low, high = (np.clip(e, positions[0], positions[-1] + 1) for e in (ends - counts, ends))
+        part = np.stack([first + low - (ends - counts), high - low], axis=1)
         parts.append(part[part[:, 1] > 0])
     return parts
 

@@ -206,14 +206,14 @@ def describe_type(kind: Any) -> str:
         return " or ".join(describe_type(each) for each in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return "a tuple of numbers such as (0.5, 0.75)"
-    words = {
+    names = {
         int: "a whole number",
         float: "a finite number",
         bool: "True or False",
         str: "a string",
         type(None): "None",
     }
-    return words.get(kind) or f"a {kind.__name__}"
+    return names.get(kind) or f"a {kind.__name__}"
 
 
 def _fits(value: Any, kind: Any) -> bool:

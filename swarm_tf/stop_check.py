@@ -45,9 +45,9 @@ class StopCheck:
         seconds = 1.0
         if self._checked_step is not None:
             seconds = (time.monotonic() - self._checked_at) / (step - self._checked_step)
-        mine = {"stop": requested, "seconds": seconds}
-        every = world.gather_over(self._transport, mine, what, self._timeout)
-        slowest = max(one["seconds"] for one in every)
+        report = {"stop": requested, "seconds": seconds}
+        reports = world.gather_over(self._transport, report, what, self._timeout)
+        slowest = max(each["seconds"] for each in reports)
         self.next_step = step + min(max(int(1 / max(slowest, 1e-3)), 1), _MOST_STEPS)
         self._checked_step, self._checked_at = step, time.monotonic()
-        return any(one["stop"] for one in every)
+        return any(each["stop"] for each in reports)

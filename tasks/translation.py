@@ -81,9 +81,9 @@ class Score:
         """
         documents = self._documents(self.data.test_sources)
         own = self.translator.documents(documents[world.rank() :: world.size()])
-        every = world.gather(own, "the translations of the test split", _SCORE_SECONDS)
+        parts = world.gather(own, "the translations of the test split", _SCORE_SECONDS)
         translated = [[""]] * len(documents)
-        for rank, part in enumerate(every):
+        for rank, part in enumerate(parts):
             translated[rank :: world.size()] = part
         found = [sentence for document in translated for sentence in document]
         return scores(found, self.data.test_references)

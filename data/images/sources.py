@@ -54,7 +54,7 @@ class Records:
     def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """A record's image, still encoded (a scalar string), and its label (int32)."""
         image, label = self.keys
-        example = self._only(image, label).deserialize_example(
+        example = self._features_of(image, label).deserialize_example(
             record, decoders={image: tfds.decode.SkipDecoding()}
         )
         return example[image], tf.cast(example[label], tf.int32)
@@ -62,9 +62,9 @@ class Records:
     def parse_label(self, record: tf.Tensor) -> tf.Tensor:
         """A record's label (int32), without copying its image."""
         label = self.keys[1]
-        return tf.cast(self._only(label).deserialize_example(record)[label], tf.int32)
+        return tf.cast(self._features_of(label).deserialize_example(record)[label], tf.int32)
 
-    def _only(self, *keys: str) -> tfds.features.FeaturesDict:
+    def _features_of(self, *keys: str) -> tfds.features.FeaturesDict:
         return tfds.features.FeaturesDict({key: self.features[key] for key in keys})
 
 

@@ -56,14 +56,16 @@ class _Tfds:
 
     @property
     def identity(self) -> str:
-        sizes = [(s.num_examples, int(s.num_bytes)) for s in map(self._stored, ("train", "test"))]
+        sizes = [
+            (s.num_examples, int(s.num_bytes)) for s in map(self._split_info, ("train", "test"))
+        ]
         return f"{self.info.full_name} {sizes}"
 
     def examples(self, split: str) -> int:
-        return self._stored(split).num_examples
+        return self._split_info(split).num_examples
 
     def read(self, split: str) -> Iterator[Mapping[str, Sequence[bytes]]]:
-        paths, _ = prepared.record_files(self.info, self._stored(split).name)
+        paths, _ = prepared.record_files(self.info, self._split_info(split).name)
         features = {language: tf.io.FixedLenFeature([], tf.string) for language in self.languages}
         with tf.device("CPU:0"):
             stored = tf.data.TFRecordDataset(paths).batch(_READ_BATCH)
@@ -76,7 +78,7 @@ class _Tfds:
                     break
                 yield {language: texts.tolist() for language, texts in batch.items()}
 
-    def _stored(self, split: str) -> Any:
+    def _split_info(self, split: str) -> Any:
         return self.info.splits[self.held_out if split == "test" else split]
 
 

@@ -92,7 +92,7 @@ class AllReduce(AllReduceConfig, Algorithm):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Raise the error of this step's averaging, if there was one."""
-        # Raised within the step, it would be buried in a long message of TensorFlow.
+        # If it were raised within the step, TensorFlow would wrap it in a long message.
         if self._error is not None:
             raise CollectiveError(
                 f"{self._error}; all ranks must take equally many steps: another rank may have "
@@ -177,8 +177,8 @@ class AllReduce(AllReduceConfig, Algorithm):
             ended = tf.timestamp()
         self._exposed.assign_add(ended - began)
         self._reductions.assign_add(1)
-        every = iter(means)
-        return [None if gradient is None else next(every) for gradient in own]
+        remaining = iter(means)
+        return [None if gradient is None else next(remaining) for gradient in own]
 
     def _over_mpi(self, own: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The means, and the time at which the last gradient was computed."""
@@ -219,7 +219,7 @@ class AllReduce(AllReduceConfig, Algorithm):
 
     def _start(self, number: int, array: Array) -> np.int32:
         """Begin to average bucket `number` of a step."""
-        # Without a background thread the ranks have not joined yet; after an error they are apart.
+        # Before the ranks have joined, and after an error, nothing is sent.
         if self._background is None or self._error is not None:
             self._averaged[number] = array.copy(), None
             return np.int32(number)

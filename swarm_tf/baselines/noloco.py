@@ -53,8 +53,8 @@ class NoLoCo(NoLoCoConfig, Outer):
         gamma = np.float32(self.attraction)
         theirs = self._sendrecv([*self.slow, *fast])
         their_slow, their_fast = theirs[: len(fast)], theirs[len(fast) :]
-        every = zip(self.slow, their_slow, fast, their_fast, self.momentum, strict=True)
-        for phi, their_phi, theta, their_theta, momentum in every:
+        chunks = zip(self.slow, their_slow, fast, their_fast, self.momentum, strict=True)
+        for phi, their_phi, theta, their_theta, momentum in chunks:
             momentum *= alpha
             momentum += beta * ((theta - phi) + (their_theta - their_phi)) / 2
             momentum -= gamma * (phi - their_phi) / 2
@@ -73,13 +73,13 @@ class NoLoCo(NoLoCoConfig, Outer):
             return [chunk.copy() for chunk in chunks]
         assert self.transport is not None
         theirs = [np.empty_like(chunk) for chunk in chunks]
-        every = enumerate(zip(chunks, theirs, strict=True))
+        pairs = enumerate(zip(chunks, theirs, strict=True))
         collectives.run(
             [
                 collectives.sendrecv(
-                    self.transport, {partner: a}, {partner: b}, tag, self.timeout_seconds
+                    self.transport, {partner: own}, {partner: into}, tag, self.timeout_seconds
                 )
-                for tag, (a, b) in every
+                for tag, (own, into) in pairs
             ]
         )
         return theirs

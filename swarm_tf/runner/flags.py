@@ -74,10 +74,10 @@ def load(path: str) -> RunConfig:
 
 def _split(path: str) -> tuple[str, list[str]]:
     """Splits "FILE:ARGUMENT" or "FILE"; both parts may contain colons."""
-    words = path.split(":")
-    for count in range(1, len(words) + 1):
-        if Path(name := ":".join(words[:count])).is_file():
-            return name, [":".join(words[count:])] if count < len(words) else []
+    parts = path.split(":")
+    for count in range(1, len(parts) + 1):
+        if Path(name := ":".join(parts[:count])).is_file():
+            return name, [":".join(parts[count:])] if count < len(parts) else []
     stem, suffix, _ = path.partition(".py:")
     return stem + suffix.rstrip(":"), []
 
@@ -131,21 +131,21 @@ def _require_key(key: str, keys: list[str]) -> None:
         return
     # The section may be missing ("bits") or wrong ("train.bits"), or the name misspelt.
     name = key.rpartition(".")[2]
-    near = [k for k in keys if k.rpartition(".")[2] == name]
-    if not near and not any(k.startswith(f"{key}.") for k in keys):
-        near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    section = (near[0] if near else key).partition(".")[0]
+    similar = [k for k in keys if k.rpartition(".")[2] == name]
+    if not similar and not any(k.startswith(f"{key}.") for k in keys):
+        similar = difflib.get_close_matches(key, keys, n=1)
+    hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+    section = (similar[0] if similar else key).partition(".")[0]
     allowed = [k for k in keys if k.startswith(f"{section}.")] or keys
     raise UsageError(f"--config.{key} is no key; {hint}allowed are {', '.join(allowed)}")
 
 
 def _did_you_mean_file(name: str) -> str:
-    there = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
-    near = difflib.get_close_matches(name, there, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(there)}" if there else ""
+    files = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
+    similar = difflib.get_close_matches(name, files, n=1)
+    if similar:
+        return f"; did you mean {similar[0]}?"
+    return f"; there are {', '.join(files)}" if files else ""
 
 
 def _where(error: Exception, name: str) -> str:

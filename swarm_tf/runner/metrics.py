@@ -35,7 +35,7 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
     """
     try:
         os.makedirs(workdir, exist_ok=True)
-        # os.access would not do: for root it reports read-only file systems as writable.
+        # os.access is not enough: for root it reports read-only file systems as writable.
         with tempfile.TemporaryFile(dir=workdir, buffering=0) as file:
             file.write(bytes(_MIN_FREE_BYTES))
             os.fsync(file.fileno())
@@ -259,5 +259,5 @@ def _move_earlier_run(workdir: Path) -> Path | None:
             f"--workdir={workdir} has an earlier run that cannot be moved to {aside.name} "
             f"({files.reason(error)}); name another directory"
         ) from error
-    _log.warning("--workdir=%s: the files of an earlier run moved to %s", workdir, aside.name)
+    _log.warning("--workdir=%s: the files of an earlier run were moved to %s", workdir, aside.name)
     return aside

@@ -76,7 +76,7 @@ class Run:
         """Train, evaluate and write the files; after a signal, write them without an evaluation."""
         began = time.monotonic()
         with self._writer as writer:
-            world.run_on_all_ranks(lambda: self._describe(writer))
+            world.run_on_all_ranks(lambda: self._write_inputs(writer))
             log = _Log(self, Progress() if world.rank() == 0 else None)
             with signals.listening():
                 self.trainer.fit(
@@ -102,7 +102,7 @@ class Run:
                     writer.summary(summary)
         return summary
 
-    def _describe(self, writer: MetricsWriter) -> None:
+    def _write_inputs(self, writer: MetricsWriter) -> None:
         """Before training, write the configuration and the other files that the model needs."""
         writer.config(to_dict(self.config))
         for name, content in self.files.items():
@@ -139,18 +139,18 @@ class Run:
     def _ended_by(self) -> str | None:
         """The name of the signal that ended the training of any rank, on all ranks; or None."""
         received = signals.received()
-        every = world.gather(
+        names = world.gather(
             received.name if received else None,
             "the evaluation of all ranks' models",
             world.FIRST_SECONDS,
         )
-        return next(filter(None, every), None)
+        return next(filter(None, names), None)
 
     def _summarize(
         self, began: float, own: dict[str, float], ended_by: str | None, distance: float
     ) -> Summary:
         """The summary of all ranks, without the final scores."""
-        every = world.gather(
+        ranks = world.gather(
             {
                 "steps": int(self.model.optimizer.iterations.numpy()),
                 "accuracy": own.get("accuracy", float("nan")),
@@ -161,27 +161,26 @@ class Run:
             },
             "the summary",
         )
-        ranks = len(every)
-        total = merge(Counters(**one["counters"]) for one in every)
-        train_seconds = float(np.mean([one["train_seconds"] for one in every]))
-        rates = [one["steps"] / max(one["train_seconds"], 1e-9) for one in every]
-        steps = sum(one["steps"] for one in every)
-        exposed = total.exposed_seconds / ranks
+        total = merge(Counters(**rank["counters"]) for rank in ranks)
+        train_seconds = float(np.mean([rank["train_seconds"] for rank in ranks]))
+        rates = [rank["steps"] / max(rank["train_seconds"], 1e-9) for rank in ranks]
+        steps = sum(rank["steps"] for rank in ranks)
+        exposed = total.exposed_seconds / len(ranks)
         return Summary(
             algorithm=self.config.algorithm,
-            ranks=ranks,
-            survivors=ranks,
+            ranks=len(ranks),
+            survivors=len(ranks),
             parameters=int(self.model.count_params()),
             local_steps_total=steps,
-            epochs=self.passes(steps / ranks),
+            epochs=self.passes(steps / len(ranks)),
             ended_by=ended_by,
             wall_seconds=time.monotonic() - began,
             train_seconds=train_seconds,
             examples_per_second=float(np.mean(rates)) / self.steps_per_pass * self.examples,
             final={},
             per_rank_accuracy={
-                "min": min(one["accuracy"] for one in every),
-                "max": max(one["accuracy"] for one in every),
+                "min": min(rank["accuracy"] for rank in ranks),
+                "max": max(rank["accuracy"] for rank in ranks),
             },
             exchanges=total.exchanges,
             exchanges_failed=total.exchanges_failed,
@@ -190,8 +189,8 @@ class Run:
             blocks_skipped=total.blocks_skipped,
             exposed_seconds=exposed,
             exposed_fraction=exposed / max(train_seconds, 1e-9),
-            data_wait_fraction=float(np.mean([one["data_wait"] for one in every])),
-            step_seconds_median=float(np.median([one["step_seconds"] for one in every])),
+            data_wait_fraction=float(np.mean([rank["data_wait"] for rank in ranks])),
+            step_seconds_median=float(np.median([rank["step_seconds"] for rank in ranks])),
             steps_per_second={
                 "min": min(rates),
                 "mean": float(np.mean(rates)),
@@ -248,7 +247,7 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._run, self._progress = run, progress
         self._accuracy: float | None = None
-        self._next_log = self._next_evaluation = 0.0
+        self._next_log = self._last_evaluation = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         step = self._run.trainer.steps_taken
@@ -261,11 +260,11 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         step = int(self.model.optimizer.iterations.numpy())
         if self._progress:
             self._run.log(step, **_prefixed("pass", logs or {}))
-        due = epoch + 1 >= self._next_evaluation + self._run.config.train.evaluate_every
+        due = epoch + 1 >= self._last_evaluation + self._run.config.train.evaluate_every
         # The run evaluates the model again at its end.
         ends = step >= self._run.steps or self.model.stop_training
         if due and not ends:
-            self._next_evaluation = epoch + 1
+            self._last_evaluation = epoch + 1
             synchronous = self._run.algorithm.synchronous
             # In a swarm all ranks evaluate: a single one would fall behind the others.
             if self._progress or not synchronous:
