@@ -1,4 +1,4 @@
-# make demo and make test set up what they need; all targets are safe to repeat.
+# make demo and make test create .venv first; every target may be repeated.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,12 +10,12 @@ setup: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[cpu,mpi,recipes,dev]'
-# Tests compare our models with KerasHub's. Alone: its requirement tensorflow-text would bring the
-# full tensorflow in beside tensorflow-cpu.
+# Tests compare our models with KerasHub's. --no-deps, because its requirement tensorflow-text would
+# install the full tensorflow in addition to tensorflow-cpu.
 	$(BIN)/pip install --quiet --no-deps keras-hub
 	touch $@
 
-# After TensorFlow and MPI, against which it is built; minutes. CMake 4 refuses its files.
+# Horovod is built with the installed TensorFlow and MPI, which takes minutes. Its files need CMake 3.
 horovod: setup
 	$(BIN)/pip install --quiet 'cmake<4' 'setuptools<81' wheel
 	PATH="$(CURDIR)/$(BIN):$$PATH" CXX="$(CURDIR)/tools/horovod-cxx" \
@@ -23,8 +23,8 @@ horovod: setup
 	    HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1 HOROVOD_CPU_OPERATIONS=MPI \
 	    $(BIN)/pip install --quiet --no-build-isolation --no-cache-dir 'horovod>=0.28.1'
 
-# An environment with another MPI, which takes all other packages from .venv: MPICH from the
-# package index, and with `debian` the MPI that the system has.
+# An environment with another MPI and all other packages of .venv: `mpich` has MPICH from the package
+# index, `debian` uses the MPI of the system.
 .venv-%/ready: .venv/ready
 	$(BIN)/python -m venv .venv-$*
 	.venv-$*/bin/pip install --quiet mpi4py $(filter mpich,$*)
@@ -41,7 +41,7 @@ demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \
 	    --algorithms=single,swarm --ranks=4 --out=demo
 
-# Two workers for two cores; tests/conftest.py says which runs what.
+# Two workers for two cores; tests/conftest.py assigns tests to them.
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 

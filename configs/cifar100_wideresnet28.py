@@ -1,13 +1,13 @@
 """SwarmSGD with WideResNet-28-10 on CIFAR-100: the recipe of Zagoruyko and Komodakis 2016.
 
-Paper:     Zagoruyko, Komodakis 2016 (arXiv 1605.07146), sections 3 and 3.6, for each model;
-           Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
+Paper:     Zagoruyko, Komodakis 2016 (arXiv 1605.07146), sections 3 and 3.6, for the training
+           of each model; Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
 Run:       swarmrun -n 8 train.py --config=configs/cifar100_wideresnet28.py --workdir=runs/cifar100
            (one rank: --config.algorithm=single)
 Data:      TFDS cifar100, prepared once:
            python -c "import tensorflow_datasets as t; t.load('cifar100')"
 Hardware:  8 GPUs; on recent ones add --config.train.mixed_precision=mixed_bfloat16
-Hours:     not run at this length.
+Hours:     unknown; not run at full length.
 Metric:    test accuracy of the mean model; the paper reports 80.75 % for one model.
 """
 

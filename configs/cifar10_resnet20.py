@@ -1,12 +1,12 @@
-"""SwarmSGD with ResNet-20 on CIFAR-10: the recipe of He et al. 2016, section 4.2, for each model.
+"""SwarmSGD with ResNet-20 on CIFAR-10; each model trains by the recipe of He et al. 2016, 4.2.
 
-Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), section 5, trains this network on this set.
+Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), section 5, trains ResNet-20 on CIFAR-10.
 Run:       swarmrun -n 8 train.py --config=configs/cifar10_resnet20.py --workdir=runs/cifar10
            (one rank: --config.algorithm=single, which is the recipe of He et al.)
 Data:      TFDS cifar10, prepared once:
            python -c "import tensorflow_datasets as t; t.load('cifar10')"
 Hardware:  8 GPUs, or 8 nodes of 8 CPU cores.
-Hours:     not run at this length.
+Hours:     unknown; not run at full length.
 Metric:    test accuracy of the mean model; He et al. report 91.25 % for one model.
 """
 

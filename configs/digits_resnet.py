@@ -1,11 +1,12 @@
-"""SwarmSGD against the same ResNet on one rank, on scikit-learn's 8x8 digits: no download.
+"""SwarmSGD with ResNet-8 on scikit-learn's 8x8 digits, without a download.
 
-Shows:     four ranks that average pairwise, 8 bits a weight, and never wait for each other.
-Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), its CIFAR-10 ResNet-20 experiment in small.
+Shows:     four ranks that average in pairs, with 8 bits per weight, without waiting.
+Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), a small version of its experiment
+           with ResNet-20 on CIFAR-10.
 Run:       swarmrun -n 4 train.py --config=configs/digits_resnet.py --workdir=runs/digits
 Hardware:  2 CPU cores.
-Minutes:   1, start-up included.
-Metric:    test accuracy of the mean model, 97.8% (one rank alone: 98.3%; make demo).
+Minutes:   1, including start-up.
+Metric:    test accuracy of the mean model, 97.8 % (one rank alone: 98.3 %; make demo).
 """
 
 from swarm_tf.config import (

@@ -1,11 +1,12 @@
 """SwarmSGD with ResNet-20 on Fashion-MNIST (TFDS), the recipe of He et al. 2015 for CIFAR-10.
 
 Shows:     the paper's CIFAR-10 experiment on data of the same size (60,000 images, 10 classes).
-Paper:     Nadiradze et al. 2021 (arXiv 1910.12308): ResNets recover the sequential top-1.
+Paper:     Nadiradze et al. 2021 (arXiv 1910.12308), where ResNets reach the top-1 accuracy of
+           sequential training.
 Run:       swarmrun -n 4 train.py --config=configs/fashion_mnist_resnet20.py --workdir=runs/fashion
-           (with --config.data.data_dir=DIR where TFDS keeps its files elsewhere)
+           (add --config.data.data_dir=DIR if the TFDS files are not in the default directory)
 Hardware:  2 CPU cores.
-Minutes:   15 on four ranks (53 s an epoch).
+Minutes:   15 on four ranks (53 s per epoch).
 Metric:    test accuracy of the mean model, 89.9 % (one rank alone: 89.7 %; docs/results.md).
 """
 

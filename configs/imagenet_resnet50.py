@@ -1,16 +1,16 @@
-"""SwarmSGD with ResNet-50 on ImageNet: 90 epochs, a tenth of the learning rate after every 30.
+"""SwarmSGD with ResNet-50 on ImageNet: 90 epochs, learning rate divided by 10 every 30 epochs.
 
-Paper:     He et al. 2016 (arXiv 1512.03385), section 3.4, with the learning rate for a batch of
-           128 after Goyal et al. 2017 (arXiv 1706.02677), 0.1 x 128/256, for each model;
-           Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
+Paper:     He et al. 2016 (arXiv 1512.03385), section 3.4, for the training of each model; its
+           learning rate for a batch of 128 is 0.1 x 128/256, as in Goyal et al. 2017 (arXiv
+           1706.02677); Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
 Run:       srun -n 32 python train.py --config=configs/imagenet_resnet50.py --workdir=DIR
            (one rank: --config.algorithm=single)
-Data:      TFDS imagenet2012; its page says how to get the archives:
+Data:      TFDS imagenet2012; the catalog says how to get the archives:
            tensorflow.org/datasets/catalog/imagenet2012
 Hardware:  32 GPUs; on recent ones add --config.train.mixed_precision=mixed_bfloat16
-Hours:     not run at this length.
-Metric:    accuracy and top5_accuracy of the mean model on the validation split; top-1 is
-           76.13 % for torchvision's first weights of one model.
+Hours:     unknown; not run at full length.
+Metric:    accuracy and top5_accuracy of the mean model on the validation split; torchvision's
+           first weights of a single model have a top-1 of 76.13 %.
 """
 
 from swarm_tf.config import (

@@ -1,13 +1,13 @@
 """SwarmSGD with a small Transformer on LibreOffice's help texts, German to English.
 
-Shows:     the paper's WMT17 experiment on a set of 42,026 sentence pairs that two cores can train.
+Shows:     the paper's WMT17 experiment on 42,026 sentence pairs, a size for two CPU cores.
 Paper:     Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm; Vaswani et al. 2017 (arXiv
            1706.03762) for the model, Adam's constants, the schedule and label smoothing.
 Run:       swarmrun -n 4 train.py --config=configs/libreoffice_help_transformer.py \\
                --workdir=runs/help
-           (with --config.data.data_dir=DIR where TFDS keeps its files elsewhere)
-Data:      libreoffice_help, sentence pairs "de" and "en" in the layout of TFDS, which has no
-           builder for it; `write_own` in tests/tfds_standin.py shows how to write such a set.
+           (add --config.data.data_dir=DIR if the TFDS files are not in the default directory)
+Data:      libreoffice_help, sentence pairs "de" and "en" in the file format of TFDS, which has
+           no builder for them; `write_own` in tests/tfds_standin.py writes such a set.
 Hardware:  2 CPU cores.
 Minutes:   24 on four ranks.
 Metric:    BLEU of the mean model on the test split, 4 beams: 28.1 (one rank alone: 27.2;

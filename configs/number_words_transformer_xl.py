@@ -1,16 +1,17 @@
-"""SwarmSGD with a small Transformer-XL on number words, English to German: no file, minutes.
+"""SwarmSGD with a small Transformer-XL on number words, English to German.
 
     one hundred and five  ->  einhundertfünf
 
-Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative attention and the memory: 20 consecutive
-           numbers are a document. Vaswani et al. 2017 (arXiv 1706.03762) for Adam's constants and
-           the schedule; Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
+Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative attention and the memory (a document is
+           20 consecutive numbers); Vaswani et al. 2017 (arXiv 1706.03762) for Adam's constants
+           and the schedule; Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
 Run:       swarmrun -n 4 train.py --config=configs/number_words_transformer_xl.py \\
                --workdir=runs/numbers
+Data:      generated; no files.
 Hardware:  2 CPU cores.
 Minutes:   7 on four ranks.
-Metric:    exact_match, the share of the 500 numbers of the test split, none of them trained on,
-           that come out right letter for letter: 100 % with seed 0, 97.4 % with seed 1.
+Metric:    exact_match, the share of exactly correct translations among the 500 test numbers, none
+           of which is trained on: 100 % with seed 0, 97.4 % with seed 1.
 """
 
 from swarm_tf.config import (

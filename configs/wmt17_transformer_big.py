@@ -1,17 +1,17 @@
 """SwarmSGD with the big Transformer (214M weights) on WMT17 English to German.
 
 Paper:     Vaswani et al. 2017 (arXiv 1706.03762), big model: sections 5.3 and 5.4 for Adam's
-           constants, the peak of its schedule (1024^-0.5 4000^-0.5), label smoothing and a dropout
-           of 0.3; Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
+           constants, the peak learning rate (1024^-0.5 4000^-0.5), label smoothing and dropout
+           0.3; Nadiradze et al. 2021 (arXiv 1910.12308) for the swarm.
 Run:       srun -n 16 python train.py --config=configs/wmt17_transformer_big.py --workdir=DIR
            (one rank: --config.algorithm=single); then python translate.py DIR FILE
 Data:      TFDS wmt17_translate/de-en, prepared once:
            python -c "import tensorflow_datasets as t; t.load('wmt17_translate/de-en')"
 Hardware:  16 GPUs of 32 GB or more; on recent ones add
            --config.train.mixed_precision=mixed_bfloat16
-Hours:     not run at this length.
+Hours:     unknown; not run at full length.
 Metric:    BLEU of the mean model on newstest2017, 4 beams, with sacrebleu's signature. The paper
-           has 28.4 on newstest2014, tokenized, which is another measure.
+           reports a tokenized BLEU of 28.4 on newstest2014, which is not comparable.
 """
 
 from swarm_tf.config import (

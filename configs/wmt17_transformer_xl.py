@@ -1,15 +1,15 @@
 """SwarmSGD with an encoder-decoder Transformer-XL (66M weights) on WMT17 English to German.
 
-Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative positional attention; the rest as in
-           Vaswani et al. 2017 (arXiv 1706.03762), base model; Nadiradze et al. 2021 (arXiv
-           1910.12308), who call their model Transformer-XL, for the swarm.
+Paper:     Dai et al. 2019 (arXiv 1901.02860) for relative positional attention; Vaswani et al. 2017
+           (arXiv 1706.03762), base model, for everything else; Nadiradze et al. 2021 (arXiv
+           1910.12308) for the swarm, who also train a Transformer-XL.
 Memory:    none (model.memory_length=0): the set does not say where its documents begin.
 Run:       srun -n 16 python train.py --config=configs/wmt17_transformer_xl.py --workdir=DIR
            (one rank: --config.algorithm=single); then python translate.py DIR FILE
 Data:      TFDS wmt17_translate/de-en, prepared once:
            python -c "import tensorflow_datasets as t; t.load('wmt17_translate/de-en')"
 Hardware:  16 GPUs; on recent ones add --config.train.mixed_precision=mixed_bfloat16
-Hours:     not run at this length.
+Hours:     unknown; not run at full length.
 Metric:    BLEU of the mean model on newstest2017, 4 beams, with sacrebleu's signature.
 """
 

@@ -1,6 +1,6 @@
-"""The recipes' data: one call gives a rank its training stream and the common test set.
+"""The data sets of the recipes: a rank's training batches, and the test set that all ranks share.
 
-`data.images.load` is for sets of images, `data.text.translation.load` for sentence pairs.
+`data.images.load` loads sets of images, `data.text.translation.load` sets of sentence pairs.
 """
 
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 AHEAD = 2
-"""Batches made while a step runs: one would do, two ride out a slow one."""
+"""Batches that are prefetched: one is enough on average, the second covers a slow batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What one rank trains and tests on, of whatever kind the examples are.
+    """The training and test data of one rank, for any kind of examples.
 
     Attributes:
-      train: endless batches.
-      test: the whole test split, once.
-      train_examples: training examples of all ranks together.
-      shard_examples: training examples this rank sees in an epoch of its own.
-      steps_per_pass: local steps a rank until all ranks together have taken train_examples, on
-        average; the same on every rank, also where the parts differ in size.
+      train: batches without end.
+      test: batches of the whole test split, once.
+      train_examples: number of training examples of all ranks together.
+      shard_examples: number of training examples in this rank's part.
+      steps_per_pass: mean number of local steps per rank until all ranks together have used
+        train_examples; the same on every rank, even if their parts differ in size.
     """
 
     train: tf.data.Dataset

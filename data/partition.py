@@ -1,10 +1,11 @@
-"""Who sees which examples. Pure NumPy: no rank asks another, the seed alone decides.
+"""Divides the training examples among ranks. Pure NumPy; only the seed decides, without messages.
 
-A partition gives every rank the indices of its part; parts are disjoint and complete: together
-they are 0..examples-1, each once, in every epoch.
+A partition gives every rank the indices of its part. In every epoch the parts are disjoint and
+together contain each of 0..examples-1 once.
 
-Examples in memory are dealt one by one (`epochs`). Those of a set that is read from disk are dealt
-as ranges of neighbours (`range_epochs`), because a file of records can only be read forwards.
+Examples in memory are distributed one by one (`epochs`). Examples that are read from disk are
+distributed as ranges of consecutive records (`range_epochs`), because a file of records can only be
+read sequentially.
 """
 
 import math
@@ -20,43 +21,46 @@ from swarm_tf.errors import UsageError
 Indices = npt.NDArray[np.int64]
 Ranges = npt.NDArray[np.int64]  # [k, 2]: number of the first record, and how many
 
-# Ranges a rank. More mix better, but each is found by reading over what stands before it in its
-# file: with f files that is (1 + 32 ranks/f)/2 times the bytes if 32 ranks > f, else none.
+# Ranges per rank. More ranges mix better, but to reach a range a rank must read all records before
+# it in its file: with f files it reads (1 + 32 ranks/f)/2 times the bytes if 32 ranks > f.
 _RANGES = 32
 
-# One stream of random numbers for each purpose: no two of them may share a seed by accident.
+# Each purpose has its own stream of random numbers, so that no two purposes share a seed.
 _COMMON, _CUT, _OWN = range(3)
 
 
 def iid(examples: int, size: int, seed: int, epoch: int) -> list[Indices]:
-    """Equal parts of one permutation that is new in every epoch; sizes differ by at most 1."""
+    """Equal parts of a permutation that differs in every epoch; sizes differ by at most 1."""
     return np.array_split(_rng(seed, _COMMON, epoch).permutation(examples), size)
 
 
 def static(examples: int, size: int, seed: int) -> list[Indices]:
-    """Equal parts of one permutation, for good; sizes differ by at most 1."""
+    """Equal parts of a permutation, the same in every epoch; sizes differ by at most 1."""
     return np.array_split(_rng(seed, _CUT).permutation(examples), size)
 
 
 def dirichlet(labels: npt.NDArray[np.integer], size: int, alpha: float, seed: int) -> list[Indices]:
-    """Label skew: each class is dealt to the ranks in proportions ~ Dir(alpha, ..., alpha).
+    """Label skew: each class is divided among the ranks in proportions ~ Dir(alpha, ..., alpha).
 
-    Large alpha comes near `static`, small alpha gives each class to few ranks, and sizes differ.
-    Hsu et al. 2019 (arXiv 1909.06335) draw the class mix of each client like this; drawing the
-    client mix of each class instead (Yurochkin et al. 2019, arXiv 1905.12022) uses every example
-    once. A rank that came out empty takes one example of the largest rank, so with at least as
-    many examples as ranks none stays empty.
+    With large alpha the parts are nearly as in `static`; with small alpha each class goes to few
+    ranks, and sizes differ. Hsu et al. 2019 (arXiv 1909.06335) draw the proportions of classes for
+    each client; drawing the proportions of clients for each class, as here (Yurochkin et al. 2019,
+    arXiv 1905.12022), uses every example once. A rank without examples then takes one from the
+    largest part, so no part is empty if there are at least as many examples as ranks.
 
     Args:
       labels: [examples], the class of each example.
       alpha: concentration, above 0.
+
+    Returns:
+      For each rank, the indices of its examples.
     """
     rng = _rng(seed, _CUT)
     parts: list[list[Indices]] = [[] for _ in range(size)]
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(size, alpha))
-        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+        proportions = rng.dirichlet(np.full(size, alpha))
+        cuts = np.round(np.cumsum(proportions)[:-1] * len(members)).astype(np.int64)
         for part, piece in zip(parts, np.split(members, cuts), strict=True):
             part.append(piece)
     return _without_empty([np.concatenate(part) for part in parts])
@@ -71,20 +75,20 @@ def epochs(
     alpha: float,
     seed: int,
 ) -> Iterator[Indices]:
-    """The indices that `rank` sees in epoch 0, 1, 2, ..., in the order of use; without end.
+    """The indices of `rank` in epoch 0, 1, 2, ..., in the order of use, without end.
 
     Raises:
-      UsageError: for an unknown partition, alpha <= 0, or fewer examples than ranks; at the
-        call, before the first epoch is asked for.
+      UsageError: if the partition is unknown, alpha <= 0, or there are fewer examples than ranks;
+        raised by the call, not when the first epoch is drawn.
     """
     _check(partition, len(labels), size)
     if partition == "iid":
         return (iid(len(labels), size, seed, epoch)[rank] for epoch in count())
     if partition == "static":
-        return _reshuffled_alone(static(len(labels), size, seed)[rank], rank, seed)
+        return _reshuffled(static(len(labels), size, seed)[rank], rank, seed)
     if not alpha > 0:
         raise UsageError(f"data.dirichlet_alpha={alpha} must be above 0; 0.1 is strong skew")
-    return _reshuffled_alone(dirichlet(labels, size, alpha, seed)[rank], rank, seed)
+    return _reshuffled(dirichlet(labels, size, alpha, seed)[rank], rank, seed)
 
 
 def range_epochs(
@@ -92,29 +96,29 @@ def range_epochs(
 ) -> Iterator[Ranges]:
     """The records that `rank` reads in epoch 0, 1, 2, ..., as ranges in the order of use.
 
-    iid deals the ranges anew in every epoch, static keeps the deal of epoch 0; sizes differ by at
-    most 1 and are the same in every epoch. dirichlet gives every rank all records, each in an
-    order of its own: the caller keeps those of `dirichlet`.
+    iid distributes the ranges again in every epoch, static only once; the numbers of records
+    differ by at most 1 between ranks and do not change. dirichlet gives every rank all records, in
+    an order of its own; the caller must drop those that are not in its part of `dirichlet`.
 
     Args:
-      files: records in each file; records are numbered through all of them, and no range goes
-        over the end of a file.
+      files: number of records in each file. Records are numbered consecutively over all files; no
+        range crosses the end of a file.
 
     Raises:
-      UsageError: as `epochs`.
+      UsageError: as `epochs` does.
     """
     _check(partition, sum(files), size)
-    whole = ranges(files, size)
+    all_ranges = ranges(files, size)
     if partition == "dirichlet":
-        return _reshuffled_alone(whole, rank, seed)
+        return _reshuffled(all_ranges, rank, seed)
     if partition == "static":
-        return _reshuffled_alone(deal(whole, size, seed, 0)[rank], rank, seed)
-    return (deal(whole, size, seed, epoch)[rank] for epoch in count())
+        return _reshuffled(split_ranges(all_ranges, size, seed, 0)[rank], rank, seed)
+    return (split_ranges(all_ranges, size, seed, epoch)[rank] for epoch in count())
 
 
 def ranges(files: Sequence[int], size: int) -> Ranges:
-    """All records in order, every file cut evenly, `_RANGES` or more a rank if there are as many
-    records."""
+    """All records in order; each file is cut evenly, into `_RANGES` or more ranges per rank if
+    there are enough records."""
     ends = np.cumsum([0, *files])
     parts = math.ceil(_RANGES * size / len(files))
     cuts = np.linspace(0, len(files), len(files) * parts + 1)
@@ -122,15 +126,17 @@ def ranges(files: Sequence[int], size: int) -> Ranges:
     return np.stack([edges[:-1], np.diff(edges)], axis=1)
 
 
-def deal(whole: Ranges, size: int, seed: int, epoch: int) -> list[Ranges]:
-    """The ranges in an order that is new in every epoch, laid end to end and cut into equal parts;
-    a range that lies over a cut is shared by two ranks."""
-    first, taken = _rng(seed, _COMMON, epoch).permutation(whole).T
-    ends = np.cumsum(taken)
+def split_ranges(all_ranges: Ranges, size: int, seed: int, epoch: int) -> list[Ranges]:
+    """The ranges, shuffled differently in every epoch and divided into one part per rank.
+
+    Parts differ by at most 1 record, so a range may be divided between two ranks.
+    """
+    first, counts = _rng(seed, _COMMON, epoch).permutation(all_ranges).T
+    ends = np.cumsum(counts)
     parts = []
-    for share in np.array_split(np.arange(ends[-1]), size):
-        low, high = (np.clip(e, share[0], share[-1] + 1) for e in (ends - taken, ends))
-        part = np.stack([first + low - (ends - taken), high - low], axis=1)
+    for positions in np.array_split(np.arange(ends[-1]), size):
+        low, high = (np.clip(e, positions[0], positions[-1] + 1) for e in (ends - counts, ends))
+        part = np.stack([first + low - (ends - counts), high - low], axis=1)
         parts.append(part[part[:, 1] > 0])
     return parts
 
@@ -142,12 +148,12 @@ def _check(partition: str, examples: int, size: int) -> None:
         )
     if examples < size:
         raise UsageError(
-            f"data.partition={partition} cannot give {size} ranks an example each of "
-            f"{examples}; use fewer ranks"
+            f"data.partition={partition} cannot divide {examples} examples among {size} ranks; "
+            "use fewer ranks"
         )
 
 
-def _reshuffled_alone(part: Indices, rank: int, seed: int) -> Iterator[Indices]:
+def _reshuffled(part: Indices, rank: int, seed: int) -> Iterator[Indices]:
     return (_rng(seed, _OWN, rank, epoch).permutation(part) for epoch in count())
 
 

@@ -1,4 +1,4 @@
-"""Sets that TFDS has prepared, as their files on disk are; nothing is ever downloaded."""
+"""Reads data sets that TFDS has prepared on disk; nothing is ever downloaded."""
 
 import os
 import re
@@ -15,21 +15,27 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 
 from swarm_tf.errors import UsageError
 
-_TEST_SPLITS = ("test", "validation")  # in this order; ImageNet's labelled one is validation
+_TEST_SPLITS = (
+    "test",
+    "validation",
+)  # in order of preference; the labelled test images of ImageNet are `validation`
 
 
 def builder(name: str, data_dir: str | None, *, embedded: Collection[str]) -> Any:
-    """The builder of a set that lies on disk; from its files alone, whatever version they are.
+    """The TFDS builder of a set on disk, read from its files, for any version of the set.
 
     Args:
-      embedded: the set that needs no files, for the refusal.
+      name: as in TFDS: "cifar10", "wmt17_translate/de-en".
+      data_dir: the directory of TFDS; None for its default.
+      embedded: names of sets that need no files, for the error message.
 
     Raises:
-      UsageError: if the set is not there; says how to get it. Or what is wrong with its files.
+      UsageError: if the set is missing (the message says how to prepare it), or its files are
+        damaged.
     """
     place = data_dir or tfds.core.constants.DATA_DIR
     where = f"data.data_dir={place}"
-    family = re.split("[:/]", name)[0]  # "wmt17_translate" of "wmt17_translate/de-en"
+    family = re.split("[:/]", name)[0]  # "wmt17_translate/de-en" gives "wmt17_translate"
     if Path(place).is_file():
         raise UsageError(f"{where} is a file; name the directory that holds {family}/")
     try:
@@ -45,43 +51,43 @@ def builder(name: str, data_dir: str | None, *, embedded: Collection[str]) -> An
     if family not in tfds.list_builders(with_community_datasets=False):
         raise UsageError(
             f"data.name={name} is unknown: neither {', '.join(embedded)}, nor a set in {where}, "
-            "nor one of TFDS; see tensorflow.org/datasets/catalog"
+            "nor a TFDS set; see tensorflow.org/datasets/catalog"
         )
-    # Of ImageNet, for one: archives that its owners hand out to registered users only.
-    by_hand = " ".join((tfds.builder_cls(family).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    if by_hand:
-        by_hand = f"; before that, in its downloads/manual (manual_dir): {by_hand}"
+    # Some archives, such as those of ImageNet, must be downloaded by hand after registration.
+    manual = " ".join((tfds.builder_cls(family).MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
+    if manual:
+        manual = f"; before that, fill its downloads/manual (manual_dir) as follows: {manual}"
     call = f"tensorflow_datasets.load('{name}', data_dir={data_dir!r})"
     raise UsageError(
         f"data.name={name} is not in {where}: prepare it with "
         f'python -c "import tensorflow_datasets; {call}" on a machine with network, '
-        f"or set data.data_dir{by_hand}"
+        f"or set data.data_dir{manual}"
     )
 
 
 @contextmanager
 def reading(name: str, place: str) -> Iterator[None]:
-    """Within it, files of a set that are missing or damaged are refused in one line.
+    """A context in which errors of missing or damaged files become a UsageError of one line.
 
     Args:
-      name: of the set.
-      place: where its files lie.
+      name: the name of the set.
+      place: the directory of its files.
 
     Raises:
-      UsageError: says what is wrong with which file.
+      UsageError: one line that says what is wrong with which file.
     """
     try:
         yield
     except (tfds.core.DatasetNotFoundError, UsageError):
         raise
     except (OSError, ValueError, KeyError, json_format.Error, tf.errors.OpError) as error:
-        # Without what TensorFlow puts around it.
+        # Remove the text that TensorFlow adds around the message.
         text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", " ".join(str(error).split())).strip()
         raise unreadable(name, place, text) from error
 
 
 def unreadable(name: str, place: str | Path, why: str) -> UsageError:
-    """The refusal of a set whose files cannot be used."""
+    """The error for a set whose files cannot be read."""
     return UsageError(
         f"data.name={name} cannot be read from {place} ({why}); prepare the set again, or set "
         "data.data_dir to another directory"
@@ -89,7 +95,11 @@ def unreadable(name: str, place: str | Path, why: str) -> UsageError:
 
 
 def test_split(name: str, info: Any) -> str:
-    """The split to test on, of a set that has one and also the split train."""
+    """The name of the test split.
+
+    Raises:
+      UsageError: if the set has no such split, or no split train.
+    """
     test = next((split for split in _TEST_SPLITS if split in info.splits), None)
     if "train" not in info.splits or test is None:
         raise UsageError(
@@ -100,10 +110,14 @@ def test_split(name: str, info: Any) -> str:
 
 
 def record_files(info: Any, split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The paths of a split's TFRecord files, and how many records each holds."""
+    """The paths of a split's TFRecord files, and the number of records in each.
+
+    Raises:
+      UsageError: if the files have another format or one is missing.
+    """
     if info.file_format is not FileFormat.TFRECORD:
         raise UsageError(
-            f"data.name={info.name} is streamed, and for that must lie in files of format "
+            f"data.name={info.name} is streamed, so its files must have the format "
             f"tfrecord, not {info.file_format.value}; prepare it again with "
             "tensorflow_datasets.builder(..., file_format='tfrecord')"
         )

@@ -1,9 +1,10 @@
-"""An image classifier, trained by all ranks together.
+"""An image classifier that is trained by all ranks together.
 
     swarmrun -n 2 examples/image_classifier.py
 
-Beside a Keras script for one machine: every rank reads its own part of the data, and there is one
-callback more. Ranks start equal, and all hold the mean model in the end.
+It differs from a Keras script for one machine in two ways: every rank reads its own part of the
+data, and there is one more callback. All ranks start from the same weights and end with the mean
+model.
 """
 
 import os

@@ -2,8 +2,8 @@
 
     swarmrun -n 4 examples/own_partners.py
 
-`should_exchange`, `choose_partner` and `on_exchange_end` are made to be overridden. Each rank
-decides for itself; ranks share no schedule.
+A subclass may override `should_exchange`, `choose_partner` and `on_exchange_end`. Each rank decides
+for itself; ranks share no schedule.
 """
 
 import os
@@ -22,11 +22,11 @@ keras.utils.set_random_seed(RANK)
 
 
 class LongestAgo(swarm_tf.SwarmCallback):
-    """Chooses the neighbour that it chose longest ago, and times the exchanges it requests."""
+    """Chooses the neighbour that it chose longest ago, and measures the exchanges it requests."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.chosen_at = collections.Counter()
+        self.chosen_at = collections.Counter()  # neighbour -> local step
         self.seconds = []
 
     def choose_partner(self, neighbors, rng):
@@ -41,11 +41,11 @@ class LongestAgo(swarm_tf.SwarmCallback):
 
 
 digits = load_digits()
-mine = slice(RANK, None, SIZE)
+shard = slice(RANK, None, SIZE)
 model = keras.Sequential([keras.Input([64]), keras.layers.Dense(10, "softmax")])
 model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
 swarm = LongestAgo(local_steps=2)
-model.fit(digits.data[mine] / 16, digits.target[mine], epochs=10, verbose=0, callbacks=[swarm])
+model.fit(digits.data[shard] / 16, digits.target[shard], epochs=10, verbose=0, callbacks=[swarm])
 
 if swarm.seconds:
     average = sum(swarm.seconds) / len(swarm.seconds)

@@ -1,16 +1,16 @@
-"""SwarmSGD in NumPy: n nodes descend quadratics and average in pairs, without waiting.
+"""SwarmSGD in NumPy: n nodes minimize quadratic functions and average in pairs, without waiting.
 
     python examples/swarmsgd_in_numpy.py
 
-The update rule is that of swarm_tf/swarmsgd.py; tests/test_examples.py holds it against the real
-protocol. arXiv 1910.12308.
+The update rule is the one in swarm_tf/swarmsgd.py (arXiv 1910.12308); tests/test_examples.py
+compares it with the real protocol.
 """
 
 import numpy as np
 
 
 class Node:
-    """One model x, the replica y that others average with, and the corrections c since."""
+    """A model x, its replica y that others average with, and the pending correction c."""
 
     def __init__(self, x):
         self.x, self.y, self.c = x.copy(), x.copy(), np.zeros_like(x)
@@ -19,22 +19,22 @@ class Node:
         self.x = self.x - rate * gradient
 
     def boundary(self):
-        """Corrections into the model, and show it to the others."""
+        """Adds the correction to the model, and publishes the model as replica."""
         self.x = self.x + self.c
         self.c = np.zeros_like(self.c)
         self.y = self.x.copy()
 
 
 def quantized(x, step_size, dither):
-    """The nearest lattice point below or above x, at random: right in the mean over dithers."""
+    """The lattice point below or above x, chosen by the dither: unbiased over random dithers."""
     return step_size * np.floor(x / step_size + dither)
 
 
 def exchange(i, j, step_size=None, rng=None):
-    """Nodes i and j average what they show; both learn of it at their next boundary."""
+    """Nodes i and j average their replicas; each model is corrected at its next boundary."""
     d = j.y - i.y
     if step_size is not None:
-        dither = rng.random(d.shape)  # one for both nodes
+        dither = rng.random(d.shape)  # the same for both nodes
         d = quantized(j.y, step_size, dither) - quantized(i.y, step_size, dither)
     for node, half in ((i, d / 2), (j, -d / 2)):
         node.c = node.c + half
@@ -42,7 +42,7 @@ def exchange(i, j, step_size=None, rng=None):
 
 
 def swarm(targets, local_steps=4, boundaries=400, rate=0.05, step_size=None, seed=0):
-    """Every node descends |x - target|^2 / 2 from 0; nodes [n, dimension] come in random order."""
+    """Each node minimizes |x - target|^2 / 2 from x = 0; returns the models [n, dimension]."""
     rng = np.random.default_rng(seed)
     nodes = [Node(np.zeros(targets.shape[1])) for _ in targets]
     for _ in range(boundaries):

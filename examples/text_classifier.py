@@ -1,10 +1,10 @@
-"""A text classifier whose vocabulary is learned from the data.
+"""A text classifier that learns its vocabulary from the data.
 
     swarmrun -n 2 examples/text_classifier.py
 
-A vocabulary is no weight: it must be the same on all ranks, so every rank adapts it to the same
-texts (a layer that was adapted to a rank's own part would be refused in one line). Then each trains
-on its own part.
+A vocabulary is not averaged, so it must be the same on all ranks: every rank adapts the layer to
+the same texts. (Layers with different vocabularies are refused with an error.) Then each rank
+trains on its own part of the texts.
 """
 
 import os
@@ -20,21 +20,23 @@ import swarm_tf
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
 keras.utils.set_random_seed(RANK)
 
-# Reviews of two words of praise or of blame among others.
+# Reviews: two positive or two negative words among neutral words.
 rng = np.random.default_rng(0)
-GOOD, BAD = ["great", "moving", "funny", "clever"], ["dull", "slow", "clumsy", "shallow"]
-OTHERS = ["the", "film", "plot", "actors", "were", "in", "a", "way", "scene", "of", "us"]
+POSITIVE, NEGATIVE = ["great", "moving", "funny", "clever"], ["dull", "slow", "clumsy", "shallow"]
+NEUTRAL = ["the", "film", "plot", "actors", "were", "in", "a", "way", "scene", "of", "us"]
 labels = rng.integers(2, size=2000)
 texts = [
-    " ".join(rng.permutation([*rng.choice(OTHERS, 10), *rng.choice(GOOD if label else BAD, 2)]))
+    " ".join(
+        rng.permutation([*rng.choice(NEUTRAL, 10), *rng.choice(POSITIVE if label else NEGATIVE, 2)])
+    )
     for label in labels
 ]
 
 vectorize = keras.layers.TextVectorization(max_tokens=100, output_sequence_length=12)
 vectorize.adapt(texts)  # the same texts on all ranks
 
-mine = slice(RANK, 1600, SIZE)
-train = tf.data.Dataset.from_tensor_slices((texts[mine], labels[mine]))
+shard = slice(RANK, 1600, SIZE)
+train = tf.data.Dataset.from_tensor_slices((texts[shard], labels[shard]))
 train = train.batch(32).map(lambda text, label: (vectorize(text), label)).cache().shuffle(100)
 
 model = keras.Sequential(

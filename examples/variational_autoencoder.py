@@ -1,8 +1,8 @@
-"""A variational autoencoder with a `train_step` of its own.
+"""A variational autoencoder with a custom `train_step`.
 
     swarmrun -n 2 examples/variational_autoencoder.py
 
-The swarm averages all that the model trains, whatever its `train_step` does.
+The swarm averages all weights that the model trains, whatever its `train_step` does.
 """
 
 import os
@@ -54,4 +54,4 @@ swarm = swarm_tf.SwarmCallback(local_steps=2)
 history = model.fit(data, epochs=12, verbose=2 if RANK == 0 else 0, callbacks=[swarm])
 losses = history.history["loss"]
 exchanges = swarm.counters.exchanges
-print(f"rank {RANK}: loss {losses[0]:.1f} -> {losses[-1]:.1f}, {exchanges} exchanges begun")
+print(f"rank {RANK}: loss {losses[0]:.1f} -> {losses[-1]:.1f}, {exchanges} exchanges")

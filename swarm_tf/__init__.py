@@ -4,11 +4,11 @@
 import keras, swarm_tf
 from sklearn.datasets import load_digits
 
-digits, mine = load_digits(), slice(swarm_tf.rank(), None, swarm_tf.size())
+digits, shard = load_digits(), slice(swarm_tf.rank(), None, swarm_tf.size())
 model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, "softmax")])
 model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
 swarm = swarm_tf.SwarmCallback(local_steps=4, bits=8)
-model.fit(digits.data[mine] / 16, digits.target[mine], epochs=10, callbacks=[swarm])
+model.fit(digits.data[shard] / 16, digits.target[shard], epochs=10, callbacks=[swarm])
 if swarm_tf.rank() == 0:
     model.save("model.keras")
 ```
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = ["Algorithm", "SwarmCallback", "Trainer", "UsageError", "rank", "size"]
 
-_HOMES = {
+_MODULE_OF = {
     "Algorithm": "swarm_tf.algorithm",
     "SwarmCallback": "swarm_tf.swarmsgd",
     "Trainer": "swarm_tf.trainer",
@@ -41,15 +41,15 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded at first use, so that `swarmrun` and bad flags need not wait for TensorFlow.
+    # Imported at first use: `swarmrun` and errors in flags must not wait for TensorFlow's import.
     if name == "callbacks":
         _check_tensorflow()
         return importlib.import_module("swarm_tf.callbacks")
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'swarm_tf' has no attribute {name!r}")
     if name in ("Algorithm", "SwarmCallback", "Trainer"):
         _check_tensorflow()
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def _check_tensorflow() -> None:

@@ -30,13 +30,13 @@ class AlgorithmConfig(Options):
     """Options that every algorithm has. In the configuration they are keys of section `swarm`."""
 
     average_statistics: bool = option(
-        True, ANY, "average moving statistics of BatchNormalization too; of every algorithm"
+        True, ANY, "average moving statistics of BatchNormalization too; for every algorithm"
     )
     average_optimizer: bool = option(
-        False, ANY, "average momentum and other optimizer slots too; of every algorithm"
+        False, ANY, "average momentum and other optimizer slots too; for every algorithm"
     )
     timeout_seconds: float = option(
-        60.0, POSITIVE, "longest wait for another rank; of every algorithm", agreed=False
+        60.0, POSITIVE, "longest wait for another rank; for every algorithm", agreed=False
     )
 
 
@@ -486,7 +486,7 @@ class SingleConfig(Options):
 
 @with_options
 class Single(SingleConfig, Algorithm):
-    """Training on one rank alone, on purpose."""
+    """Training on one rank, without averaging."""
 
     name = "single"
     synchronous = False

@@ -1,9 +1,9 @@
 """The configuration of a run, section by section.
 
 A file in configs/ returns a `RunConfig` from `get_config()`; `--config.SECTION.KEY=VALUE` sets a
-single key (see flags.py). docs/configuration.md lists all keys. The sections of algorithms stand in
-the files of the algorithms. Annotations must stay real types, since ml_collections reads them to
-parse the command line: so no `from __future__ import annotations` here and there.
+single key (see runner/flags.py). docs/configuration.md lists all keys. The section of an algorithm
+is defined in the file of that algorithm. ml_collections reads the annotations to parse the command
+line, so they must be types, not strings: no `from __future__ import annotations` in these files.
 """
 
 import dataclasses
@@ -39,101 +39,112 @@ CLASSIFICATION, TRANSLATION = "classification", "translation"
 PARTITIONS = ("iid", "static", "dirichlet")
 
 _LANGUAGE = rule("a language such as en, or None", lambda value: value != "", obvious=True)
-_FACTORS = rule("each 1 or more", lambda values: min(values, default=1) >= 1)
-_RISING = rule(
-    "rising, between 0 and 1",
+_FACTORS = rule("numbers of 1 or more", lambda values: min(values, default=1) >= 1)
+_ASCENDING = rule(
+    "ascending numbers between 0 and 1",
     lambda values: all(low < high for low, high in pairwise((0.0, *values, 1.0))),
 )
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Which network; models/ knows the names."""
+    """The network to train; models/ defines the names."""
 
-    name: str = required(NAME, "network, by its name in models/")
+    name: str = required(NAME, "the name of a network in models/")
     dropout: float | None = option(
-        None, SHARE, "share of activations that is dropped; None: as its size has", only=TRANSLATION
+        None, SHARE, "dropout rate; None: the default of the named model", only=TRANSLATION
     )
     normalization: str = option(
         "post",
         one_of(("post", "pre")),
-        "LayerNorm behind (post) or before (pre) each sublayer",
+        "LayerNorm after (post) or before (pre) each sublayer",
         only=TRANSLATION,
     )
     memory_length: int = option(
         0,
         at_least(0),
-        "tokens before the segment that a transformer_xl attends to",
+        "for a transformer_xl: preceding tokens of the document that a segment attends to",
         only=TRANSLATION,
     )
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which data, and how the ranks share it; data/ knows the names."""
+    """The data set, and how its examples are distributed over the ranks."""
 
-    name: str = required(NAME, "data set: digits, number_words, or a prepared one of TFDS")
+    name: str = required(
+        NAME, "digits, number_words, or the name of a TFDS set that is prepared on disk"
+    )
     data_dir: str | None = option(
-        None, DIRECTORY, "where TFDS keeps its prepared sets; None: TFDS's own choice"
+        None, DIRECTORY, "directory with the prepared sets of TFDS; None: the default of TFDS"
     )
     partition: str = option(
         "iid",
         one_of(PARTITIONS),
-        "how examples are dealt to ranks: anew in every epoch (iid), once for all (static), or "
-        "once with label skew (dirichlet)",
+        "how examples are distributed over the ranks: randomly in every epoch (iid), randomly once "
+        "(static), or once with label skew (dirichlet)",
     )
     dirichlet_alpha: float = option(
-        0.5, POSITIVE, "for partition=dirichlet: the smaller, the fewer classes a rank sees"
+        0.5,
+        POSITIVE,
+        "for partition=dirichlet: concentration; a smaller value gives each rank fewer classes",
     )
     augment: bool = option(False, ANY, "random flips and crops in training", only=CLASSIFICATION)
     image_size: int = option(
         224,
         at_least(1),
-        "height and width of images that are streamed, not held in memory",
+        "height and width to which images are resized, if the set is streamed from disk",
         only=CLASSIFICATION,
     )
     source: str | None = option(
-        None, _LANGUAGE, "language to translate from; None: the set's first", only=TRANSLATION
+        None, _LANGUAGE, "source language; None: the set's first language", only=TRANSLATION
     )
     target: str | None = option(
-        None, _LANGUAGE, "language to translate into; None: the set's second", only=TRANSLATION
+        None, _LANGUAGE, "target language; None: the set's second language", only=TRANSLATION
     )
     vocabulary_size: int = option(
         37000,
         at_least(1),
-        "pieces that both languages share (Vaswani et al. 2017, section 5.1)",
+        "subword pieces in the vocabulary that both languages share (Vaswani et al. 2017, 5.1)",
         only=TRANSLATION,
     )
     max_length: int = option(
         256,
         at_least(1),
-        "tokens of a sentence; training leaves out pairs with a longer one",
+        "longest sentence in tokens; training omits pairs with a longer sentence",
         only=TRANSLATION,
     )
     train_examples: int | None = option(
         None,
         at_least(1),
-        "pairs of number_words, in documents of 20; None: 10,000",
+        "for number_words: training pairs, a multiple of 20 (a document); None: 10,000",
         only=TRANSLATION,
     )
     cache_dir: str | None = option(
-        None, DIRECTORY, "where tokens are kept for other runs; None: the workdir", only=TRANSLATION
+        None,
+        DIRECTORY,
+        "directory where tokenized sets are stored for later runs; None: the workdir",
+        only=TRANSLATION,
     )
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How long and in what portions. An epoch is one pass over the data by all ranks together."""
+    """The training loop. An epoch is one pass over the data by all ranks together."""
 
     epochs: float = required(POSITIVE, "passes over the data by all ranks together")
     max_steps: int | None = option(
-        None, at_least(1), "local steps a rank, in place of epochs; None: as epochs says"
+        None,
+        at_least(1),
+        "local steps per rank, overrides epochs; None: as many as epochs requires",
     )
     batch_size: int = required(
-        at_least(1), "examples a local step of one rank: images, or target tokens with padding"
+        at_least(1), "images, or target tokens including padding, per local step of one rank"
     )
     epoch_multiplier: float = option(
-        1.0, POSITIVE, "factor on epochs, as in the paper; single has none"
+        1.0,
+        POSITIVE,
+        "factor by which epochs is multiplied, as in the paper; not with algorithm=single",
     )
     mixed_precision: str = option(
         "float32",
@@ -141,81 +152,99 @@ class TrainConfig:
         "Keras' dtype policy; weights stay float32",
     )
     label_smoothing: float = option(
-        0.0, SHARE, "share of a label's weight that is spread over all classes"
+        0.0, SHARE, "share of each label's probability that is spread over all classes"
     )
     jit_compile: bool = option(
-        False, ANY, "compile the training step with XLA; on CPUs it was slower"
+        False, ANY, "compile the training step with XLA; measured as slower on CPUs"
     )
     log_every: int = option(10, at_least(1), "local steps between two lines of metrics.jsonl")
     evaluate_every: float = option(
-        1.0, POSITIVE, "epochs between two tests; in a swarm each rank tests its own model"
+        1.0,
+        POSITIVE,
+        "epochs between two evaluations on the test set; in a swarm each rank evaluates its model",
     )
     recalibrate: bool = option(
-        False, ANY, "estimate the mean model's BatchNormalization statistics anew before its test"
+        False,
+        ANY,
+        "estimate the BatchNormalization statistics of the mean model again before its evaluation",
     )
     step_seconds: float = option(
-        0.0, at_least(0), "least duration of a step, to play a slower machine"
+        0.0, at_least(0), "minimum seconds per step, to simulate a slow machine"
     )
     slow_factors: tuple[float, ...] = option(
-        (), _FACTORS, "factor on each rank's step duration, to play uneven machines; empty: 1"
+        (),
+        _FACTORS,
+        "a factor on the step duration of each rank, to simulate uneven machines; empty: all 1",
     )
     threads: int = option(
-        0, at_least(0), "TensorFlow's intra-op threads a rank; 0: the rank's share of the cores"
+        0,
+        at_least(0),
+        "TensorFlow's intra-op threads per rank; 0: the cores of the host divided by its ranks",
     )
 
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """The local optimizer; its schedule counts the rank's own steps."""
+    """The local optimizer of each rank; its schedule counts that rank's own steps."""
 
     name: str = option("momentum", one_of(("sgd", "momentum", "adam", "adamw")), "the optimizer")
-    learning_rate: float = required(POSITIVE, "learning rate at its peak")
-    momentum: float = option(0.9, SHARE, "for name=momentum: decay of the velocity")
-    beta_2: float = option(0.999, SHARE, "for adam and adamw: decay of the second moment")
-    epsilon: float = option(1e-7, POSITIVE, "for adam and adamw: added to the second moment's root")
-    clip_norm: float | None = option(
-        None, POSITIVE, "largest norm of the gradient of all weights together; None: no limit"
+    learning_rate: float = required(
+        POSITIVE, "learning rate after warm-up, the highest of the schedule"
     )
-    nesterov: bool = option(False, ANY, "Nesterov's momentum")
-    weight_decay: float = option(0.0, at_least(0), "L2 penalty, or of adamw decoupled decay")
+    momentum: float = option(0.9, SHARE, "for name=momentum: momentum coefficient")
+    beta_2: float = option(0.999, SHARE, "for adam and adamw: decay rate of the second moment")
+    epsilon: float = option(
+        1e-7, POSITIVE, "for adam and adamw: constant added to the root of the second moment"
+    )
+    clip_norm: float | None = option(
+        None, POSITIVE, "limit on the global gradient norm (over all weights); None: no limit"
+    )
+    nesterov: bool = option(False, ANY, "for name=momentum: Nesterov momentum")
+    weight_decay: float = option(0.0, at_least(0), "weight decay, decoupled as in AdamW")
     decay_all: bool = option(
-        False, ANY, "decay biases and BatchNormalization's scales and offsets too"
+        False,
+        ANY,
+        "apply weight decay also to biases and to scales and offsets of normalization layers",
     )
     schedule: str = option(
         "constant",
         one_of(("constant", "cosine", "step", "inverse_sqrt")),
-        "course of the learning rate",
+        "learning-rate schedule after warm-up",
     )
     warmup_epochs: float = option(
-        0.0, at_least(0), "epochs of linear warm-up, counted as train.epochs"
+        0.0, at_least(0), "epochs of linear warm-up, in the same unit as train.epochs"
     )
     step_boundaries: tuple[float, ...] = option(
-        (), _RISING, "for schedule=step: fractions of the run"
+        (),
+        _ASCENDING,
+        "for schedule=step: fractions of the run after which the learning rate falls",
     )
     step_factor: float = option(
         0.1,
         rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-        "for schedule=step: the learning rate is multiplied by it at each boundary",
+        "for schedule=step: factor on the learning rate at each boundary",
     )
 
 
 def section(algorithm: type[Algorithm], config: type) -> Any:
-    """The section of an algorithm; the name of the field is the algorithm's."""
+    """A field of `RunConfig`: the section of an algorithm, with the algorithm's name."""
     return field(default_factory=config, metadata={"algorithm": algorithm})
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Everything that decides a run, except the number of ranks.
+    """The whole configuration of a run, except the number of ranks.
 
-    It is the table of algorithms too: one of another package is added by a subclass with one more
-    section (docs/extending.md).
+    It is also the table of algorithms: a subclass with one more section adds an algorithm
+    (docs/extending.md).
     """
 
-    algorithm: str = option("swarm", NAME, "how ranks train together: the name of a section below")
-    seed: int = option(0, SEED, "of all that is random; the same on all ranks")
+    algorithm: str = option(
+        "swarm", NAME, "the training algorithm: the name of one of the sections algorithm=... below"
+    )
+    seed: int = option(0, SEED, "seed of all random numbers, the same on all ranks")
     task: str | None = option(
-        None, NAME, "what is learned, by its name in tasks/; None: the task that has model.name"
+        None, NAME, "the name of a task in tasks/; None: the task that model.name belongs to"
     )
     model: ModelConfig
     data: DataConfig
@@ -233,7 +262,7 @@ class RunConfig:
 
     @property
     def epoch_multiplier(self) -> float:
-        """How much longer than the sequential recipe the run is; `single` is that recipe."""
+        """Length of the run relative to the sequential recipe; 1 for `single`."""
         return 1.0 if self.algorithm == "single" else self.train.epoch_multiplier
 
     @property
@@ -243,7 +272,7 @@ class RunConfig:
 
 
 def algorithms(config: RunConfig | type[RunConfig] = RunConfig) -> dict[str, type[Algorithm]]:
-    """The table of algorithms: their classes by name."""
+    """The classes of the algorithms, by name."""
     return {
         section.name: section.metadata["algorithm"]
         for section in dataclasses.fields(config)
@@ -252,7 +281,7 @@ def algorithms(config: RunConfig | type[RunConfig] = RunConfig) -> dict[str, typ
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Nested plain values that survive JSON unchanged; tuples become lists."""
+    """Nested dicts of values that JSON can represent exactly; tuples become lists."""
     plain: dict[str, Any] = dataclasses.asdict(
         config,
         dict_factory=lambda items: {

@@ -10,15 +10,15 @@ from swarm_tf.errors import UsageError
 
 
 class LocalSteps(Protocol):
-    """A law of H, the number of local steps before an exchange."""
+    """A probability distribution of H, the number of local steps before an exchange."""
 
     def draw(self, rng: np.random.Generator) -> int:
-        """The next H, at least 1."""
+        """Draws the next H, at least 1."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Always `steps`."""
+    """H is always `steps`."""
 
     steps: int
 
@@ -26,13 +26,13 @@ class Fixed:
         _at_least_one(self.steps)
 
     def draw(self, rng: np.random.Generator) -> int:
-        """`steps`; `rng` stays as it is."""
+        """Returns `steps`, without using `rng`."""
         return self.steps
 
 
 @dataclass(frozen=True)
 class Geometric:
-    """Geometric on 1, 2, 3, ... with the given mean, as in the paper's analysis."""
+    """H is geometric on 1, 2, 3, ... with the given mean, as in the paper's analysis."""
 
     mean: float
 
@@ -40,19 +40,19 @@ class Geometric:
         _at_least_one(self.mean)
 
     def draw(self, rng: np.random.Generator) -> int:
-        """P(H = h) = p (1 - p)^(h - 1) with p = 1/mean."""
+        """Draws H with P(H = h) = p (1 - p)^(h - 1), p = 1/mean."""
         return int(rng.geometric(1.0 / self.mean))
 
 
 DISTRIBUTIONS: dict[str, Callable[[int], LocalSteps]] = {"fixed": Fixed, "geometric": Geometric}
-"""Name -> the law with so many local steps on average."""
+"""Name -> function from the mean number of local steps to the distribution."""
 
 
 def build(distribution: str, steps: int) -> LocalSteps:
-    """The law named by `swarm.local_steps_distribution`, with mean `swarm.local_steps`.
+    """The distribution named `distribution` with mean `steps`.
 
     Raises:
-      UsageError: for an unknown distribution, or steps below 1.
+      UsageError: if the distribution is unknown or `steps` is below 1.
     """
     if distribution not in DISTRIBUTIONS:
         raise UsageError(
@@ -63,6 +63,6 @@ def build(distribution: str, steps: int) -> LocalSteps:
 
 
 def _at_least_one(steps: float) -> None:
-    # `not >=` instead of `<`: it refuses NaN too.
+    # `not >=` is also true for NaN, unlike `<`.
     if not steps >= 1:
         raise UsageError(f"swarm.local_steps={steps} must be at least 1")

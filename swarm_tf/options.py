@@ -1,13 +1,13 @@
-"""Options with their rules: the default, type, range and words of a key stand in one place.
+"""Options: the default, type, rule and description of a key are written in one place.
 
 ```python
 @dataclass
 class DiLoCoConfig(Options):
-    outer_momentum: float = option(0.9, SHARE, "mu, momentum of the outer step")
+    outer_momentum: float = option(0.9, SHARE, "momentum of the outer step, mu")
 ```
 
-The type is the annotation, the rest is in the field's metadata. What reads them: constructors and
-the configuration (`check`), `train.py --help` and docs/configuration.md.
+The type is the annotation; the rule and the description are in the field's metadata. They are read
+by constructors and the configuration (`check`), by `train.py --help` and by docs/configuration.md.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ class Rule:
     """Which values of the right type an option may have.
 
     Attributes:
-      allows: whether it may be this value.
-      describe: completes "KEY=VALUE must be ...".
-      obvious: whether documents leave it out.
+      allows: whether the option may have the given value.
+      describe: returns the end of the sentence "KEY=VALUE must be ...".
+      obvious: whether the documentation shows the type in place of the rule.
     """
 
     allows: Callable[[Any], bool]
@@ -40,18 +40,18 @@ class Rule:
     obvious: bool = False
 
 
-def rule(words: str, allows: Callable[[Any], bool], *, obvious: bool = False) -> Rule:
-    """A rule with fixed words."""
-    return Rule(allows, lambda: words, obvious)
+def rule(text: str, allows: Callable[[Any], bool], *, obvious: bool = False) -> Rule:
+    """A rule whose description is the constant `text`."""
+    return Rule(allows, lambda: text, obvious)
 
 
 def one_of(values: Collection[Any]) -> Rule:
-    """One of `values`, or of the keys of a table, entries that come later included."""
+    """One of `values`. For a table: one of its keys, also those that are added later."""
     return Rule(lambda value: value in values, lambda: f"one of {', '.join(map(str, values))}")
 
 
 def at_least(low: float) -> Rule:
-    """`low` or more."""
+    """A number that is `low` or more."""
     return rule(f"{low} or more", lambda value: value >= low)
 
 
@@ -66,42 +66,48 @@ DIRECTORY = rule("a directory, not empty", lambda value: value != "", obvious=Tr
 def option(
     default: Any,
     allowed: Rule,
-    words: str,
+    description: str,
     *,
     only: str | None = None,
     or_type: type | None = None,
     agreed: bool = True,
 ) -> Any:
-    """A field of a dataclass, with what is to be known of it.
+    """A dataclass field that is an option.
 
     Args:
-      default: its value, unless another is given.
-      allowed: rule for values of the annotated type. None, where the type allows it, has no rule.
-      words: what it decides, for --help and the documents.
-      only: the task that it belongs to; for every other one it must stay at its default.
-      or_type: taken too, without a rule; as argument only, not on the command line.
-      agreed: whether an algorithm's ranks must all have the same value.
+      default: the default value.
+      allowed: rule for values of the annotated type; it is not applied to None.
+      description: what the option decides, for --help and docs/configuration.md.
+      only: the one task that uses the option; with other tasks it must keep its default.
+      or_type: a second type, accepted without a rule in constructors, not on the command line.
+      agreed: whether the value must be the same on all ranks.
     """
-    metadata = {"rule": allowed, "words": words, "only": only, "or": or_type, "agreed": agreed}
+    metadata = {
+        "rule": allowed,
+        "description": description,
+        "only": only,
+        "or": or_type,
+        "agreed": agreed,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def required(allowed: Rule, words: str) -> Any:
-    """As `option`, without a default."""
-    return option(MISSING, allowed, words)
+def required(allowed: Rule, description: str) -> Any:
+    """An `option` without a default."""
+    return option(MISSING, allowed, description)
 
 
 class Options:
-    """Base of dataclasses of options that an algorithm has."""
+    """Base class of dataclasses that hold the options of an algorithm."""
 
     def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
-        """Hold each option to its type and rule; subclasses hold options to each other.
+        """Check the type and rule of each option; subclasses also check combinations of options.
 
         Args:
-          name: of the section in messages.
-          ranks: of the run.
-          seed: of the run.
-          common: what every algorithm has, an `AlgorithmConfig`.
+          name: the section's name in error messages.
+          ranks: number of ranks in the run.
+          seed: the seed of the run.
+          common: the options that every algorithm has, an `AlgorithmConfig`.
 
         Raises:
           UsageError: one line that names the key, its value and what is allowed.
@@ -110,16 +116,16 @@ class Options:
 
 
 def fields(section: Any) -> Iterator[dataclasses.Field[Any]]:
-    """The fields of a dataclass, or of an instance, that `option` or `required` made."""
+    """The fields of a dataclass (class or instance) that were made by `option` or `required`."""
     return (field for field in dataclasses.fields(section) if "rule" in field.metadata)
 
 
 @typing.dataclass_transform(field_specifiers=(dataclasses.field, option))
 def with_options(cls: type[_T]) -> type[_T]:
-    """A decorator for algorithms: the class becomes a dataclass of its options.
+    """A decorator for algorithms: the class becomes a dataclass whose fields are its options.
 
-    Instances stay what they are, whatever their options: they are compared by identity. The
-    options are added to the docstring, for `help`.
+    Instances are compared by identity, not by their options. The options are added to the
+    docstring, so that `help` shows them.
     """
     cls = dataclass(eq=False, repr=False)(cls)
     cls.__eq__, cls.__hash__ = object.__eq__, object.__hash__  # type: ignore[method-assign]
@@ -129,12 +135,12 @@ def with_options(cls: type[_T]) -> type[_T]:
 
 
 def describe(field: dataclasses.Field[Any]) -> str:
-    """What an option decides and what it may be, in a line."""
-    return f"{field.metadata['words']} ({allowed(field)})"
+    """One line: what an option decides and which values it may have."""
+    return f"{field.metadata['description']} ({allowed(field)})"
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:
-    """What an option may be: its rule, or without one its type."""
+    """Which values an option may have: the text of its rule, or its type if the rule is obvious."""
     rule, kind = field.metadata["rule"], field.type
     if rule.obvious:
         return describe_type(kind)
@@ -143,11 +149,11 @@ def allowed(field: dataclasses.Field[Any]) -> str:
 
 
 def check(section: Any, name: str) -> None:
-    """Hold every option of a dataclass to its type and rule; NumPy's scalars become Python's.
+    """Check the type and rule of every option; NumPy scalars become Python scalars.
 
     Args:
-      section: the instance.
-      name: of the section in messages: "swarm"; empty for the root.
+      section: the dataclass instance.
+      name: the section's name in error messages, such as "swarm"; empty for the root.
 
     Raises:
       UsageError: one line that names the key, its value and what is allowed.
@@ -161,13 +167,14 @@ def check(section: Any, name: str) -> None:
 
 
 def checked(key: str, value: Any, kind: Any, allowed: Rule = ANY) -> Any:
-    """One value that has passed its type and rule; NumPy's scalars become Python's.
+    """Check one value and return it; a NumPy scalar becomes a Python scalar.
 
     Args:
-      kind: int, float, bool, str, a union of such with None, or tuple[float, ...].
+      key: the option's name in error messages.
+      kind: int, float, bool, str, a union of one of these with None, or tuple[float, ...].
 
     Raises:
-      UsageError: as `check`.
+      UsageError: one line that names the key, its value and what is allowed.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -179,7 +186,7 @@ def checked(key: str, value: Any, kind: Any, allowed: Rule = ANY) -> Any:
 
 
 def check_unused(section: Any, name: str, task: str) -> None:
-    """Hold options of other tasks to their defaults.
+    """Check that options of other tasks have their defaults.
 
     Raises:
       UsageError: one has another value.
@@ -194,19 +201,19 @@ def check_unused(section: Any, name: str, task: str) -> None:
 
 
 def describe_type(kind: Any) -> str:
-    """What an option of this annotated type takes, in words for an error line."""
+    """The text of an error message for an annotated type, such as "a whole number"."""
     if isinstance(kind, UnionType):
         return " or ".join(describe_type(each) for each in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return "a tuple of numbers such as (0.5, 0.75)"
-    words = {
+    names = {
         int: "a whole number",
         float: "a finite number",
         bool: "True or False",
         str: "a string",
         type(None): "None",
     }
-    return words.get(kind) or f"a {kind.__name__}"
+    return names.get(kind) or f"a {kind.__name__}"
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -215,7 +222,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(item, float) for item in value)
     if kind is not bool and isinstance(value, bool):
-        return False  # to Python, True is an int
+        return False  # bool is a subclass of int
     if kind is float:
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, kind)

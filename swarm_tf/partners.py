@@ -1,6 +1,6 @@
 """Policies by which a rank chooses the neighbour of its next exchange.
 
-Each rank chooses on its own, so that nobody waits for a common round.
+Each rank chooses independently, so no rank waits for a common round.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ import numpy as np
 
 
 class PartnerPolicy(Protocol):
-    """How one rank chooses; each rank has an instance of its own."""
+    """How one rank chooses its partners; each rank has its own instance."""
 
     def choose(self, candidates: Sequence[int]) -> int:
         """The rank to request an exchange from.
 
-        With mode="blocking" it is called again when the rank that was chosen is busy.
+        With mode="blocking" it is called again when the chosen rank is busy.
 
         Args:
-          candidates: at least one rank, in rising order: neighbours that still take part. If none
-            does, all neighbours: the exchange then fails, and the log says why.
+          candidates: at least one rank, in ascending order: the neighbours that have not left the
+            swarm. If all have left, all neighbours: the exchange then fails and the log says why.
         """
 
 
@@ -35,4 +35,4 @@ class Uniform:
 
 
 POLICIES: dict[str, Callable[[np.random.Generator], PartnerPolicy]] = {"uniform": Uniform}
-"""Name, as in `swarm.partner_policy` -> the policy of a rank, made from its random numbers."""
+"""Name, as in `swarm.partner_policy` -> constructor of the policy from the rank's generator."""

@@ -1,4 +1,4 @@
-"""How synchronous ranks decide together whether a signal to one of them ends the training."""
+"""Synchronous ranks agree on the step at which a signal to one of them ends the training."""
 
 import time
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 from swarm_tf.cluster import world
 from swarm_tf.transport.base import Transport
 
-_LONGEST = 1000  # steps between two checks
+_MOST_STEPS = 1000  # between two checks
 
 
 class StopCheck:
-    """Checks about once a second, and at the same step on all ranks.
+    """Called after each local step; communicates about once a second, at the same step everywhere.
 
     Args:
-      transport: to the other ranks.
-      step: local steps before the first one of this training.
+      transport: connects to the other ranks.
+      step: local steps taken before this training.
       timeout_seconds: longest wait for another rank.
 
     Attributes:
-      next_step: the local step after which the ranks check next.
+      next_step: the local step after which the ranks communicate next.
     """
 
     def __init__(self, transport: Transport, step: int, timeout_seconds: float) -> None:
@@ -31,12 +31,12 @@ class StopCheck:
         """Whether all ranks stop after local step `step`.
 
         Args:
-          requested: whether a signal asks this rank to stop.
-          progress: must be the same on all ranks.
+          requested: whether this rank has received a signal to stop.
+          progress: values that must be the same on all ranks.
 
         Raises:
-          UsageError: it is not.
-          TimeoutError: a rank does not come to this step.
+          UsageError: `progress` differs between ranks.
+          TimeoutError: another rank does not reach this step in time.
         """
         if step < self.next_step:
             return False
@@ -45,9 +45,9 @@ class StopCheck:
         seconds = 1.0
         if self._checked_step is not None:
             seconds = (time.monotonic() - self._checked_at) / (step - self._checked_step)
-        mine = {"stop": requested, "seconds": seconds}
-        every = world.gather_over(self._transport, mine, what, self._timeout)
-        slowest = max(one["seconds"] for one in every)
-        self.next_step = step + min(max(int(1 / max(slowest, 1e-3)), 1), _LONGEST)
+        report = {"stop": requested, "seconds": seconds}
+        reports = world.gather_over(self._transport, report, what, self._timeout)
+        slowest = max(each["seconds"] for each in reports)
+        self.next_step = step + min(max(int(1 / max(slowest, 1e-3)), 1), _MOST_STEPS)
         self._checked_step, self._checked_at = step, time.monotonic()
-        return any(one["stop"] for one in every)
+        return any(each["stop"] for each in reports)

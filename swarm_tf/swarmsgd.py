@@ -1,26 +1,28 @@
 """SwarmSGD as a Keras callback: each rank trains its own model and averages it in pairs.
 
 Nadiradze, Sabour, Davies, Li, Alistarh: "Asynchronous Decentralized SGD with Quantized and Local
-Updates", NeurIPS 2021, arXiv 1910.12308. n nodes on a connected graph, with equal models x_i at
-the start. Algorithm 1, at node i for ever:
+Updates", NeurIPS 2021, arXiv 1910.12308. There are n nodes on a connected graph; their models x_i
+are equal at the start. Node i repeats Algorithm 1:
 
-    H local steps          x_i <- x_i - rate * gradient of rank i's data, H times
+    H local steps          x_i <- x_i - rate * gradient on node i's data, H times
     partner                j   <- one of i's neighbours, uniformly at random
     average                x_i, x_j <- (x_i + x_j) / 2
 
-So it is with mode="blocking". With mode="nonblocking", the default, others average with a replica
-y_i while x_i trains on, and the result comes later as a correction c_i (all c_i are 0 at first):
+This is mode="blocking". With mode="nonblocking", the default, other nodes average with a replica
+y_i while x_i continues to train; the result is added to x_i at its next boundary as a correction
+c_i, which is 0 at the start:
 
     boundary of i          x_i <- x_i + c_i;   c_i <- 0;   y_i <- x_i
     exchange of i and j    c_i <- c_i + d/2;   c_j <- c_j - d/2       where d = Q(y_j) - Q(y_i)
                            y_i <- y_i + d/2;   y_j <- y_j - d/2
 
-Q rounds to a lattice that both share, so the two corrections are exact opposites and the mean of
-all models moves by local steps only. With mode="pull" only node i changes.
+Q rounds to a lattice that both nodes share, so the two corrections are exact opposites and only
+local steps change the mean of all models. With mode="pull" only node i changes.
 
-`SwarmCallback` says when (`should_exchange`), with whom (`choose_partner`) and what comes before
-and after. A boundary is `swarm_tf.member`, an exchange `swarm_tf.protocol`, Q `swarm_tf.codec`;
-docs/algorithm.md follows each symbol, examples/swarmsgd_in_numpy.py is the whole in NumPy.
+`SwarmCallback` decides when a rank requests an exchange (`should_exchange`), and from which
+neighbour (`choose_partner`). `swarm_tf.member` implements the boundary, `swarm_tf.protocol` the
+exchange, `swarm_tf.codec` Q. docs/algorithm.md maps each symbol to the code;
+examples/swarmsgd_in_numpy.py is the whole algorithm in NumPy.
 """
 
 import hashlib
@@ -47,19 +49,19 @@ from swarm_tf.topology import GraphOptions
 
 @dataclass
 class SwarmConfig(GraphOptions, AlgorithmConfig):
-    """How often, with whom and in what form models are averaged."""
+    """How often, with which ranks and in which format models are averaged."""
 
     local_steps: int = option(
-        4, at_least(1), "local steps (batches) between two exchanges that a rank requests, H"
+        4, at_least(1), "H, local steps (batches) between two exchanges that a rank requests"
     )
-    bits: int = option(8, one_of(codecs.BITS), "bits of a weight on the wire, for codec=lattice")
+    bits: int = option(8, one_of(codecs.BITS), "bits per weight on the wire, for codec=lattice")
     mode: str = option(
         "nonblocking",
         one_of(MODES),
-        "during an exchange train on (nonblocking) or wait (blocking); pull: only the rank that "
-        "requests an exchange changes its model",
+        "during an exchange, training continues (nonblocking) or waits (blocking); pull: as "
+        "nonblocking, but only the rank that requests an exchange changes its model",
     )
-    codec: str = option("lattice", one_of(codecs.CODECS), "in what form models travel")
+    codec: str = option("lattice", one_of(codecs.CODECS), "format of the weights in messages")
     local_steps_distribution: str = option(
         "fixed",
         one_of(distributions.DISTRIBUTIONS),
@@ -71,20 +73,20 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
     max_staleness: int | None = option(
         None,
         at_least(1),
-        "local steps that training goes on during an unanswered exchange, then it waits; "
-        "None: 4 local_steps",
+        "local steps that training may take while an exchange is unanswered, before it waits; "
+        "None: 4 x local_steps",
     )
 
     def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
-        """See `Options`; and a rank must be able to get from one exchange to the next."""
+        """See `Options`; max_staleness must also be at least local_steps."""
         super().check(name, ranks=ranks, seed=seed, common=common)
-        # With blocking no step is taken during an exchange, so there is nothing to bound.
+        # With mode=blocking no step is taken during an exchange, so max_staleness has no effect.
         if self.mode == "blocking" or self.max_staleness is None:
             return
         if self.max_staleness < self.local_steps:
             raise UsageError(
                 f"{name}.max_staleness={self.max_staleness} must be at least {name}.local_steps="
-                f"{self.local_steps}; for no training during an exchange use {name}.mode=blocking"
+                f"{self.local_steps}; to stop training during exchanges set {name}.mode=blocking"
             )
 
 
@@ -92,8 +94,8 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
 class SwarmCallback(SwarmConfig, Algorithm):
     """Trains a Keras model with SwarmSGD (arXiv 1910.12308) over all ranks of an MPI job.
 
-    Every rank trains its own copy on its own part of the data. After every few local steps it
-    averages a quantized copy with a random neighbour, while training goes on.
+    Every rank trains its own copy of the model on its own part of the data. After every few local
+    steps it averages a quantized copy with a random neighbour, while training continues.
 
     ```python
     data = data.shard(swarm_tf.size(), swarm_tf.rank())
@@ -101,15 +103,15 @@ class SwarmCallback(SwarmConfig, Algorithm):
     model.fit(data, epochs=10, callbacks=[swarm_tf.SwarmCallback(local_steps=4, bits=8)])
     ```
 
-    All ranks start from rank 0's weights. Alone, without a launcher, it does nothing and says so.
+    All ranks start from rank 0's weights. On one rank (no launcher) it does nothing and logs that.
     Subclasses may override `should_exchange`, `choose_partner` and `on_exchange_end`.
 
     Args:
-      record: a directory in which each rank writes down what every exchange did, for
+      record: a directory to which each rank writes what every exchange did, to be checked by
         `python -m swarm_tf.history`; slow.
 
     Raises:
-      UsageError: a value breaks its rule.
+      UsageError: an option has a value that its rule does not allow.
     """
 
     name = "swarm"
@@ -133,37 +135,37 @@ class SwarmCallback(SwarmConfig, Algorithm):
         self._next_exchange_step = 0
 
     def next_boundary(self, step: int) -> int:
-        """The first local step after `step` that may be followed by an exchange."""
+        """The first local step after `step` at which `should_exchange` must be called."""
         if type(self).should_exchange is not SwarmCallback.should_exchange:
             return step + 1
         return max(self._next_exchange_step, step + 1)
 
-    # What subclasses may override.
+    # The methods that subclasses may override.
 
     def should_exchange(self, step: int) -> bool:
-        """Whether an exchange follows local step `step` (counted from 1)."""
+        """Whether this rank requests an exchange after local step `step` (counted from 1)."""
         if step < self._next_exchange_step:
             return False
         self._next_exchange_step = step + self._steps.draw(self._rng)
         return True
 
     def choose_partner(self, neighbors: list[int], rng: np.random.Generator) -> int:
-        """Chooses the rank to request an exchange from: here, by the option `partner_policy`.
+        """Chooses the rank to request an exchange from; by default the `partner_policy` does.
 
         Args:
-          neighbors: those that still take part; see `PartnerPolicy.choose`.
-          rng: this rank's random numbers.
+          neighbors: the neighbours that have not left the swarm; see `PartnerPolicy.choose`.
+          rng: this rank's random number generator.
         """
         return self._policy.choose(neighbors)
 
     def on_exchange_end(self, exchange: ExchangeEnded) -> None:
         """Called at the next boundary for each exchange that this rank requested, failed or not.
 
-        Not for exchanges that others requested, nor for requests that a busy partner refused or
-        that crossed the partner's own request.
+        It is not called for exchanges that other ranks requested, nor for requests that a busy
+        partner refused or that crossed a request of the partner to this rank.
         """
 
-    # What the swarm does.
+    # The implementation of `Algorithm`.
 
     def begin(self, common: dict[str, Any]) -> None:
         """Join the swarm."""
@@ -178,7 +180,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
             seed=self.seed,
             timeout_seconds=self.timeout_seconds,
             fingerprint=_fingerprint(common),
-            on_adopt=self._start_afresh,
+            on_adopt=self._reset_local_state,
             record=self.record,
         )
         averaged = {id(v) for v in self.weights.variables}
@@ -188,7 +190,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
         self._next_exchange_step = self.local_step() + self._steps.draw(self._rng)
 
     def boundary(self, step: int) -> None:
-        """Exchange, if it is time."""
+        """Exchange, if `should_exchange` returns True."""
         assert self.member is not None
         if self.should_exchange(step):
             for exchange in self.member.boundary(step, self._choose):
@@ -200,13 +202,13 @@ class SwarmCallback(SwarmConfig, Algorithm):
         partner = self.choose_partner(candidates, self._rng)
         if partner not in self.neighbors:
             raise UsageError(
-                f"choose_partner returned {partner!r}; it must be a neighbour: "
+                f"choose_partner returned {partner!r}; it must be one of this rank's neighbours: "
                 f"{', '.join(map(str, self.neighbors))}"
             )
         return int(partner)
 
     def end(self, step: int) -> None:
-        """Serve until all ranks are done."""
+        """Serve requests until all ranks have finished training."""
         assert self.member is not None
         for exchange in self.member.finish(
             step, lambda: super(SwarmCallback, self).stop_requested, self.neighbors
@@ -214,12 +216,12 @@ class SwarmCallback(SwarmConfig, Algorithm):
             self.on_exchange_end(exchange)
 
     def abandon(self, *, exits: bool = False) -> None:
-        """Tell the others: they go on if this training failed, and end if its program ends."""
+        """Notify the other ranks: they end if this program exits, otherwise they continue."""
         if self.member is not None:
             self.member.leave_swarm(Reason.LEFT if exits else Reason.FAILED)
 
-    def _start_afresh(self) -> None:
-        """The weights are a neighbour's now; what is not averaged begins anew."""
+    def _reset_local_state(self) -> None:
+        """After a neighbour's model was taken: reset the state that is not averaged."""
         state.reset_slots(self.model)
         for variable, at_start in self._own_statistics:
             if not np.isfinite(np.asarray(variable)).all():
@@ -227,16 +229,16 @@ class SwarmCallback(SwarmConfig, Algorithm):
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal to this rank, or to one that has sent word of it, ends the training."""
+        """Whether a signal to this rank, or to another one that reported it, ends the training."""
         return super().stop_requested or (self.member is not None and self.member.stop_requested)
 
     @property
     def counters(self) -> Counters:
-        """What this rank has exchanged so far."""
+        """Counts of this rank's exchanges and bytes so far."""
         return self.member.counters if self.member else Counters()
 
 
 def _fingerprint(settings: dict[str, Any]) -> int:
-    """64 bits that stand for the settings of a swarm."""
+    """A 64-bit hash of the settings; messages carry it."""
     text = json.dumps(settings, sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

@@ -1,4 +1,4 @@
-"""Who may meet whom: connected undirected graphs over the ranks, and how fast they mix."""
+"""Which ranks may average with each other: connected undirected graphs, and their spectral gap."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from swarm_tf.errors import UsageError
 from swarm_tf.options import Options, at_least, one_of, option
 
 # A random regular graph of degree >= 3 is connected with probability 1 - O(1/size^2), so a
-# handful of draws is enough; degree 2 (a union of cycles) may really use them up.
+# handful of draws is enough; degree 2 (a union of cycles) may need all of them.
 _DRAWS = 100
 
 
@@ -20,14 +20,15 @@ def build(name: str, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
     """The graph of a named family on the nodes 0..size-1; one node and no edge for size 1.
 
     Args:
-      name: one of `TOPOLOGIES`. `torus` is rows x columns with rows the largest divisor of
-        size not above its root; `exponential` joins i with i + 2^k and i - 2^k modulo size.
+      name: one of `TOPOLOGIES`. `torus` has rows x columns ranks, where rows is the largest
+        divisor of size that is at most sqrt(size); `exponential` connects i with i + 2^k and
+        i - 2^k modulo size.
       size: number of ranks, at least 1.
       degree: neighbours of every rank, for `random_regular` only.
-      seed: of `random_regular`; the same on all ranks gives the same graph on all ranks.
+      seed: for `random_regular` only; ranks with the same seed build the same graph.
 
     Raises:
-      UsageError: for an unknown name, or a size the family does not have.
+      UsageError: if the name is unknown, or the family has no graph of this size.
     """
     if name not in TOPOLOGIES:
         raise UsageError(f"topology={name} is unknown; use one of {', '.join(TOPOLOGIES)}")
@@ -39,7 +40,7 @@ def build(name: str, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
 
 
 def resolve(graph: str | nx.Graph, size: int, *, degree: int = 4, seed: int = 0) -> nx.Graph:
-    """The graph, built if it is named, validated if it is the user's own.
+    """Builds the graph if `graph` is a name; validates it if it is a networkx.Graph.
 
     Raises:
       UsageError: see `build` and `validate`.
@@ -51,7 +52,7 @@ def resolve(graph: str | nx.Graph, size: int, *, degree: int = 4, seed: int = 0)
 
 
 def validate(graph: nx.Graph, size: int) -> None:
-    """Holds a graph to what the exchange needs.
+    """Checks that ranks can exchange along the edges of a graph.
 
     Raises:
       UsageError: unless the graph is undirected, has exactly the nodes 0..size-1, no edge
@@ -75,13 +76,13 @@ def validate(graph: nx.Graph, size: int) -> None:
     if not nx.is_connected(graph):
         island = min(nx.connected_components(graph), key=len)
         raise UsageError(
-            f"topology is not connected: nobody else can reach ranks {_abridged(island)}; "
-            "add an edge that leaves them"
+            f"topology is not connected: no other rank can reach {_abridged(island)}; "
+            "add an edge from these ranks to another one"
         )
 
 
 def neighbors(graph: nx.Graph, rank: int) -> list[int]:
-    """The ranks that `rank` may meet, in rising order."""
+    """The ranks that `rank` may average with, in ascending order."""
     return sorted(graph.neighbors(rank))
 
 
@@ -95,8 +96,8 @@ def spectral_gap(graph: nx.Graph) -> float:
 
     (Boyd, Ghosh, Prabhakar, Shah 2006, "Randomized gossip algorithms"). W_ij is a
     projection, so E[W_ij^T W_ij] = W too: without training, the expected squared distance to the
-    mean shrinks at least by the factor 1 - gap an exchange. It is 1/(n-1) on the complete graph
-    and is never above that; one node has the gap 1.
+    mean shrinks at least by the factor 1 - gap per exchange. The gap is 1/(n-1) on the complete
+    graph, which is the maximum; for one node it is defined as 1.
     """
     n = len(graph)
     if n == 1:
@@ -112,7 +113,7 @@ def spectral_gap(graph: nx.Graph) -> float:
 def _torus(size: int, degree: int, seed: int) -> nx.Graph:
     rows = max(d for d in range(1, math.isqrt(size) + 1) if size % d == 0)
     if rows == 1 and size > 2:
-        # A 1 x n torus is a ring: someone who asked for a torus should hear of it.
+        # A 1 x n torus is a ring, not what the user requested.
         raise UsageError(
             f"topology=torus needs rows x columns of ranks, got the prime {size}; "
             "use ring, complete or exponential, or another number of ranks"
@@ -144,7 +145,7 @@ def _random_regular(size: int, degree: int, seed: int) -> nx.Graph:
         )
     rng = np.random.default_rng(seed)
     for _ in range(_DRAWS):
-        graph = nx.empty_graph(size)  # the generator adds nodes in random order
+        graph = nx.empty_graph(size)  # nx.random_regular_graph adds nodes in random order
         graph.add_edges_from(nx.random_regular_graph(degree, size, seed=rng).edges)
         if nx.is_connected(graph):
             return graph
@@ -155,7 +156,7 @@ def _random_regular(size: int, degree: int, seed: int) -> nx.Graph:
 
 
 def _abridged(nodes: Iterable[object], most: int = 8) -> str:
-    """A set of nodes for an error line, however large the set."""
+    """The first nodes of a set, as text for an error message."""
     names = sorted(map(str, nodes), key=lambda s: (len(s), s))
     return "{" + ", ".join(names[:most]) + (", ...}" if len(names) > most else "}")
 
@@ -168,15 +169,15 @@ TOPOLOGIES: dict[str, Callable[[int, int, int], nx.Graph]] = {
     "exponential": _exponential,
     "random_regular": _random_regular,
 }
-"""Name -> family(size, degree, seed) for two ranks or more."""
+"""Name -> function (size, degree, seed) -> graph, for size 2 or more."""
 
 
 def topology_option(default: str) -> Any:
-    """The option `topology`, with the default of an algorithm."""
+    """The option `topology` with the default `default`."""
     return option(
         default,
         one_of(TOPOLOGIES),
-        "who may average with whom; an argument may be any connected networkx.Graph on the ranks",
+        "which ranks may average with each other; constructors also accept a networkx.Graph",
         or_type=nx.Graph,
     )
 
@@ -186,7 +187,7 @@ class GraphOptions(Options):
     """Options of algorithms that average along the edges of a graph."""
 
     topology: str = topology_option("complete")
-    degree: int = option(4, at_least(1), "neighbours of each rank, for topology=random_regular")
+    degree: int = option(4, at_least(1), "for topology=random_regular: neighbours of each rank")
 
     def graph(self, ranks: int, seed: int) -> nx.Graph:
         """The graph on `ranks` ranks.
@@ -197,7 +198,7 @@ class GraphOptions(Options):
         return resolve(self.topology, ranks, degree=self.degree, seed=seed)
 
     def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
-        """See `Options`; and there must be such a graph."""
+        """See `Options`; the graph must also exist for this number of ranks."""
         super().check(name, ranks=ranks, seed=seed, common=common)
         if ranks > 1:
             try:

@@ -1,4 +1,4 @@
-"""What is learned: data, model, loss and metrics together, by a table of tasks."""
+"""The table of tasks; a task combines data, model, loss and metrics."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ __all__ = ["TASKS", "Entry", "Task", "build"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A task of the table.
+    """An entry of the table.
 
     Attributes:
-      build: makes it of the configuration and the workdir.
-      models: the names that model.name may have.
+      build: function from the configuration and the workdir to the task.
+      models: the values of model.name that select this task.
     """
 
     build: Callable[[RunConfig, str], Task]
@@ -32,7 +32,7 @@ def _classification(config: RunConfig, workdir: str) -> Task:
 
 
 def _translation(config: RunConfig, workdir: str) -> Task:
-    from tasks import translation  # here, since who trains on images needs no sentencepiece
+    from tasks import translation  # imported here because it needs sentencepiece
 
     return translation.build(config, workdir)
 
@@ -41,19 +41,19 @@ TASKS = {
     CLASSIFICATION: Entry(_classification, models.NAMES),
     TRANSLATION: Entry(_translation, models.TRANSLATORS),
 }
-"""The table of tasks, by the name that the key `task` has for them."""
+"""Name, as in the key `task` -> entry."""
 
 
 def build(config: RunConfig, workdir: str) -> Task:
-    """The task of a run, as this rank sees it; the same call on every rank.
+    """The task of a run, with the data of this rank; must be called on every rank.
 
     Args:
       config: validated.
-      workdir: for files that all ranks share.
+      workdir: the directory for files that all ranks share.
 
     Raises:
-      UsageError: for an unknown task or model, data that are not there, and keys that do not fit
-        them.
+      UsageError: if the task or model is unknown, the data are missing, or keys do not apply to
+        the task.
     """
     name = _name(config)
     for section in ("model", "data"):

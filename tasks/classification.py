@@ -1,4 +1,4 @@
-"""Images with a class each."""
+"""The task `classification`: images with class labels."""
 
 import keras
 

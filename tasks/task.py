@@ -1,4 +1,4 @@
-"""What a run needs to know of whatever it trains."""
+"""The interface between a run and what it trains."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,15 +10,16 @@ from data import Data
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Data, and what is made of them.
+    """Data, model, loss and metrics.
 
     Attributes:
-      data: of this rank.
-      model: not yet compiled. Ranks draw different dropout; a swarm starts from rank 0's weights.
-      loss, metrics: to compile it with; the metrics weigh examples as the loss does.
-      score: further scores of the model, by name. Called at the end, on all ranks together, when
-        all hold the same model.
-      files: what else is needed to use the model, by the name in the workdir.
+      data: the data of this rank.
+      model: not yet compiled. Dropout should differ between ranks; weights may, since training
+        starts from rank 0's.
+      loss, metrics: arguments of `model.compile`; the metrics weight examples as the loss does.
+      score: returns further scores of the model, by name. Called at the end on all ranks, when all
+        hold the same model.
+      files: contents of other files that are needed to use the model, by name in the workdir.
     """
 
     data: Data

@@ -1,7 +1,7 @@
 """Metrics per token.
 
-Keras' own means first take the mean of each row, padding included: a token of a narrow batch would
-count more than one of a wide batch.
+Keras' own metrics first average each row, including its padding, so a token in a narrow batch would
+have a larger weight than a token in a wide batch.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from tasks.crossentropy import crossentropy
 
 
 class TokenMean(keras.metrics.Mean):
-    """The mean of `measure(labels, logits)` over all tokens by their weights.
+    """The mean of `measure(labels, logits)` over all tokens, weighted by sample_weight.
 
     Args:
-      measure: of labels int32 [batch, n] and logits float32 [batch, n, vocabulary], a value for
-        each token [batch, n].
+      measure: function of labels int32 [batch, n] and logits float32 [batch, n, vocabulary] that
+        returns a value for each token, [batch, n].
     """
 
     def __init__(self, measure: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], name: str) -> None:
@@ -33,7 +33,7 @@ class TokenMean(keras.metrics.Mean):
 
 
 class Perplexity(TokenMean):
-    """exp of the mean cross-entropy, without smoothing."""
+    """exp of the mean cross-entropy, without label smoothing."""
 
     def __init__(self) -> None:
         super().__init__(crossentropy, "perplexity")
@@ -43,13 +43,13 @@ class Perplexity(TokenMean):
 
 
 def accuracy() -> TokenMean:
-    """The share of tokens that are the likeliest by the logits."""
+    """The share of tokens with the highest logit."""
     return TokenMean(keras.metrics.sparse_categorical_accuracy, "accuracy")
 
 
 def loss(smoothing: float) -> TokenMean:
-    """The mean that training makes small.
+    """The mean training loss over tokens.
 
-    Keras' own weighs batches by their rows; a metric of the same name stands in its place.
+    It replaces Keras' metric of the same name, which weights batches by their number of rows.
     """
     return TokenMean(lambda labels, logits: crossentropy(labels, logits, smoothing), "loss")

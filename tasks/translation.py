@@ -1,4 +1,4 @@
-"""Sentences in another language."""
+"""The task `translation`: sentence pairs, and BLEU on the test split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tasks import token_metrics
 from tasks.crossentropy import Crossentropy
 from tasks.task import Task
 
-_SCORE_SECONDS = 3600.0  # how much longer than the quickest a rank may translate
+_SCORE_SECONDS = 3600.0  # longest wait for another rank's translations
 
 
 def build(config: RunConfig, workdir: str) -> Task:
@@ -31,7 +31,7 @@ def build(config: RunConfig, workdir: str) -> Task:
         first=world.run_on_rank_zero,
         documents=config.model.memory_length > 0,
     )
-    # Dropout that all ranks drew alike would not average out.
+    # Each rank has its own seed, so that the dropout noise of ranks is independent.
     seed = config.seed + world.rank()
     model = network(config.model, loaded.vocabulary.get_piece_size(), seed)
     smoothing = config.train.label_smoothing
@@ -51,7 +51,12 @@ def build(config: RunConfig, workdir: str) -> Task:
 
 
 def network(config: ModelConfig, vocabulary: int, seed: int | None = None) -> keras.Model:
-    """The model of section `model`, for so many tokens."""
+    """The model of section `model`.
+
+    Args:
+      vocabulary: number of pieces.
+      seed: of initial weights and dropout.
+    """
     return models.build_translator(
         config.name,
         vocabulary=vocabulary,
@@ -64,7 +69,7 @@ def network(config: ModelConfig, vocabulary: int, seed: int | None = None) -> ke
 
 @dataclass(frozen=True)
 class Score:
-    """Translates the test split, a part on every rank, and compares it with the references."""
+    """Translates the test split, a part on each rank, and compares it with the references."""
 
     translator: Translator
     data: Translation
@@ -72,13 +77,13 @@ class Score:
     def __call__(self) -> dict[str, float | str]:
         """BLEU (0 to 100) of the detokenized texts, its signature, and the share of exact matches.
 
-        sacrebleu's BLEU (Post 2018, arXiv 1804.08771); the signature says all that decides it.
+        sacrebleu (Post 2018, arXiv 1804.08771) computes BLEU; the signature names its options.
         """
         documents = self._documents(self.data.test_sources)
         own = self.translator.documents(documents[world.rank() :: world.size()])
-        every = world.gather(own, "the translations of the test split", _SCORE_SECONDS)
+        parts = world.gather(own, "the translations of the test split", _SCORE_SECONDS)
         translated = [[""]] * len(documents)
-        for rank, part in enumerate(every):
+        for rank, part in enumerate(parts):
             translated[rank :: world.size()] = part
         found = [sentence for document in translated for sentence in document]
         return scores(found, self.data.test_references)
@@ -89,10 +94,10 @@ class Score:
 
 
 def scores(translated: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
-    """See `Score`; a translation and a reference for each sentence."""
+    """The scores that `Score` describes, from a translation and a reference per sentence."""
     bleu = sacrebleu.BLEU()
     score = bleu.corpus_score(translated, [references]).score
-    exact = sum(one == other for one, other in zip(translated, references, strict=True))
+    exact = sum(text == reference for text, reference in zip(translated, references, strict=True))
     return {
         "bleu": score,
         "exact_match": exact / len(references),

@@ -105,7 +105,7 @@ def test_refused_families(name, size, degree, words):
     [
         (nx.cycle_graph(3), r"has 3 nodes \{0, 1, 2\}, but must have exactly the ranks 0..3"),
         (nx.relabel_nodes(nx.path_graph(4), {3: "x"}), "exactly the ranks 0..3"),
-        (nx.Graph([(0, 1), (2, 3)]), r"not connected: nobody else can reach ranks \{0, 1\}"),
+        (nx.Graph([(0, 1), (2, 3)]), r"not connected: no other rank can reach \{0, 1\}"),
         (nx.Graph([(0, 1), (1, 2), (2, 3), (3, 3)]), "joins rank 3 with itself"),
         (nx.cycle_graph(4, create_using=nx.DiGraph), "directed graph"),
     ],

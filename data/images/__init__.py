@@ -1,4 +1,4 @@
-"""Sets of images with a class each: held in memory, or streamed from their files."""
+"""Image classification sets: held in memory, or streamed from their files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from swarm_tf.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Data):
-    """Images with a class each.
+    """The data of an image classification set.
 
-    A set of uint8 images of one size that takes at most `sources.MEMORY_LIMIT` bytes is held in
-    memory; any other is streamed from its files, as RGB images cropped and resized to image_size.
-    `train` has batches of float32 images [batch_size, height, width, channels] and int32 labels
-    [batch_size], and a batch may straddle two epochs. `test` is in order, batched alike; its last
-    batch may be smaller.
+    If all images have one size and need at most `sources.MEMORY_LIMIT` bytes as uint8, the set is
+    held in memory. Any other set is streamed from its files, as RGB images cropped and resized to
+    image_size. `train` has batches of float32 images [batch_size, height, width, channels] and
+    int32 labels [batch_size]; a batch may contain examples of two epochs. `test` has the same
+    batches in a fixed order; its last batch may be smaller.
 
     Attributes:
       classes: number of classes.
@@ -31,31 +31,32 @@ class Images(Data):
 
 
 def load(config: DataConfig, *, rank: int, size: int, batch_size: int, seed: int) -> Images:
-    """Reads the set and cuts this rank's part; the same seed gives the same batches.
+    """Reads the set and selects this rank's part; the same seed gives the same batches.
 
     Args:
-      config: name, data_dir, partition, dirichlet_alpha, augment (flips and crops: of images in
-        memory padded by 4 pixels, of streamed ones as of Szegedy et al. 2015), and image_size (of
-        streamed images).
-      rank: this rank, of `size`.
-      batch_size: examples a local step.
-      seed: the same on all ranks, or their parts would overlap; at least 0.
+      config: uses name, data_dir, partition, dirichlet_alpha, augment (flips and crops; images in
+        memory are padded by 4 pixels, streamed images are cropped as in Szegedy et al. 2015), and
+        image_size (of streamed images).
+      rank: this rank, below `size`.
+      size: number of ranks.
+      batch_size: examples per local step.
+      seed: at least 0, and the same on all ranks; otherwise their parts would overlap.
 
     Raises:
-      UsageError: for a set that is not there or cannot be used, a partition that is unknown or
-        impossible, and for augment on digits; nothing is ever downloaded.
+      UsageError: if the set is missing or cannot be used, the partition is unknown or impossible,
+        or augment is set for digits. Nothing is ever downloaded.
     """
     source = sources.read(config.name, config.data_dir)
     if config.augment and not source.augmentable:
         raise UsageError(
-            f"data.augment=True would change what the images of data.name={config.name} mean; "
+            f"data.augment=True would change the classes of the images of data.name={config.name}; "
             "set data.augment=False"
         )
     streamed = isinstance(source.train, sources.Records)
-    return (_streamed if streamed else _held)(source, config, rank, size, batch_size, seed)
+    return (_streamed if streamed else _in_memory)(source, config, rank, size, batch_size, seed)
 
 
-def _held(
+def _in_memory(
     source: sources.Source, config: DataConfig, rank: int, size: int, batch_size: int, seed: int
 ) -> Images:
     scale = pipeline.scale_of(source.train.images)
@@ -71,7 +72,7 @@ def _held(
             seed=seed,
         )
 
-    shard = len(next(epochs()))  # also raises here, and not at the first batch, what is wrong
+    shard = len(next(epochs()))  # raises errors of the partition here, not at the first batch
     augment = (seed, rank) if config.augment else None
     return Images(
         train=pipeline.train(source.train, scale, epochs, batch_size, augment=augment),
@@ -93,7 +94,7 @@ def _streamed(
         return partition.range_epochs(config.partition, files, rank=rank, size=size, seed=seed)
 
     examples, keep = sum(files), None
-    shard = int(next(epochs())[:, 1].sum())  # also raises here, before all labels are read
+    shard = int(next(epochs())[:, 1].sum())  # raises errors before reading all labels
     if config.partition == "dirichlet":
         labels = streaming.labels(source.train)
         own = next(

@@ -1,29 +1,30 @@
-"""Which part of an encoded image is decoded and resized; pixels outside it are not decoded."""
+"""Crops: a window of an encoded image is decoded and resized, without decoding the other pixels."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-# A crop of 224 out of a shorter side of 256 (Krizhevsky et al. 2012; He et al. 2016).
+# A crop of 224 pixels when the shorter side has 256 (Krizhevsky et al. 2012; He et al. 2016).
 _CENTRE = 224 / 256
 
-_AREA = (0.08, 1.0)  # of the image, and
-_ASPECT = (3 / 4, 4 / 3)  # width over height of a training crop; Szegedy et al. 2015, 6
+# Of a training crop: its share of the image's area, and width / height (Szegedy et al. 2015, 6).
+_AREA = (0.08, 1.0)
+_ASPECT = (3 / 4, 4 / 3)
 
 Window = Callable[[tf.Tensor], tf.Tensor]
 
 
 def centre(shape: tf.Tensor) -> tf.Tensor:
-    """The window of evaluation: the central square of 224/256 of the shorter side.
+    """The window for evaluation: the central square with 224/256 of the shorter side.
 
-    Resized to 224, it is what one gets by resizing the shorter side to 256 and taking the central
-    224 x 224, up to rounding to whole pixels.
+    Resizing it to 224 x 224 gives, up to rounding to whole pixels, the central 224 x 224 of the
+    image resized to a shorter side of 256.
 
     Args:
       shape: int32 [3], (height, width, channels).
 
     Returns:
-      int32 [4], (row, column, height, width), in the image.
+      int32 [4], (row, column, height, width), in pixels of the image.
     """
     shorter = tf.cast(tf.minimum(shape[0], shape[1]), tf.float32)
     side = tf.maximum(tf.cast(tf.round(shorter * _CENTRE), tf.int32), 1)
@@ -31,11 +32,17 @@ def centre(shape: tf.Tensor) -> tf.Tensor:
 
 
 def random(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The window of training: 8% to 100% of the area, 3:4 to 4:3, anywhere (Szegedy et al. 2015).
+    """A random window for training: 8% to 100% of the area, width / height from 3/4 to 4/3.
 
-    An image in which a hundred tries find none such (it is too long) is taken whole.
+    After Szegedy et al. 2015. If a hundred draws give no such window (the image is too long), the
+    window is the whole image.
 
-    Args, returns: as `centre`; seed is int [2].
+    Args:
+      shape: int32 [3], (height, width, channels).
+      seed: int [2].
+
+    Returns:
+      As `centre`.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -51,14 +58,14 @@ def random(shape: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def decode(encoded: tf.Tensor, window: Window, side: int) -> tf.Tensor:
-    """The window of an encoded image, resized.
+    """Decodes and resizes a window of an image.
 
-    Bilinear, over all the pixels that a new one covers (antialiased), as Pillow does it.
+    Bilinear interpolation with antialiasing, as in Pillow.
 
     Args:
       encoded: scalar string, JPEG, PNG, GIF (its first frame) or BMP; grey becomes RGB.
       window: `centre`, or `random` with its seed.
-      side: of the result, in pixels.
+      side: height and width of the result, in pixels.
 
     Returns:
       float32 [side, side, 3] of 0..255.

@@ -1,4 +1,4 @@
-"""From arrays in memory to the tf.data pipelines of one rank."""
+"""The tf.data pipelines of one rank, from arrays in memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from data import AHEAD
 from data.images.sources import Split
 from data.partition import Indices
 
-_PAD = 4  # pixels a crop may move; He et al. 2016, 4.2
+_PAD = 4  # pixels of padding on each side; He et al. 2016, 4.2
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Per-channel constants [channels] that bring the pixels to mean 0 and deviation 1."""
+    """Mean and standard deviation of each channel, float32 [channels], to normalise pixels."""
 
     mean: npt.NDArray[np.float32]
     deviation: npt.NDArray[np.float32]
@@ -25,8 +25,7 @@ class Scale:
 def scale_of(images: npt.NDArray[np.uint8]) -> Scale:
     """Mean and standard deviation of each channel over all images [n, height, width, channels].
 
-    Computed rather than tabled, so any set will do, and from a histogram: exact, hence the same
-    on every rank that holds the same images.
+    Computed from a histogram, which is exact: ranks with the same images get the same values.
     """
     levels = np.arange(256)
     moments = []
@@ -35,14 +34,14 @@ def scale_of(images: npt.NDArray[np.uint8]) -> Scale:
         mean = np.average(levels, weights=counts)
         moments.append((mean, np.average((levels - mean) ** 2, weights=counts)))
     mean, variance = np.array(moments).T
-    # A channel without contrast stays 0 rather than becoming NaN.
+    # The lower limit avoids NaN for a channel whose pixels are all equal.
     return Scale(mean.astype(np.float32), np.sqrt(np.maximum(variance, 1e-6)).astype(np.float32))
 
 
 def normalise(images: tf.Tensor, scale: Scale) -> tf.Tensor:
     """(images - mean) / deviation as float32; images [batch, height, width, channels]."""
     shape = images.shape[1:]
-    # An image as one row: to broadcast over three channels at a time costs five times as much.
+    # Each image becomes one row: broadcasting over the last axis of 3 channels is 5 times slower.
     mean = np.broadcast_to(scale.mean, shape).ravel()
     factor = np.broadcast_to(1 / scale.deviation, shape).ravel()
     rows = tf.cast(tf.reshape(images, [-1, shape.num_elements()]), tf.float32)
@@ -50,16 +49,16 @@ def normalise(images: tf.Tensor, scale: Scale) -> tf.Tensor:
 
 
 def batches(epochs: Iterator[Indices], batch_size: int) -> Iterator[Indices]:
-    """Cuts the endless stream of epochs into pieces of batch_size; no index is dropped.
+    """Divides the stream of epochs into batches of batch_size indices; no index is dropped.
 
-    A batch that straddles the end of an epoch takes its rest from the next one.
+    A batch that is not full at the end of an epoch is filled from the next epoch.
     """
-    held: Indices = np.empty(0, np.int64)
+    remaining: Indices = np.empty(0, np.int64)
     for epoch in epochs:
-        held = np.concatenate([held, epoch])
-        whole = len(held) - len(held) % batch_size
-        yield from held[:whole].reshape(-1, batch_size)
-        held = held[whole:]
+        remaining = np.concatenate([remaining, epoch])
+        whole = len(remaining) - len(remaining) % batch_size
+        yield from remaining[:whole].reshape(-1, batch_size)
+        remaining = remaining[whole:]
 
 
 def train(
@@ -70,10 +69,10 @@ def train(
     *,
     augment: tuple[int, int] | None = None,
 ) -> tf.data.Dataset:
-    """The training batches of one rank, without end; every iteration starts at the beginning.
+    """The training batches of one rank, without end; every iterator starts at the first batch.
 
     Args:
-      epochs: a call gives the rank's indices of epoch 0, 1, 2, ... afresh.
+      epochs: each call returns a new iterator over the rank's indices of epoch 0, 1, 2, ...
       augment: seed of the random crops and flips; None leaves the images as they are.
 
     Returns:
@@ -82,7 +81,7 @@ def train(
     """
     fetch = _fetch(split, scale)
 
-    # Python hands over one array of indices a batch; pixels never pass through it.
+    # Per batch, Python passes only one array of indices to TensorFlow, no pixels.
     indices = tf.data.Dataset.from_generator(
         lambda: batches(epochs(), batch_size),
         output_signature=tf.TensorSpec([batch_size], tf.int64),
@@ -91,7 +90,7 @@ def train(
         return indices.map(fetch).prefetch(AHEAD)
 
     def augmented(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # Random numbers follow from (seed, step) alone, whatever thread computes them.
+        # Random numbers depend only on (seed, step), not on the thread that computes them.
         key = tf.random.fold_in(tf.constant(augment, tf.int64), step)
         images, labels = fetch(chosen)
         return crop_and_flip(images, key), labels
@@ -100,29 +99,29 @@ def train(
 
 
 def test(split: Split, scale: Scale, batch_size: int) -> tf.data.Dataset:
-    """All examples in order; as `train`, but the last batch may be smaller."""
+    """All examples in order, in batches as of `train`; the last batch may be smaller."""
     indices = tf.data.Dataset.range(len(split.labels)).batch(batch_size)
     return indices.map(_fetch(split, scale)).prefetch(AHEAD)
 
 
 def crop_and_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """A crop of the images padded by 4 pixels, and a flip left to right with probability 1/2.
+    """Pads images by 4 pixels, crops them at random, and flips them with probability 1/2.
 
-    Each image draws its own. The padding is 0, the mean of normalised pixels (He et al. 2016,
-    4.2, pad after subtracting the mean).
+    Each image has its own crop and left-right flip. The padding is 0, the mean of normalised pixels
+    (He et al. 2016, 4.2, also pad after subtracting the mean).
 
     Args:
       images: [batch, height, width, channels].
       seed: int [2].
 
     Returns:
-      As images.
+      Images of the same shape and dtype.
     """
     count, (height, width) = tf.shape(images)[0], images.shape[1:3]
     draws = tf.random.stateless_uniform([3, count, 1], seed, 0, 2**31 - 1, tf.int32)
     rows = tf.range(height) + draws[0] % (2 * _PAD + 1)
     columns = tf.range(width)
-    # To flip is to read the columns backwards: it costs nothing beside the crop.
+    # The crop reads the columns in reverse order to flip, so a flip costs nothing more.
     columns = tf.where(draws[2] % 2 == 1, width - 1 - columns, columns)
     columns += draws[1] % (2 * _PAD + 1)
     padded = tf.pad(images, [[0, 0], [_PAD, _PAD], [_PAD, _PAD], [0, 0]])
@@ -132,7 +131,7 @@ def crop_and_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def _fetch(split: Split, scale: Scale) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """A function from indices [k] to normalised images [k, ...] and labels [k]."""
-    # tf.data runs on the CPU; without this a machine with a GPU would copy the set there first.
+    # tf.data runs on the CPU; without this line TensorFlow would first copy the set to a GPU.
     with tf.device("CPU:0"):
         images, labels = tf.constant(split.images), tf.constant(split.labels)
 

@@ -1,4 +1,4 @@
-"""Sets of images: scikit-learn's digits, or a TFDS image classification set; arrays or records."""
+"""Reads image classification sets (scikit-learn's digits, or TFDS), as arrays or as records."""
 
 import math
 import os
@@ -14,17 +14,17 @@ import tensorflow_datasets as tfds
 from data import prepared
 from swarm_tf.errors import UsageError
 
-# What every rank may hold of a set. Sharding by index is exact and fast that way; a larger set,
-# or one of images that vary in size, is read from disk all the time.
+# Bytes. Every rank holds a whole set up to this size in memory, where selection by index is fast.
+# A larger set, or one whose images vary in size, is streamed from disk.
 MEMORY_LIMIT = 1 << 30
 
-# The held-out fifth of the digits is the same for everybody, whatever the seed of a run.
+# The test split of the digits (a fifth) does not depend on the seed of a run.
 _DIGITS_SEED = 0
 _DIGITS_TEST = 360
 
 _FRAME = 16  # bytes around each record of a TFRecord file
 
-_READ_BATCH = 1024  # batches cost less to hand over than images one by one
+_READ_BATCH = 1024  # images per call; one image per call would be slower
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Records:
-    """A split as TFDS wrote it: TFRecord files, and how many records each holds.
+    """A split in TFRecord files of TFDS.
 
-    `features` are those of the whole record; `keys` name the image and the label in it.
+    Attributes:
+      paths: of the files.
+      counts: number of records in each file.
+      features: the features of a record.
+      keys: names of the image and of the label among the features.
     """
 
     paths: tuple[str, ...]
@@ -50,17 +54,17 @@ class Records:
     def parse(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """A record's image, still encoded (a scalar string), and its label (int32)."""
         image, label = self.keys
-        example = self._only(image, label).deserialize_example(
+        example = self._features_of(image, label).deserialize_example(
             record, decoders={image: tfds.decode.SkipDecoding()}
         )
         return example[image], tf.cast(example[label], tf.int32)
 
     def parse_label(self, record: tf.Tensor) -> tf.Tensor:
-        """A record's label (int32); its image is not even copied."""
+        """A record's label (int32), without copying its image."""
         label = self.keys[1]
-        return tf.cast(self._only(label).deserialize_example(record)[label], tf.int32)
+        return tf.cast(self._features_of(label).deserialize_example(record)[label], tf.int32)
 
-    def _only(self, *keys: str) -> tfds.features.FeaturesDict:
+    def _features_of(self, *keys: str) -> tfds.features.FeaturesDict:
         return tfds.features.FeaturesDict({key: self.features[key] for key in keys})
 
 
@@ -68,8 +72,8 @@ class Records:
 class Source:
     """A whole set, the same on every rank: both splits as arrays, or both as records.
 
-    `augmentable` says whether an image keeps its class when it is mirrored and shifted by a few
-    pixels.
+    Attributes:
+      augmentable: whether an image keeps its class when it is flipped and shifted by a few pixels.
     """
 
     train: Split | Records
@@ -79,20 +83,20 @@ class Source:
 
 
 def read(name: str, data_dir: str | None) -> Source:
-    """The set `name`: one of `SETS`, or a set that TFDS prepared under `data_dir`.
+    """The set `name`: one of `SETS`, or a set that TFDS prepared in `data_dir`.
 
-    Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
+    Nothing is ever downloaded. If data_dir is None, the default directory of TFDS is used.
 
     Raises:
-      UsageError: if the name is unknown, the set is not there, damaged or not one of classified
-        uint8 images, or must be streamed but lies in files of another kind than TFRecord.
+      UsageError: if the name is unknown; if the set is missing, damaged, or has no uint8 images
+        with class labels; or if it must be streamed and its files are not TFRecord files.
     """
     return SETS[name]() if name in SETS else _tfds(name, data_dir)
 
 
 def _digits() -> Source:
-    """1,797 images 8 x 8 of 0..16 from scikit-learn's wheel: 1,437 to train, 360 to test."""
-    # Imported here, since it takes a second that other sets do not need.
+    """1,797 images 8 x 8 of 0..16, contained in scikit-learn: 1,437 to train, 360 to test."""
+    # Imported here because the import takes a second, which other sets do not need.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -148,7 +152,7 @@ def _fits_memory(name: str, info: Any, image_key: str, splits: tuple[str, str]) 
     if feature.np_dtype != np.uint8:
         raise UsageError(
             f"data.name={name} has {np.dtype(feature.np_dtype)} images; only uint8 images can be "
-            "read, choose a set of those"
+            "read, so choose another set"
         )
     if None in feature.shape:
         return False
@@ -159,11 +163,11 @@ def _fits_memory(name: str, info: Any, image_key: str, splits: tuple[str, str]) 
 def _records(builder: Any, split: str, keys: tuple[str, str]) -> Records:
     info = builder.info
     paths, counts = prepared.record_files(info, split)
-    # Nobody reads the records before training. TFDS counts their bytes without frames.
-    counted = int(info.splits[split].num_bytes or 0) + _FRAME * sum(counts)
-    missing = counted - sum(map(os.path.getsize, paths))
+    # Detects truncated files before training reads them. TFDS counts bytes without frames.
+    expected = int(info.splits[split].num_bytes or 0) + _FRAME * sum(counts)
+    missing = expected - sum(map(os.path.getsize, paths))
     if missing > 0:
-        why = f"the files of split {split} are cut off: {missing} bytes are missing"
+        why = f"the files of split {split} are truncated: {missing} bytes are missing"
         raise prepared.unreadable(info.name, info.data_dir, why)
     return Records(paths, counts, info.features, keys)
 
@@ -185,4 +189,4 @@ def _arrays(builder: Any, split: str, keys: tuple[str, str]) -> Split:
 
 
 SETS: dict[str, Callable[[], Source]] = {"digits": _digits}
-"""Name -> the sets of images that are not of TFDS."""
+"""Name -> function that returns a set that is not in TFDS."""

@@ -1,7 +1,7 @@
-"""From TFRecord files to the tf.data pipelines of one rank: for sets too large to be held.
+"""The tf.data pipelines of one rank, from TFRecord files: for sets that do not fit into memory.
 
-A rank holds `_SHUFFLED` encoded records (0.2 GB of ImageNet's, of 110 kB each), a few decoded
-images and batches, and with dirichlet a byte an example. About 16 files are open at a time.
+A rank holds `_SHUFFLE_BUFFER` encoded records (0.2 GB for ImageNet, 110 kB each), a few
+decoded images and batches, and with dirichlet a byte per example. At most about 16 files are open.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ from data.images.pipeline import Scale, normalise
 from data.images.sources import Records
 from data.partition import Ranges
 
-# The customary mean and deviation of ImageNet's channels, red first (Gross and Wilber 2016,
-# github.com/facebookarchive/fb.resnet.torch; torchvision has the same), here of pixels 0..255.
-# Another streamed set gets them too: one pass over it only for its own would take long.
+# The usual mean and standard deviation of ImageNet's RGB channels (Gross and Wilber 2016,
+# github.com/facebookarchive/fb.resnet.torch; torchvision has the same), for pixels 0..255.
+# Other streamed sets use them too, since computing their own would take a pass over the set.
 SCALE = Scale(
     255 * np.array([0.485, 0.456, 0.406], np.float32),
     255 * np.array([0.229, 0.224, 0.225], np.float32),
 )
 
-_TOGETHER = 8  # ranges read by turns, so that neighbours in a file come apart
-_SHUFFLED = 2048  # records among which the next one is drawn
+_INTERLEAVED = 8  # ranges that are read in turn, which separates neighbouring records
+_SHUFFLE_BUFFER = 2048  # records from which the next one is drawn
 
 _Examples = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -40,15 +40,15 @@ def train(
     augment: bool,
     keep: npt.NDArray[np.bool_] | None = None,
 ) -> tf.data.Dataset:
-    """The training batches of one rank, without end; every iteration starts at the beginning.
+    """The training batches of one rank, without end; every iterator starts at the first batch.
 
     Args:
-      epochs: a call gives the ranges of records that the rank reads in epoch 0, 1, 2, ... afresh.
+      epochs: each call returns a new iterator over the rank's ranges of epoch 0, 1, 2, ...
       side: height and width of the images.
-      key: seed of order, crops and flips; (seed, rank) for those of one rank.
-      augment: crops and flips as of Szegedy et al. 2015; otherwise as in `test`.
-      keep: [records], which ones are this rank's; None keeps all that are read. The others are
-        read and dropped undecoded.
+      key: (seed, rank), the seed of the order, crops and flips.
+      augment: crops and flips as in Szegedy et al. 2015; if False, images are cropped as in `test`.
+      keep: [records], which records belong to this rank; other records are read and dropped without
+        decoding. None: all.
 
     Returns:
       Batches of static shape: float32 images [batch_size, side, side, 3] and int32 labels
@@ -59,18 +59,18 @@ def train(
         kept = tf.constant(True if keep is None else keep)
 
     def epoch(number: tf.Tensor, ranges: tf.Tensor) -> tf.data.Dataset:
-        records = _read(split, tf.data.Dataset.from_tensor_slices(ranges), _TOGETHER)
+        records = _read(split, tf.data.Dataset.from_tensor_slices(ranges), _INTERLEAVED)
         if keep is not None:
             records = records.filter(lambda index, _: kept[index])
-        # Within the epoch: what is in the buffer at its end belongs to it, not to the next.
+        # Each epoch is shuffled by itself, so that its records do not appear in the next epoch.
         own = tf.random.fold_in(order_key, number)
-        # Sets the seed of this function's graph alone. Otherwise the order would follow the
-        # global seed as well, and a global seed of 0 takes no tensor beside it.
+        # This sets the seed of this function's graph only. Without it the order would also depend
+        # on the global seed, and a global seed of 0 cannot be combined with a tensor as seed.
         tf.random.set_seed(1)
-        return records.shuffle(_SHUFFLED, seed=own[0], reshuffle_each_iteration=False)
+        return records.shuffle(_SHUFFLE_BUFFER, seed=own[0], reshuffle_each_iteration=False)
 
     def augmented(step: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # Random numbers follow from (key, step) alone, whatever thread computes them.
+        # Random numbers depend only on (key, step), not on the thread that computes them.
         crop, flip = tf.unstack(tf.random.split(tf.random.fold_in(image_key, step)))
         encoded, label = split.parse(record)
         image = crops.decode(encoded, lambda shape: crops.random(shape, crop), side)
@@ -85,16 +85,18 @@ def train(
 
 
 def test(split: Records, batch_size: int, side: int) -> tf.data.Dataset:
-    """All examples in order, cropped at the centre; as `train`, but the last batch may be
+    """All examples in order, cropped at the centre, in batches as of `train`; the last batch may be
     smaller."""
     records = _read(split, _whole(split), 1)
     return _batches(records, lambda _, record: _central(split, record, side), batch_size)
 
 
 def labels(split: Records) -> npt.NDArray[np.int32]:
-    """[records], the class of each. Reads the whole split, without decoding an image: minutes for
-    ImageNet."""
-    records = _read(split, _whole(split), _TOGETHER)
+    """The class of each record, int32 [records].
+
+    Reads the whole split without decoding images, which takes minutes for ImageNet.
+    """
+    records = _read(split, _whole(split), _INTERLEAVED)
     pairs = records.map(lambda index, record: (index, split.parse_label(record)))
     found = np.empty(sum(split.counts), np.int32)
     for indices, classes in pairs.batch(1024).as_numpy_iterator():
@@ -103,13 +105,13 @@ def labels(split: Records) -> npt.NDArray[np.int32]:
 
 
 def _whole(split: Records) -> tf.data.Dataset:
-    """One range a file."""
+    """One range per file."""
     first = np.cumsum([0, *split.counts[:-1]])
     return tf.data.Dataset.from_tensor_slices(np.stack([first, split.counts], axis=1))
 
 
-def _read(split: Records, ranges: tf.data.Dataset, together: int) -> tf.data.Dataset:
-    """The records of the ranges, `together` of them by turns: number (int64) and string."""
+def _read(split: Records, ranges: tf.data.Dataset, interleaved: int) -> tf.data.Dataset:
+    """The number (int64) and string of each record, read from `interleaved` ranges in turn."""
     with tf.device("CPU:0"):
         paths = tf.constant(split.paths)
         starts = tf.constant(np.cumsum([0, *split.counts[:-1]]), tf.int64)
@@ -121,7 +123,7 @@ def _read(split: Records, ranges: tf.data.Dataset, together: int) -> tf.data.Dat
         return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + count), stored)
 
     return ranges.interleave(
-        records, cycle_length=together, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        records, cycle_length=interleaved, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
 
 

@@ -1,1 +1,1 @@
-"""Sets of sentence pairs, from their texts to batches of tokens."""
+"""Sets of sentence pairs, their tokenization, and batches of tokens."""

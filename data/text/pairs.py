@@ -1,4 +1,4 @@
-"""From tokenized sentence pairs to the tf.data pipelines of one rank."""
+"""The tf.data pipelines of one rank, from tokenized sentence pairs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from data.text.vocabulary import BOS, PADDING
 
 @dataclass(frozen=True)
 class Pairs:
-    """A split. What is dealt as one, a unit, is a pair, or a document of `segments` pairs.
+    """A split, divided into units: a unit is a pair, or a document of `segments` pairs.
 
     Attributes:
-      source, target: sentence i of one translates sentence i of the other.
-      segments: in a document; None where every pair stands for itself.
+      source, target: sentence i of `target` is the translation of sentence i of `source`.
+      segments: number of pairs in a document; None if every pair is a unit.
     """
 
     source: Sentences
@@ -27,36 +27,38 @@ class Pairs:
     segments: int | None
 
     def longest(self) -> Lengths:
-        """[units], tokens of the longest sentence of each, EOS included."""
+        """The tokens in the longest sentence of each unit, including EOS: [units]."""
         both = np.maximum(self.source.lengths, self.target.lengths)
         return both.reshape(-1, self.segments or 1).max(axis=1)
 
     def numbers(self, units: Indices) -> Indices:
-        """[segments, len(units)], the pairs of the units in the order of use."""
+        """The indices of the pairs in `units`: [segments, len(units)], in the order of use."""
         length = self.segments or 1
         return units * length + np.arange(length)[:, np.newaxis]
 
     def dataset(
         self, batches: Callable[[], Iterator[Batch]], widths: Sequence[int], rows: int | None
     ) -> tf.data.Dataset:
-        """Batches as of `translation.Translation`; of documents, all first segments, all second...
+        """The batches that `translation.Translation` describes.
+
+        A batch of documents becomes one batch with their first segments, one with their second, ...
 
         Args:
-          batches: a call gives the units and widths of all batches afresh.
-          widths: that batches may have, rising.
-          rows: of every batch; where units are too few, the last ones are padding. None: as many
-            as there are units.
+          batches: each call returns a new iterator over the widths and units of all batches.
+          widths: the possible widths of batches, in ascending order.
+          rows: number of rows of every batch, where rows without a unit are padding. None: as many
+            rows as units.
         """
         ids = tf.TensorSpec([rows, None], tf.int32)
         keys = {"source": ids, "labels": ids}
         if self.segments:
             keys["reset"] = tf.TensorSpec([rows], tf.bool)
-        filled = tf.data.Dataset.from_generator(
-            lambda: self._filled(batches(), widths, rows), output_signature=keys
+        padded = tf.data.Dataset.from_generator(
+            lambda: self._padded(batches(), widths, rows), output_signature=keys
         )
-        return filled.map(_shifted).prefetch(AHEAD)
+        return padded.map(_with_decoder_inputs).prefetch(AHEAD)
 
-    def _filled(
+    def _padded(
         self, batches: Iterator[Batch], widths: Sequence[int], rows: int | None
     ) -> Iterator[dict[str, np.ndarray]]:
         for width, units in batches:
@@ -64,7 +66,7 @@ class Pairs:
                 ids = np.full((2, rows or len(pairs), width), PADDING, np.int32)
                 ids[0, : len(pairs)] = self.source.rows(pairs, width)
                 ids[1, : len(pairs)] = self.target.rows(pairs, width)
-                # Sentences of a document differ, so most segments are narrower than the widest.
+                # Most segments of a document are shorter than its longest one: pad them less.
                 used = np.count_nonzero((ids != PADDING).any(axis=(0, 1)))
                 source, labels = ids[:, :, : widths[np.searchsorted(widths, used)]]
                 batch = {"source": source, "labels": labels}
@@ -73,11 +75,13 @@ class Pairs:
                 yield batch
 
 
-def _shifted(batch: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Inputs, labels and weights: each label is predicted from the labels before it."""
+def _with_decoder_inputs(
+    batch: dict[str, tf.Tensor],
+) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Inputs, labels and weights; the decoder's inputs are the labels shifted by one position."""
     labels = batch.pop("labels")
     real = labels != PADDING
     before = tf.pad(labels[:, :-1], [[0, 0], [1, 0]], constant_values=BOS)
-    # Without the where, EOS would be an input at a position that is padding.
+    # Without tf.where, EOS would be an input at a position of padding.
     target = tf.where(real, before, PADDING)
     return {**batch, "target": target}, labels, tf.cast(real, tf.float32)

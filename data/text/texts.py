@@ -1,4 +1,4 @@
-"""Sets of sentence pairs: number_words, or a translation set of TFDS; texts, not yet tokens."""
+"""Reads the texts of sentence pairs: number_words, or a translation set of TFDS."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from data import prepared
 from data.text.number_words import NumberWords, training_documents
 from swarm_tf.errors import UsageError
 
-_READ_BATCH = 8192  # pairs; parsed together, they cost a thirtieth of what they do one by one
+_READ_BATCH = 8192  # pairs per parse call; 30 times as fast as one pair per call
 
 
 class Corpus(Protocol):
-    """A set of sentences, each in several languages, with the splits train and test.
+    """A set of sentences in several languages, with the splits train and test.
 
     Attributes:
-      identity: the set's name and whatever else decides what `read` gives.
-      languages: the first two are source and target, unless the user says otherwise.
-      segments: if the set consists of documents, the consecutive sentences in each; else None.
+      identity: the set's name and everything else on which the result of `read` depends.
+      languages: the first two are the default source and target language.
+      segments: number of consecutive sentences in a document; None if the set has no documents.
     """
 
     @property
@@ -33,19 +33,19 @@ class Corpus(Protocol):
     def segments(self) -> int | None: ...
 
     def examples(self, split: str) -> int:
-        """How many pairs the split holds."""
+        """The number of pairs in a split."""
         ...
 
     def read(self, split: str) -> Iterator[Mapping[str, Sequence[bytes]]]:
-        """The sentences in a fixed order, some at a time, by language, as UTF-8."""
+        """The sentences of a split in a fixed order, several at a time, as UTF-8 by language."""
         ...
 
 
 @dataclass(frozen=True)
 class _Tfds:
-    """A set that TFDS prepared; `held_out` is its split for tests.
+    """A `Corpus` that TFDS prepared; `held_out` is the name of its test split.
 
-    `read` refuses damaged files with a UsageError.
+    `read` raises UsageError for damaged files.
     """
 
     info: Any
@@ -56,14 +56,16 @@ class _Tfds:
 
     @property
     def identity(self) -> str:
-        sizes = [(s.num_examples, int(s.num_bytes)) for s in map(self._stored, ("train", "test"))]
+        sizes = [
+            (s.num_examples, int(s.num_bytes)) for s in map(self._split_info, ("train", "test"))
+        ]
         return f"{self.info.full_name} {sizes}"
 
     def examples(self, split: str) -> int:
-        return self._stored(split).num_examples
+        return self._split_info(split).num_examples
 
     def read(self, split: str) -> Iterator[Mapping[str, Sequence[bytes]]]:
-        paths, _ = prepared.record_files(self.info, self._stored(split).name)
+        paths, _ = prepared.record_files(self.info, self._split_info(split).name)
         features = {language: tf.io.FixedLenFeature([], tf.string) for language in self.languages}
         with tf.device("CPU:0"):
             stored = tf.data.TFRecordDataset(paths).batch(_READ_BATCH)
@@ -76,23 +78,22 @@ class _Tfds:
                     break
                 yield {language: texts.tolist() for language, texts in batch.items()}
 
-    def _stored(self, split: str) -> Any:
+    def _split_info(self, split: str) -> Any:
         return self.info.splits[self.held_out if split == "test" else split]
 
 
 def find(name: str, data_dir: str | None, seed: int, train_examples: int | None = None) -> Corpus:
-    """The set `name`: one of `SETS`, or a translation set that TFDS prepared under `data_dir`.
+    """The set `name`: one of `SETS`, or a translation set that TFDS prepared in `data_dir`.
 
-    Nothing is ever downloaded. None for data_dir is the place TFDS itself uses.
+    Nothing is ever downloaded. If data_dir is None, the default directory of TFDS is used.
 
     Args:
-      seed: decides which numbers number_words has.
-      train_examples: pairs to make, for one of `SETS`; None: its own choice.
+      seed: selects the training numbers of number_words.
+      train_examples: number of training pairs, only for one of `SETS`; None: its default.
 
     Raises:
-      UsageError: if the name is unknown, the set is not there, is not one of sentence pairs or has
-        no split for tests, or lies in files of another kind than TFRecord; or number_words cannot
-        have so many examples.
+      UsageError: if the name is unknown; if the set is missing, has no sentence pairs or no test
+        split, or is not stored as TFRecord; or if `train_examples` is not possible for the set.
     """
     if name in SETS:
         return SETS[name](seed, train_examples)
@@ -108,10 +109,10 @@ def find(name: str, data_dir: str | None, seed: int, train_examples: int | None 
 def direction(
     name: str, languages: Sequence[str], source: str | None, target: str | None
 ) -> tuple[str, str]:
-    """The languages from and to which is translated; what is None follows from the set.
+    """The source and the target language; for None, the first other language of the set.
 
     Raises:
-      UsageError: if the set has not got a language, or both are the same.
+      UsageError: if the set does not have a language, or both are the same.
     """
     for key, language in (("source", source), ("target", target)):
         if language is not None and language not in languages:
@@ -127,7 +128,7 @@ def direction(
 
 
 def _languages(name: str, info: Any) -> tuple[str, ...]:
-    """The keys of the features that are texts, those of the supervised order first."""
+    """The names of the features that are texts, those of `supervised_keys` first."""
     if isinstance(info.features, tfds.features.FeaturesDict):
         texts = sorted(
             key
@@ -149,4 +150,4 @@ def _number_words(seed: int, train_examples: int | None) -> Corpus:
 
 
 SETS: dict[str, Callable[[int, int | None], Corpus]] = {"number_words": _number_words}
-"""Name -> set(seed, train_examples): the sets of sentence pairs that are not of TFDS."""
+"""Name -> function (seed, train_examples) that returns a corpus that is not in TFDS."""

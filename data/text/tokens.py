@@ -1,8 +1,8 @@
-"""Tokenized sets on disk: tokenizing WMT17 takes minutes, so one rank does it, once.
+"""Tokenized sets on disk: tokenizing WMT17 takes minutes, so one rank does it once for all.
 
-A set is a folder of NumPy files that all ranks map into memory, beside the vocabulary that made
-them. Its name holds a hash of all that decides what is in it, and it appears complete or not at
-all: whoever finds it may use it.
+A tokenized set is a directory with the vocabulary and with NumPy files that all ranks map into
+memory. Its name contains a hash of everything on which its content depends. It is created
+atomically, so a set that exists is complete.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from swarm_tf.errors import UsageError
 
 SPLITS = ("train", "test")
 
-# Sentences from which the vocabulary is learnt, at most; more would change few pieces.
+# Largest number of sentences from which the vocabulary is learned; more would change few pieces.
 _SAMPLE = 1_000_000
 _SAMPLE_SEED = 0
 
@@ -33,39 +33,39 @@ _VOCABULARY = "vocabulary.model"
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences end to end: number i is ids[starts[i] : starts[i + 1]], with EOS at its end."""
+    """Concatenated sentences: sentence i is ids[starts[i] : starts[i + 1]] and ends with EOS."""
 
     ids: npt.NDArray[np.integer]
     starts: npt.NDArray[np.int64]
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens in each sentence, with EOS."""
+        """Tokens in each sentence, including EOS."""
         return np.diff(self.starts)
 
     def rows(self, which: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int32]:
-        """[len(which), width]: a sentence a row, padded; what is beyond `width` is cut off."""
+        """One sentence per row, padded or truncated to `width`: [len(which), width]."""
         columns = np.arange(width)
         first = self.starts[which]
-        held = columns < (self.starts[which + 1] - first)[:, np.newaxis]
-        filled = np.full(held.shape, vocabulary.PADDING, np.int32)
-        filled[held] = self.ids[(first[:, np.newaxis] + columns)[held]]
-        return filled
+        real = columns < (self.starts[which + 1] - first)[:, np.newaxis]
+        padded = np.full(real.shape, vocabulary.PADDING, np.int32)
+        padded[real] = self.ids[(first[:, np.newaxis] + columns)[real]]
+        return padded
 
 
 def folder(corpus: Corpus, languages: Sequence[str], size: int, within: str) -> Path:
-    """Where the tokens of these languages lie with a vocabulary of `size`, in either direction."""
-    decides = [corpus.identity, sorted(languages), size, _SAMPLE, sentencepiece.__version__]
-    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    """The directory for the tokens of these languages (in any order), with `size` pieces."""
+    content = [corpus.identity, sorted(languages), size, _SAMPLE, sentencepiece.__version__]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Path(within) / f"tokens-{digest[:16]}"
 
 
 def write(corpus: Corpus, languages: Sequence[str], size: int, place: Path) -> None:
-    """Learns the vocabulary and tokenizes both splits into the folder `place`, unless it is there.
+    """Learns the vocabulary and tokenizes both splits into directory `place`, unless it exists.
 
     Raises:
-      UsageError: if there can be no vocabulary of `size`.
-      OSError: if the folder cannot be written.
+      UsageError: if a vocabulary of `size` pieces is not possible.
+      OSError: if the directory cannot be written.
     """
     if place.exists():
         return
@@ -75,34 +75,34 @@ def write(corpus: Corpus, languages: Sequence[str], size: int, place: Path) -> N
         unfinished.mkdir()
         model = vocabulary.train(_sample(corpus, sorted(languages)), size)
         (unfinished / _VOCABULARY).write_bytes(model)
-        learnt = vocabulary.load(model)
+        tokenizer = vocabulary.load(model)
         for split in SPLITS:
-            _tokenize(corpus, split, languages, learnt, unfinished)
+            _tokenize(corpus, split, languages, tokenizer, unfinished)
         try:
             unfinished.rename(place)
         except OSError:
-            if not place.exists():  # else another run was quicker
+            if not place.exists():  # otherwise another run has written it first
                 raise
 
 
 def read_vocabulary(place: Path) -> vocabulary.Vocabulary:
-    """The vocabulary that `write` learnt.
+    """The vocabulary that `write` learned.
 
     Raises:
-      UsageError: if the folder is not there.
+      UsageError: if the directory does not exist on this rank.
     """
     if not place.exists():
         raise UsageError(
-            f"{place}, which rank 0 wrote, is not seen by this rank; data.cache_dir, or without it "
-            "--workdir, must be on a file system that all ranks share"
+            f"{place} was written by rank 0, but is not seen by this rank; data.cache_dir, or "
+            "--workdir without it, must be on a file system that all ranks share"
         )
     return vocabulary.load((place / _VOCABULARY).read_bytes())
 
 
 def read(place: Path, split: str, language: str) -> Sentences:
-    """The sentences of a split, mapped: what is not used is not read."""
+    """The sentences of a split in one language, memory-mapped, so that only used ones are read."""
     mapped = (np.load(path, mmap_mode="r") for path in _paths(place, split, language))
-    # As plain arrays: indexing numpy's memmap costs several times as much.
+    # np.asarray, because indexing a numpy.memmap is several times slower.
     return Sentences(*map(np.asarray, mapped))
 
 
@@ -110,16 +110,16 @@ def _tokenize(
     corpus: Corpus,
     split: str,
     languages: Sequence[str],
-    learnt: vocabulary.Vocabulary,
+    tokenizer: vocabulary.Vocabulary,
     place: Path,
 ) -> None:
-    kind = np.uint16 if learnt.get_piece_size() <= 2**16 else np.int32
-    threads = len(os.sched_getaffinity(0))  # the other ranks wait
+    kind = np.uint16 if tokenizer.get_piece_size() <= 2**16 else np.int32
+    threads = len(os.sched_getaffinity(0))  # all of them, since the other ranks wait
     ids: dict[str, list[npt.NDArray[np.integer]]] = {language: [] for language in languages}
     lengths: dict[str, list[int]] = {language: [] for language in languages}
     for texts in corpus.read(split):
         for language in languages:
-            encoded = learnt.encode(texts[language], add_eos=True, num_threads=threads)
+            encoded = tokenizer.encode(texts[language], add_eos=True, num_threads=threads)
             lengths[language] += map(len, encoded)
             ids[language].append(np.fromiter(chain.from_iterable(encoded), kind))
     for language in languages:
@@ -129,7 +129,7 @@ def _tokenize(
 
 
 def _sample(corpus: Corpus, languages: Sequence[str]) -> Iterator[bytes]:
-    """Training sentences of all languages, evenly drawn, `_SAMPLE` at most."""
+    """At most `_SAMPLE` training sentences, drawn at random, equally many for each language."""
     count, wanted = corpus.examples("train"), _SAMPLE // len(languages)
     drawn = np.ones(count, bool)
     if count > wanted:

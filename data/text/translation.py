@@ -1,4 +1,4 @@
-"""Sentence pairs for Transformers: from a set's texts to the batches of one rank."""
+"""Loads sets of sentence pairs for Transformers: the batches of one rank."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,39 +19,39 @@ from swarm_tf import files
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 
-_SHAPES = 12  # of batches, at most; XLA compiles the model for each
+_SHAPES = 12  # largest number of batch shapes; XLA compiles the model for each shape
 
 First = Callable[[Callable[[], None], str], None]
-"""first(action, what) does `action` on rank 0 while the others wait, and returns on all."""
+"""first(action, what) runs `action` on rank 0 while the others wait; `what` names it in errors."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translation(Data):
-    """Sentence pairs as ids of a vocabulary that both languages share.
+    """The data of a translation set: ids of a vocabulary that both languages share.
 
-    A batch is (inputs, labels, weights): inputs are {"source": int32 [b, w], "target": int32
-    [b, w]}, labels int32 [b, w] and weights float32 [b, w], 1 on a sentence and 0 on the padding
-    behind it. Sources and labels end in EOS; targets are the labels moved one position on, behind
-    BOS. Of documents, the inputs also have "reset": bool [b], True where a row begins a document;
-    where it is False, the row continues the same row of the batch before.
+    A batch is (inputs, labels, weights). Inputs are {"source": int32 [b, w], "target": int32
+    [b, w]}; labels are int32 [b, w]; weights are float32 [b, w], 1 for tokens and 0 for padding.
+    Sources and labels end with EOS; targets are the labels shifted by one position, after BOS. For
+    documents, inputs also have "reset", bool [b]: True where a row begins a document; where it is
+    False, the row continues the same row of the previous batch.
 
-    `train` pads to one of `shapes`, and leaves out pairs with a sentence of more than
-    data.max_length tokens, EOS included (of documents: all that have such a pair). `test` has
-    every pair once, those of like length together, longer sentences cut off. Its batches may have
-    fewer rows; batches of documents never do, but their last rows may be nothing but padding.
+    `train` pads to one of `shapes`, and omits pairs with a sentence of more than data.max_length
+    tokens, including EOS (and documents that contain such a pair). `test` has every pair once,
+    grouped by length, with longer sentences truncated. Its batches may have fewer rows; batches of
+    documents always have b rows, of which the last may contain only padding.
 
     Attributes:
-      vocabulary: `decode` gives plain text of ids, whatever special ones are among them.
+      vocabulary: its `decode` converts ids to text and ignores special ids.
       source, target: the languages.
-      test_sources, test_references: the test split as it is, to translate and to compare with.
-      segments: consecutive sentences that are a document, so that test_sources[i * segments :
-        (i + 1) * segments] is one; None where every sentence stands for itself.
-      shapes: (b, w) of each kind of training batch; b w <= batch_size. Of documents, all b are
-        the same.
+      test_sources, test_references: the texts of the test split.
+      segments: number of sentences in a document, so that test_sources[i * segments :
+        (i + 1) * segments] is document i; None without documents.
+      shapes: the (b, w) of training batches, with b w <= batch_size. For documents, all b are
+        equal.
       target_tokens: labels in one pass over the training set by all ranks, without padding.
-      dropped: training pairs that are left out.
+      dropped: number of training pairs that are omitted.
     """
 
     vocabulary: Vocabulary
@@ -76,23 +76,24 @@ def load(
     first: First,
     documents: bool = False,
 ) -> Translation:
-    """Tokenizes the set, if that has not been done before, and cuts this rank's part.
+    """Tokenizes the set, unless its tokens exist, and selects this rank's part.
 
     Args:
-      config: name, data_dir, partition, source, target, vocabulary_size, max_length, cache_dir,
-        and train_examples (of number_words).
-      rank: this rank, of `size`.
-      batch_size: target positions of a batch, padding included: it has as many rows as fit.
-      seed: the same on all ranks, or their parts would overlap; at least 0.
-      workdir: receives the tokens if data.cache_dir is None.
+      config: uses name, data_dir, partition, source, target, vocabulary_size, max_length,
+        cache_dir, and train_examples (of number_words).
+      rank: this rank, below `size`.
+      size: number of ranks.
+      batch_size: largest number of target positions in a batch, including padding.
+      seed: at least 0, and the same on all ranks; otherwise their parts would overlap.
+      workdir: the directory for the tokens if data.cache_dir is None.
       first: see `First`; for one rank, `lambda action, what: action()`.
-      documents: rows go on from batch to batch, for models with a memory.
+      documents: whether a row continues in the next batch, for models with a memory.
 
     Raises:
-      UsageError: for a set that is not there or not one of sentence pairs, documents of a set
-        that has none, a language it has not got, keys or a partition that do not fit such a set, a
-        vocabulary that is too large or too small, tokens that cannot be written, and a batch that
-        cannot hold the longest sentence; nothing is ever downloaded.
+      UsageError: if the set is missing or has no sentence pairs, no documents or not the languages
+        that are required; if keys or the partition do not apply to the set; if the vocabulary size
+        is not possible, the tokens cannot be written, or a batch cannot hold the longest sentence.
+        Nothing is ever downloaded.
     """
     corpus = texts.find(config.name, config.data_dir, seed, config.train_examples)
     _check(config, corpus, documents)
@@ -111,7 +112,7 @@ def load(
     )
 
     def epochs() -> Iterator[Indices]:
-        dealt = partition.epochs(
+        parts = partition.epochs(
             config.partition,
             np.zeros(len(kept), np.int8),  # no classes
             rank=rank,
@@ -119,19 +120,19 @@ def load(
             alpha=config.dirichlet_alpha,
             seed=seed,
         )
-        return (kept[part] for part in dealt)
+        return (kept[part] for part in parts)
 
-    shard = train.numbers(next(epochs()))  # also raises here, not at the first batch, what is wrong
+    shard = train.numbers(next(epochs()))  # raises errors of the partition here
     trained = train.numbers(kept)
     dropped = len(train.target.lengths) - trained.size
     if dropped and rank == 0:
         _log.warning(
-            f"data.name={config.name}: {dropped} training pairs are left out, longer than "
-            f"data.max_length={config.max_length}"
+            f"data.name={config.name}: {dropped} training pairs are left out: they are longer "
+            f"than data.max_length={config.max_length}"
         )
     rows = buckets.rows[0] if documents else None
     tested = list(buckets.test(test_lengths))
-    # If it must find the end itself, Keras counts the rows of a batch that is not there.
+    # With an unknown number of batches, Keras counts the rows of a batch after the last one.
     known = tf.data.experimental.assert_cardinality(len(tested) * (segments or 1))
     sources, references = _raw(corpus, languages)
     return Translation(
@@ -161,14 +162,14 @@ def _check(config: DataConfig, corpus: Corpus, documents: bool) -> None:
     if documents and corpus.segments is None:
         raise UsageError(
             f"data.name={config.name} does not say where documents begin, which a model with a "
-            "memory must know; use number_words, or a model without"
+            "memory needs; use number_words, or set model.memory_length=0"
         )
 
 
 def _tokenize(
     config: DataConfig, corpus: Corpus, languages: tuple[str, str], workdir: str, first: First
 ) -> Path:
-    """The folder of the tokens; once it returns, they are there."""
+    """Makes sure that the tokens exist; returns their directory."""
     place = tokens.folder(corpus, languages, config.vocabulary_size, config.cache_dir or workdir)
 
     def prepare() -> None:
@@ -176,9 +177,9 @@ def _tokenize(
             tokens.write(corpus, languages, config.vocabulary_size, place)
         except OSError as error:
             raise UsageError(
-                f"data.cache_dir={config.cache_dir or workdir} cannot take the tokens of "
+                f"data.cache_dir={config.cache_dir or workdir} cannot store the tokens of "
                 f"data.name={config.name} ({files.reason(error)}); name a directory that can "
-                "be written and has room for them"
+                "be written and has enough space"
             ) from error
 
     first(prepare, "the vocabulary and the tokens")
@@ -186,18 +187,18 @@ def _tokenize(
 
 
 def _kept(lengths: Lengths, config: DataConfig) -> Indices:
-    """The examples that are not too long."""
+    """The indices of the examples of at most data.max_length tokens."""
     kept = np.flatnonzero(lengths <= config.max_length)
     if not len(kept):
         raise UsageError(
-            f"data.max_length={config.max_length} leaves nothing of data.name={config.name} to "
-            f"train on: the shortest has {lengths.min()} tokens"
+            f"data.max_length={config.max_length} leaves no training pair of data.name="
+            f"{config.name}; it must be at least {lengths.min()}, the length of the shortest one"
         )
     return kept
 
 
 def _raw(corpus: Corpus, languages: tuple[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The test split as texts: sources and references."""
+    """The texts of the test split: sources and references."""
     read = list(corpus.read("test"))
     source, target = (
         tuple(text.decode() for some in read for text in some[language]) for language in languages

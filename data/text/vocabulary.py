@@ -1,10 +1,10 @@
 """The vocabulary that both languages share: byte-pair encoding by sentencepiece.
 
-BPE (Sennrich et al. 2016) because Vaswani et al. 2017, 5.1, translate with it, and because its
-training counts in whole numbers: the same texts give the same pieces on any machine and with any
-number of threads, which the floating-point sums of a unigram model do not promise. Texts are not
-normalised, and what is too rare for a piece of its own is spelt in UTF-8 bytes: decoding gives
-every text back as it was.
+Vaswani et al. 2017, 5.1, use BPE (Sennrich et al. 2016). Its training uses only integer counts, so
+the same texts give the same pieces on any machine and with any number of threads. The sums of a
+unigram model are floating-point numbers and do not guarantee that. Texts are not normalised, and
+characters that are too rare to be a piece are encoded as UTF-8 bytes, so decoding restores every
+text exactly.
 """
 
 import io
@@ -16,21 +16,21 @@ from swarm_tf.errors import UsageError
 
 PADDING, BOS, EOS, UNKNOWN = range(4)
 
-# The commonest characters that together make up this share of the texts are pieces; WMT17 has
-# thousands of others.
+# The most frequent characters, which make up this share of the texts, are pieces. WMT17 has
+# thousands of other characters.
 _COVERAGE = 0.9995
 
 Vocabulary = sentencepiece.SentencePieceProcessor
 
 
 def train(texts: Iterable[bytes], size: int) -> bytes:
-    """Learns a vocabulary of `size` pieces, the special ones and 256 bytes among them.
+    """Learns a vocabulary of `size` pieces, including special pieces and 256 bytes.
 
     Returns:
-      The model; `load` makes a vocabulary of it.
+      The serialized model, the argument of `load`.
 
     Raises:
-      UsageError: if the texts have too many characters for `size`, or too few words.
+      UsageError: if the texts have too many different characters for `size`, or too few words.
     """
     model = io.BytesIO()
     try:
@@ -39,7 +39,7 @@ def train(texts: Iterable[bytes], size: int) -> bytes:
             model_writer=model,
             model_type="bpe",
             vocab_size=size,
-            hard_vocab_limit=False,  # so that the refusal can say how many pieces there are
+            hard_vocab_limit=False,  # otherwise the error could not name the possible size
             character_coverage=_COVERAGE,
             byte_fallback=True,
             normalization_rule_name="identity",
@@ -56,17 +56,17 @@ def train(texts: Iterable[bytes], size: int) -> bytes:
         least = str(error).partition(" vs ")[2].partition(".")[0]
         raise UsageError(
             f"data.vocabulary_size={size} is too small: special pieces, bytes and single "
-            f"characters are {least}; set more than that"
+            f"characters are {least}; set a larger size"
         ) from error
     found = load(model.getvalue()).get_piece_size()
     if found < size:
         raise UsageError(
             f"data.vocabulary_size={size} is too large: the texts give {found} pieces; "
-            "set that or less"
+            f"set at most {found}"
         )
     return model.getvalue()
 
 
 def load(model: bytes) -> Vocabulary:
-    """The vocabulary that `train` made: `encode`, `decode`, `get_piece_size`."""
+    """The vocabulary from a model of `train`; it has `encode`, `decode` and `get_piece_size`."""
     return Vocabulary(model_proto=model)

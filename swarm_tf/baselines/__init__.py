@@ -1,1 +1,1 @@
-"""Other ways to train on several ranks, to race against; one file each."""
+"""Other algorithms that train on several ranks, for comparison; one file each."""

@@ -1,14 +1,14 @@
-"""AD-PSGD: every rank averages with a random neighbour in each step, and waits for nobody.
+"""AD-PSGD: every rank averages with a random neighbour in each step, without waiting for it.
 
 Lian, Zhang, Zhang, Liu 2018, arXiv 1710.06952, algorithm 1.
 
-    g_i        <- gradient at x_i            meanwhile x_i may be averaged with others
-    x_i, x_j   <- (x_i + x_j)/2              j a random neighbour
+    g_i        <- gradient at x_i            x_i may be averaged with others at the same time
+    x_i, x_j   <- (x_i + x_j)/2              j is a random neighbour
     x_i        <- x_i - rate g_i
 
-This is a swarm with one local step between exchanges, in full precision: models are averaged as
-they were when the step began, and the step is added. (The paper's bipartite graph avoids a
-deadlock that the exchange here does not know.)
+This is SwarmSGD with one local step between exchanges and float32 weights: the models are averaged
+as they were when the step began, and the step is added to the mean. The paper needs a bipartite
+graph to avoid a deadlock; this exchange cannot deadlock, so any connected graph works.
 """
 
 from dataclasses import dataclass, field
@@ -20,13 +20,13 @@ from swarm_tf.topology import GraphOptions
 
 @dataclass
 class ADPSGDConfig(GraphOptions):
-    """AD-PSGD."""
+    """Options of AD-PSGD."""
 
     max_staleness: int | None = option(
         4,
         at_least(1),
-        "local steps that training goes on during an unanswered exchange, then it waits; the "
-        "paper's T; None: 4",
+        "local steps that training may take while an exchange is unanswered, before it waits (T in "
+        "the paper); None: 4",
     )
 
 
@@ -38,7 +38,7 @@ class ADPSGD(ADPSGDConfig, SwarmCallback):
 
     local_steps: int = field(default=1, init=False)
     codec: str = field(default="float32", init=False)
-    bits: int = field(default=8, init=False)  # of no effect on float32
+    bits: int = field(default=8, init=False)  # has no effect on codec=float32
     mode: str = field(default="nonblocking", init=False)
     local_steps_distribution: str = field(default="fixed", init=False)
     partner_policy: str = field(default="uniform", init=False)

@@ -4,7 +4,7 @@ Goyal et al. 2017, arXiv 1706.02677; ring all-reduce in buckets as in Sergeev an
 arXiv 1802.05799 (Horovod) and Li et al. 2020, arXiv 2006.15704.
 
     g   <- (g_1 + ... + g_N) / N
-    x   <- x - optimizer step for g        the same on every rank
+    x   <- x - optimizer step for g        x is the same on every rank
 """
 
 import functools
@@ -26,19 +26,19 @@ from swarm_tf.options import POSITIVE, Options, one_of, option, with_options
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
-_UNLIKE = 1e-3
-"""Of a weight's norm, by which ranks may differ along a random direction."""
+_TOLERANCE = 1e-3
+"""Allowed difference between ranks along a random direction, relative to the variable's norm."""
 
 
 @dataclass
 class AllReduceConfig(Options):
-    """Large-batch SGD."""
+    """Options of large-batch SGD."""
 
     backend: str = option(
-        "mpi", one_of(("mpi", "horovod")), "what averages; make horovod builds Horovod"
+        "mpi", one_of(("mpi", "horovod")), "library that averages; `make horovod` builds Horovod"
     )
     bucket_mib: float = option(
-        1.0, POSITIVE, "size at which a bucket of gradients leaves; Horovod has its own buckets"
+        1.0, POSITIVE, "MiB of gradients that are sent together in a bucket; only with backend=mpi"
     )
 
 
@@ -46,11 +46,11 @@ class AllReduceConfig(Options):
 class AllReduce(AllReduceConfig, Algorithm):
     """Averages gradients between the backward pass and the optimizer.
 
-    Gradients travel in buckets as soon as they are there, the last layers' first, while the
-    backward pass goes on.
+    A bucket of gradients is sent as soon as it is computed, the last layers first, while the
+    backward pass continues.
 
     Raises:
-      UsageError: a value breaks its rule, or Horovod is missing.
+      UsageError: an option has a value that its rule does not allow, or Horovod is missing.
     """
 
     name = "allreduce"
@@ -66,22 +66,22 @@ class AllReduce(AllReduceConfig, Algorithm):
         self._averaged: dict[int, tuple[Array, collectives.Handle | None]] = {}
 
     def set_model(self, model: keras.Model) -> None:
-        """From now on the optimizer gets the mean of all ranks' gradients."""
+        """Make the optimizers of `model` apply the mean of all ranks' gradients."""
         super().set_model(model)
         if self.transport is None:
             return
         with tf.device("CPU"):
             self._exposed = tf.Variable(0.0, dtype=tf.float64, trainable=False)
             self._reductions = tf.Variable(0, dtype=tf.int64, trainable=False)
-        gradients.release(model)  # from a training that failed
+        gradients.release(model)  # an earlier training may have failed before its release
         gradients.intercept(model, self._mean)
 
     def next_boundary(self, step: int) -> int:
-        """Gradients are averaged in every step; this is only for counting."""
+        """Gradients are averaged in every step; `boundary` only counts the averaged steps."""
         return step + 16
 
     def begin(self, common: dict[str, Any]) -> None:
-        """The gradients of the next step may come."""
+        """Start the thread that averages the gradients of the following steps."""
         assert self.transport is not None
         self._first_step = self.local_step()
         self._compared, self._error = False, None
@@ -91,25 +91,26 @@ class AllReduce(AllReduceConfig, Algorithm):
         self._background.start()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """End with the reason, if gradients could not be averaged."""
-        if self._error is not None:  # within the step it would come as a page of TensorFlow's
+        """Raise the error of this step's averaging, if there was one."""
+        # If it were raised within the step, TensorFlow would wrap it in a long message.
+        if self._error is not None:
             raise CollectiveError(
-                f"{self._error}; all ranks must take equally many steps: one may have stopped "
-                "early, or have fewer batches"
+                f"{self._error}; all ranks must take equally many steps: another rank may have "
+                "stopped early or have fewer batches"
             ) from None
         super().on_train_batch_end(batch, logs)
 
     def boundary(self, step: int) -> None:
-        """Make sure that no gradient was applied without averaging."""
+        """Check that no gradient was applied without averaging."""
         steps = step - self._first_step
         if self.rounds < steps:
-            raise RuntimeError(f"of {steps} steps only {self.rounds} averaged their gradients")
+            raise RuntimeError(f"gradients were averaged in only {self.rounds} of {steps} steps")
         if not self._compared:
             self._compared = True
-            self._compare()
+            self._check_equal_weights()
 
-    def _compare(self) -> None:
-        """Make sure that ranks hold the same weights, up to the rounding of unlike processors."""
+    def _check_equal_weights(self) -> None:
+        """Check that ranks hold the same weights, up to rounding that depends on the processor."""
         assert self.transport is not None
         rng = np.random.default_rng(0)
         sketch = []
@@ -117,32 +118,32 @@ class AllReduce(AllReduceConfig, Algorithm):
             x = np.asarray(tf.cast(variable.value, tf.float64)).ravel()
             sketch.append([float(x @ rng.choice((-1.0, 1.0), x.size)), float(x @ x) ** 0.5])
         first, *others = world.gather_over(self.transport, sketch, "the weights of all ranks")
-        for of, other in enumerate(others, 1):
+        for rank, other in enumerate(others, 1):
             for number, ((a, norm), (b, _)) in enumerate(zip(first, other, strict=True)):
-                if abs(a - b) > _UNLIKE * norm:
+                if abs(a - b) > _TOLERANCE * norm:
                     path = self.model.trainable_variables[number].path
                     raise UsageError(
-                        f"{path} is another one on rank {of} than on rank 0, so algorithm="
-                        f"{self.name} does not see all gradients; it averages those of optimizers "
-                        "that are attributes of the model"
+                        f"{path} differs between rank {rank} and rank 0, so algorithm={self.name} "
+                        "does not average all gradients; it can do so only for optimizers that "
+                        "are attributes of the model"
                     )
 
     @property
     def rounds(self) -> int:
-        """How often gradients were averaged: once a step, and once an optimizer."""
+        """How often gradients were averaged: once per step and optimizer."""
         return int(self._reductions.numpy())
 
     def end(self, step: int) -> None:
-        """The optimizers are ordinary ones again."""
+        """Restore the optimizers."""
         self._compared = False
         self.boundary(step)
-        self._let_go(wait=True)
+        self._release(wait=True)
 
     def abandon(self, *, exits: bool = False) -> None:
-        """As `end`, without waiting for other ranks."""
-        self._let_go(wait=False)
+        """Restore the optimizers without waiting for other ranks."""
+        self._release(wait=False)
 
-    def _let_go(self, wait: bool) -> None:
+    def _release(self, wait: bool) -> None:
         if self._background is not None:
             self._background.stop(wait)
             self._background = None
@@ -150,7 +151,7 @@ class AllReduce(AllReduceConfig, Algorithm):
 
     @property
     def counters(self) -> Counters:
-        """What this rank has exchanged so far; with horovod its bytes are computed."""
+        """Counts of this rank's exchanges and bytes; with horovod the bytes are computed."""
         if self.weights is None or self.transport is None:
             return Counters()
         rounds, sent = self.rounds, super().counters.bytes_sent
@@ -165,26 +166,27 @@ class AllReduce(AllReduceConfig, Algorithm):
 
     def _mean(self, own: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """The mean over all ranks of each gradient that is not None, as a dense tensor."""
-        there = [
+        dense = [
             tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
             for gradient, variable in zip(own, variables, strict=True)
             if gradient is not None
         ]
         reduce = self._over_horovod if self.backend == "horovod" else self._over_mpi
-        means, began = reduce(there)
+        means, began = reduce(dense)
         with tf.control_dependencies(means):
             ended = tf.timestamp()
         self._exposed.assign_add(ended - began)
         self._reductions.assign_add(1)
-        every = iter(means)
-        return [None if gradient is None else next(every) for gradient in own]
+        remaining = iter(means)
+        return [None if gradient is None else next(remaining) for gradient in own]
 
     def _over_mpi(self, own: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The means, and when the last gradient was there."""
+        """The means, and the time at which the last gradient was computed."""
         buckets = _buckets(own, self.bucket_mib * 2**20)
         started = []
-        # Each starts when its gradients are there and those before it have started. TensorFlow
-        # keeps the order in which such operations are made: the clock must come after them.
+        # A bucket starts when its gradients are computed and the buckets before it have started:
+        # TensorFlow runs stateful operations in the order in which they are created. So the
+        # timestamp must be created after them.
         for number, bucket in enumerate(buckets):
             flat = [tf.reshape(tf.cast(own[i], tf.float32), [-1]) for i in bucket]
             start = functools.partial(self._start, number)
@@ -203,10 +205,11 @@ class AllReduce(AllReduceConfig, Algorithm):
         return means, began
 
     def _over_horovod(self, own: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The means, and when the last gradient was there."""
+        """The means, and the time at which the last gradient was computed."""
         import horovod.tensorflow as hvd
 
-        # One by one: Horovod fuses what is ready. Its DistributedOptimizer does nothing in Keras 3.
+        # One call per gradient: Horovod fuses them itself. hvd.DistributedOptimizer has no effect
+        # in Keras 3.
         means = [
             hvd.allreduce(gradient, op=hvd.Average, name=f"gradient.{index}")
             for index, gradient in enumerate(own)
@@ -215,8 +218,9 @@ class AllReduce(AllReduceConfig, Algorithm):
             return means, tf.timestamp()
 
     def _start(self, number: int, array: Array) -> np.int32:
-        """Bucket `number` of a step is complete on this rank."""
-        if self._background is None or self._error is not None:  # not met yet, or no more
+        """Begin to average bucket `number` of a step."""
+        # Before the ranks have joined, and after an error, nothing is sent.
+        if self._background is None or self._error is not None:
             self._averaged[number] = array.copy(), None
             return np.int32(number)
         assert self.transport is not None
@@ -227,7 +231,7 @@ class AllReduce(AllReduceConfig, Algorithm):
         return np.int32(number)
 
     def _finish(self, count: int) -> list[Array]:
-        """All buckets of a step, when they are averaged."""
+        """Wait until all buckets of a step are averaged, and return them."""
         means = []
         for number in range(count):
             mean, handle = self._averaged.pop(number)
@@ -241,7 +245,7 @@ class AllReduce(AllReduceConfig, Algorithm):
 
 
 def _buckets(own: Sequence[tf.Tensor], size: float) -> list[list[int]]:
-    """Indices of gradients that travel together, those that are computed first in front."""
+    """The indices of the gradients in each bucket, in the order in which they are computed."""
     buckets: list[list[int]] = []
     fill = size
     for index in reversed(range(len(own))):
@@ -263,6 +267,6 @@ def _start_horovod(size: int) -> None:
     hvd.init()
     if hvd.size() != size:
         raise UsageError(
-            f"allreduce.backend=horovod: Horovod sees {hvd.size()} ranks of {size}; it was built "
-            "without MPI, or against another one; make horovod builds it anew"
+            f"allreduce.backend=horovod: Horovod sees {hvd.size()} of {size} ranks; it was built "
+            "without MPI or for another MPI; make horovod builds it again"
         )

@@ -1,4 +1,4 @@
-"""DiLoCo: many local steps, then one step of Nesterov momentum on the mean difference.
+"""DiLoCo: many local steps, then one Nesterov step on the mean change of the models.
 
 Douillard et al. 2023, arXiv 2311.08105.
 
@@ -19,19 +19,19 @@ from swarm_tf.options import SHARE, option, with_options
 
 @dataclass
 class DiLoCoConfig(OuterConfig):
-    """DiLoCo."""
+    """Options of DiLoCo."""
 
-    outer_momentum: float = option(0.9, SHARE, "mu, of the outer step")
+    outer_momentum: float = option(0.9, SHARE, "momentum of the outer step, mu")
 
 
 @with_options
 class DiLoCo(DiLoCoConfig, Outer):
-    """Local steps on every rank, an outer Nesterov optimizer on all together."""
+    """Local steps on every rank, and an outer Nesterov optimizer on the mean of all ranks."""
 
     name = "diloco"
 
     def outer_step(self, fast: consensus.Chunks) -> None:
-        """`slow` moves by the mean of what all ranks have moved."""
+        """Move `slow` by a Nesterov step on the mean change of all ranks."""
         eta, mu = np.float32(self.outer_learning_rate), np.float32(self.outer_momentum)
         differences = [slow - chunk for slow, chunk in zip(self.slow, fast, strict=True)]
         self.average(differences)

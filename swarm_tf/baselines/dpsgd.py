@@ -1,11 +1,11 @@
-"""D-PSGD: after every step all ranks average with their neighbours, in step with each other.
+"""D-PSGD: after every step all ranks average synchronously with their neighbours.
 
 Lian et al. 2017, arXiv 1705.09056, algorithm 1.
 
-    g_i     <- gradient at x_i             while the models travel
+    g_i     <- gradient at x_i             computed while the models are sent
     x_i     <- sum_j W_ij x_j - rate g_i   W doubly stochastic, W_ij > 0 for neighbours only
 
-W is that of Metropolis and Hastings: W_ij = 1 / (1 + max(degree i, degree j)).
+W has Metropolis-Hastings weights: W_ij = 1 / (1 + max(degree i, degree j)).
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from swarm_tf.transport import collectives
 
 @dataclass
 class DPSGDConfig(GraphOptions):
-    """D-PSGD."""
+    """Options of D-PSGD."""
 
     topology: str = topology_option("ring")
 
@@ -47,7 +47,7 @@ class DPSGD(DPSGDConfig, Algorithm):
             }
 
     def begin(self, common: dict[str, Any]) -> None:
-        """Nothing has been published yet."""
+        """Start the thread that exchanges models."""
         assert self.transport is not None
         self._background = collectives.Background(self.transport.rank)
         self._background.start()
@@ -56,19 +56,19 @@ class DPSGD(DPSGDConfig, Algorithm):
         self._transfers: list[collectives.Handle] = []
 
     def boundary(self, step: int) -> None:
-        """Add what the neighbours' last models say; publish the own one."""
+        """Average with the neighbours' last models, then send this rank's model to them."""
         with self.exposed():
             assert self.weights is not None
             chunks = self.weights.add(self._corrections())
             self._publish([np.array(chunk) for chunk in chunks])
 
     def end(self, step: int) -> None:
-        """The models published last have no step to go with; let them arrive."""
+        """Wait for the models sent last; no step follows that could use them."""
         self._wait()
         self._background.stop()
 
     def abandon(self, *, exits: bool = False) -> None:
-        """Leave the swaps that are under way to themselves."""
+        """Stop without waiting for the transfers that have begun."""
         self._background.stop(wait=False)
 
     def _publish(self, chunks: consensus.Chunks) -> None:
@@ -94,7 +94,7 @@ class DPSGD(DPSGDConfig, Algorithm):
             transfer.wait()
 
     def _corrections(self) -> list[tf.Tensor | None]:
-        """sum_j W_ij (x_j - x_i) of the models published last; None before the first."""
+        """sum_j W_ij (x_j - x_i) of the models sent last, by chunk; None before the first."""
         assert self.weights is not None
         if not self._transfers:
             return [None] * len(self.weights.lengths)

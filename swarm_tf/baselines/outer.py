@@ -1,4 +1,4 @@
-"""Slow weights, which an outer optimizer moves by what the fast ones did in many local steps."""
+"""Base of algorithms with an outer optimizer: it updates slow weights after many local steps."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class OuterConfig(Options):
     """Options of an algorithm with an outer optimizer."""
 
     local_steps: int = option(
-        32, at_least(1), "local steps between two outer steps, H; 500 and 50 in the papers"
+        32, at_least(1), "H, local steps between two outer steps; 500 (DiLoCo) and 50 (NoLoCo)"
     )
-    outer_learning_rate: float = option(0.7, POSITIVE, "of the outer step")
+    outer_learning_rate: float = option(0.7, POSITIVE, "learning rate of the outer step")
 
     def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
-        """See `Options`; and the local optimizer's slots stay where they are."""
+        """See `Options`; average_optimizer must be False, since optimizer slots stay local."""
         super().check(name, ranks=ranks, seed=seed, common=common)
         if common.average_optimizer:
             raise UsageError(
@@ -37,13 +37,13 @@ class OuterConfig(Options):
 class Outer(OuterConfig, Algorithm, ABC):
     """An algorithm with an outer optimizer.
 
-    Moving statistics of BatchNormalization are averaged as they are: momentum could make a
-    variance negative.
+    Moving statistics of BatchNormalization are averaged without the outer optimizer: its momentum
+    could make a variance negative.
 
     Attributes:
-      slow: weights that the next local steps start from, in chunks.
-      momentum: of the outer optimizer, in chunks.
-      round: outer steps so far, the current one included.
+      slow: the weights from which the next local steps start, in chunks.
+      momentum: the momentum of the outer optimizer, in chunks.
+      round: number of outer steps so far, including the current one.
     """
 
     def __post_init__(self) -> None:
@@ -54,10 +54,10 @@ class Outer(OuterConfig, Algorithm, ABC):
 
     @abstractmethod
     def outer_step(self, fast: consensus.Chunks) -> None:
-        """Move `slow` and `momentum`, given where the local steps from `slow` have led."""
+        """Update `slow` and `momentum`; `fast` are the weights after the local steps."""
 
     def average(self, chunks: consensus.Chunks) -> None:
-        """Overwrite `chunks` with their mean over those who take the outer step together."""
+        """Overwrite `chunks` with their mean over the ranks that take the outer step together."""
         assert self.transport is not None
         collectives.average(self.transport, chunks, self.timeout_seconds)
 
@@ -66,7 +66,7 @@ class Outer(OuterConfig, Algorithm, ABC):
         return step + self.local_steps
 
     def begin(self, common: dict[str, Any]) -> None:
-        """The slow weights are the ones that all ranks begin with."""
+        """Set the slow weights to the initial weights, which are equal on all ranks."""
         self._trained = FlatWeights(self.model.trainable_variables)
         statistics = self.average_statistics
         self._statistics = FlatWeights(moving_statistics(self.model) if statistics else [])
@@ -75,7 +75,7 @@ class Outer(OuterConfig, Algorithm, ABC):
         self.round = 0
 
     def boundary(self, step: int) -> None:
-        """Take an outer step; the next local steps start from its end."""
+        """Take an outer step; the next local steps start from its result."""
         with self.exposed():
             self.round += 1
             self.outer_step(consensus.copy(self._trained))

@@ -1,13 +1,13 @@
-"""SGP, stochastic gradient push: models are pushed along a directed graph, and weighed.
+"""SGP, stochastic gradient push: push-sum averaging along a directed graph.
 
 Assran, Loizou, Ballas, Rabbat 2019, arXiv 1811.10792, algorithm 1 (and 2 with `overlap`).
 
     x_i <- x_i - optimizer step at z_i = x_i / w_i
-    send p x_i and p w_i to out-neighbours, keep as much      p = 1 / (1 + out-neighbours)
-    x_i <- sum of what was kept and received;  w_i likewise
+    send p x_i and p w_i to each out-neighbour, keep p x_i and p w_i    p = 1 / (1 + out-neighbours)
+    x_i <- sum of the kept and the received x;  w_i <- sum of the kept and the received w
 
-The sum of all w stays N. On the directed exponential graph, where rank i sends to i + 2^(k mod L)
-in round k, every rank sends to one and receives from one.
+The sum of all w is always N. On the directed exponential graph, where rank i sends to
+i + 2^(k mod L) in round k, every rank sends to one rank and receives from one.
 """
 
 from dataclasses import dataclass
@@ -21,28 +21,28 @@ from swarm_tf.options import ANY, Options, option, with_options
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
-# For each part of the state: the transfers of a round, and what they bring, by its sender.
-_Coming = list[tuple[collectives.Handle, dict[int, Array]]]
+# For each array of the state: the transfer of a round, and the received arrays by sender.
+_Transfers = list[tuple[collectives.Handle, dict[int, Array]]]
 
 
 @dataclass
 class SGPConfig(Options):
-    """Stochastic gradient push."""
+    """Options of stochastic gradient push."""
 
     overlap: bool = option(
         False,
         ANY,
-        "receive in the next round what is sent in this one, so that it travels during the step "
-        "in between (overlap-SGP with tau = 1)",
+        "receive in the next round what is sent in this round, so that the transfer overlaps with "
+        "the step between them (overlap-SGP with tau = 1)",
     )
 
 
 @with_options
 class SGP(SGPConfig, Algorithm):
-    """Push-sum over directed edges, in step with each other.
+    """Synchronous push-sum over directed edges.
 
     Attributes:
-      weight: w_i.
+      weight: w_i, the push-sum weight of this rank.
     """
 
     name = "sgp"
@@ -52,7 +52,7 @@ class SGP(SGPConfig, Algorithm):
         self.weight = 1.0
 
     def out_neighbors(self, rank: int, round: int) -> list[int]:
-        """Whom `rank` sends to in a round, counted from 0; all ranks must agree."""
+        """The ranks that `rank` sends to in a round (counted from 0); the same on all ranks."""
         assert self.transport is not None
         size = self.transport.size
         hops = (size - 1).bit_length()
@@ -61,67 +61,67 @@ class SGP(SGPConfig, Algorithm):
         return [(rank + 2 ** (round % hops)) % size]
 
     def begin(self, common: dict[str, Any]) -> None:
-        """Nothing is under way."""
+        """Start the thread that transfers models."""
         assert self.weights is not None
         assert self.transport is not None
         self._background = collectives.Background(self.transport.rank)
         self._background.start()
         self._round, self.weight = 0, 1.0
         self._z = consensus.copy(self.weights)
-        self._under_way: _Coming = []
+        self._delayed: _Transfers = []
 
     def boundary(self, step: int) -> None:
-        """Push, and take in what was pushed here."""
+        """Send to the out-neighbours, and add what this rank receives."""
         with self.exposed():
-            kept, coming = self._push()
+            kept, transfers = self._push()
             if self.overlap:
-                coming, self._under_way = self._under_way, coming
-            self._become(kept, coming)
+                transfers, self._delayed = self._delayed, transfers
+            self._receive(kept, transfers)
 
     def end(self, step: int) -> None:
-        """Take in what is still under way."""
-        self._become(self._state(), self._under_way)
+        """Add what was sent in the last round."""
+        self._receive(self._state(), self._delayed)
         self._background.stop()
 
     def abandon(self, *, exits: bool = False) -> None:
-        """Leave what is under way to itself."""
+        """Stop without waiting for the transfers that have begun."""
         self._background.stop(wait=False)
 
     def _state(self) -> list[Array]:
-        """x in chunks, and w: float64 [1]."""
+        """The chunks of x, then w as float64 [1]."""
         assert self.weights is not None
-        # The step was taken from z, and belongs to x: x = w z + (z after the step - z).
+        # The step was taken from z and must be added to x: x = w z + (z after the step - z).
         lag = np.float32(self.weight - 1)
         state: list[Array] = consensus.copy(self.weights)
         for x, before in zip(state, self._z, strict=True):
             x += lag * before
         return [*state, np.array([self.weight])]
 
-    def _become(self, kept: list[Array], coming: _Coming) -> None:
-        """Add what comes to what was kept."""
+    def _receive(self, kept: list[Array], transfers: _Transfers) -> None:
+        """Wait for the transfers, add their arrays to `kept`, and assign the result."""
         assert self.weights is not None
         state = list(kept)
-        for part, (handle, received) in enumerate(coming):
+        for number, (handle, received) in enumerate(transfers):
             handle.wait()
-            state[part] = sum(received.values(), start=state[part])
+            state[number] = sum(received.values(), start=state[number])
         *x, weight = state
         self.weight = float(weight[0])
         self._z = [chunk / chunk.dtype.type(self.weight) for chunk in x]
         self.weights.assign(self._z)
 
-    def _push(self) -> tuple[list[Array], _Coming]:
-        """Send each out-neighbour its part, and begin to receive; keep the rest."""
+    def _push(self) -> tuple[list[Array], _Transfers]:
+        """Begin to send to out-neighbours and to receive; return what this rank keeps."""
         assert self.transport is not None
         rank, size, round = self.transport.rank, self.transport.size, self._round
         self._round += 1
         out = self.out_neighbors(rank, round)
         sources = [r for r in range(size) if rank in self.out_neighbors(r, round)]
         kept = [array / array.dtype.type(1 + len(out)) for array in self._state()]
-        coming = []
-        for part, array in enumerate(kept):
-            # Two rounds overlap.
-            tag = collectives.session_tag(self.transport, 2 * part + round % 2)
+        transfers = []
+        for number, array in enumerate(kept):
+            # Transfers of two rounds may overlap, so consecutive rounds have different tags.
+            tag = collectives.session_tag(self.transport, 2 * number + round % 2)
             own, into = dict.fromkeys(out, array), {r: np.empty_like(array) for r in sources}
-            swap = collectives.sendrecv(self.transport, own, into, tag, self.timeout_seconds)
-            coming.append((self._background.submit(swap), into))
-        return kept, coming
+            transfer = collectives.sendrecv(self.transport, own, into, tag, self.timeout_seconds)
+            transfers.append((self._background.submit(transfer), into))
+        return kept, transfers

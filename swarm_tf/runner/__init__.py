@@ -1,1 +1,1 @@
-"""What `train.py` does between its configuration and its summary."""
+"""The parts of `train.py`: flags, validation, the run, metrics and the summary."""

@@ -1,4 +1,4 @@
-"""The algorithm that a configuration names."""
+"""Builds the algorithm of a configuration."""
 
 from dataclasses import fields
 
@@ -7,10 +7,11 @@ from swarm_tf.config import RunConfig, algorithms
 
 
 def build(config: RunConfig, steps: int) -> Algorithm:
-    """The callback of `config.algorithm`, which leaves the mean of the models to the caller.
+    """The callback of `config.algorithm`; it does not average at the end: the caller does.
 
     Args:
-      steps: local steps of the run; for a class that has such a field.
+      config: validated.
+      steps: local steps of the run, passed to classes that have a field `steps`.
     """
     algorithm = algorithms(config)[config.algorithm]
     common = {field.name: getattr(config.swarm, field.name) for field in fields(AlgorithmConfig)}

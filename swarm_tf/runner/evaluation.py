@@ -1,4 +1,4 @@
-"""Metrics of a model on a data set, and statistics of BatchNormalization estimated anew."""
+"""Evaluates models, and estimates BatchNormalization statistics again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _StopOnSignal(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def evaluate(model: keras.Model, dataset: tf.data.Dataset) -> dict[str, float]:
-    """Loss and metrics of a compiled model over `dataset`, by name; none if a signal ended it."""
+    """Loss and metrics of a compiled model over `dataset`, by name; empty after a signal."""
     results = model.evaluate(dataset, verbose=0, return_dict=True, callbacks=[_StopOnSignal()])
     if signals.received():
         return {}
@@ -25,12 +25,12 @@ def evaluate(model: keras.Model, dataset: tf.data.Dataset) -> dict[str, float]:
 
 
 def recalibrate(model: keras.Model, batches: Iterable[Any]) -> None:
-    """Estimate the moving statistics of BatchNormalization anew, as the mean over `batches`.
+    """Replace the moving statistics of BatchNormalization by their mean over `batches`.
 
-    For a mean of models whose statistics were not averaged with the weights.
+    Needed for a mean of models whose statistics were not averaged with the weights.
 
     Args:
-      batches: of (inputs, ...), as the model is trained on.
+      batches: training batches (inputs, ...).
     """
     layers = [
         layer
@@ -38,9 +38,9 @@ def recalibrate(model: keras.Model, batches: Iterable[Any]) -> None:
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     momenta = [layer.momentum for layer in layers]
-    for seen, (inputs, *_) in enumerate(batches):
+    for earlier, (inputs, *_) in enumerate(batches):
         for layer in layers:
-            layer.momentum = seen / (seen + 1)  # the running mean over all batches so far
+            layer.momentum = earlier / (earlier + 1)  # gives the mean over all batches so far
         model(inputs, training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -1,7 +1,7 @@
 """The command line of a run: --config=FILE --workdir=DIR [--config.SECTION.KEY=VALUE ...].
 
-Built on absl flags and ml_collections, with every mistake turned into one line that says what
-is allowed. Each call has its own FlagValues, so nothing global changes.
+Uses absl flags and ml_collections; every error becomes one line that says what is allowed. Each
+call has its own FlagValues, so no global state changes.
 """
 
 import difflib
@@ -24,17 +24,17 @@ USAGE = "--config=configs/NAME.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]
 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, str]:
-    """Reads a command line; the result still has to pass `validation.validate`.
+    """Parses a command line; the caller must pass the result to `validation.validate`.
 
     Args:
       argv: as `sys.argv`, the program's name first.
 
     Returns:
-      The configuration, overrides applied, and the path given as --workdir.
+      The configuration with its overrides, and the path given as --workdir.
 
     Raises:
-      UsageError: one line, for whatever cannot be read.
-      SystemExit: with code 0 after --help has been printed.
+      UsageError: one line, if an argument or the file is invalid.
+      SystemExit: with code 0, after printing the text of --help.
     """
     known, overrides = _parse_known(argv)
     path, workdir = known["config"].value, known["workdir"].value
@@ -44,15 +44,15 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, str]:
     if not path:
         raise UsageError(f"--config is missing; use {argv[0]} {USAGE}")
     if not workdir:
-        raise UsageError("--workdir is missing; name the directory for what the run writes")
+        raise UsageError("--workdir is missing; name the directory for the files of the run")
     return _override(load(path), overrides), workdir
 
 
 def load(path: str) -> RunConfig:
-    """What `get_config()` of a Python file returns; "FILE:ARGUMENT" passes it an argument.
+    """The result of `get_config()` in a Python file; "FILE:ARGUMENT" passes it an argument.
 
     Raises:
-      UsageError: if the file is missing, fails, or returns anything else than a RunConfig.
+      UsageError: if the file is missing, raises an error, or does not return a RunConfig.
     """
     name, argument = _split(path)
     if not Path(name).is_file():
@@ -73,21 +73,21 @@ def load(path: str) -> RunConfig:
 
 
 def _split(path: str) -> tuple[str, list[str]]:
-    """The file, and the argument if there is one; either may have colons of its own."""
-    words = path.split(":")
-    for count in range(1, len(words) + 1):
-        if Path(name := ":".join(words[:count])).is_file():
-            return name, [":".join(words[count:])] if count < len(words) else []
+    """Splits "FILE:ARGUMENT" or "FILE"; both parts may contain colons."""
+    parts = path.split(":")
+    for count in range(1, len(parts) + 1):
+        if Path(name := ":".join(parts[:count])).is_file():
+            return name, [":".join(parts[count:])] if count < len(parts) else []
     stem, suffix, _ = path.partition(".py:")
     return stem + suffix.rstrip(":"), []
 
 
 def _parse_known(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    """The flags that are not keys of the configuration, and the rest of the line."""
+    """Parses the flags that are not keys of the configuration; returns the other arguments too."""
     known = flags.FlagValues()
     known.set_gnu_getopt(True)
     flags.DEFINE_string("config", None, "configuration file", flag_values=known)
-    flags.DEFINE_string("workdir", None, "directory for what the run writes", flag_values=known)
+    flags.DEFINE_string("workdir", None, "directory for the files of the run", flag_values=known)
     flags.DEFINE_boolean("help", False, "print the keys", short_name="h", flag_values=known)
     try:
         return known, known(list(argv), known_only=True)
@@ -99,7 +99,7 @@ def _print_help(program: str, path: str | None) -> None:
     print(f"usage: {program} {USAGE}")
     if path:
         for key in keys.of(load(path)):
-            print(f"  --config.{key.name}={key.value}\n      {key.words}")
+            print(f"  --config.{key.name}={key.value}\n      {key.description}")
 
 
 def _override(config: RunConfig, argv: list[str]) -> RunConfig:
@@ -129,29 +129,29 @@ def _override(config: RunConfig, argv: list[str]) -> RunConfig:
 def _require_key(key: str, keys: list[str]) -> None:
     if key in keys:
         return
-    # A forgotten section ("bits") or a wrong one ("train.bits") is as likely as a misspelt name.
+    # The section may be missing ("bits") or wrong ("train.bits"), or the name misspelt.
     name = key.rpartition(".")[2]
-    near = [k for k in keys if k.rpartition(".")[2] == name]
-    if not near and not any(k.startswith(f"{key}.") for k in keys):
-        near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    section = (near[0] if near else key).partition(".")[0]
+    similar = [k for k in keys if k.rpartition(".")[2] == name]
+    if not similar and not any(k.startswith(f"{key}.") for k in keys):
+        similar = difflib.get_close_matches(key, keys, n=1)
+    hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+    section = (similar[0] if similar else key).partition(".")[0]
     allowed = [k for k in keys if k.startswith(f"{section}.")] or keys
     raise UsageError(f"--config.{key} is no key; {hint}allowed are {', '.join(allowed)}")
 
 
 def _did_you_mean_file(name: str) -> str:
-    there = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
-    near = difflib.get_close_matches(name, there, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(there)}" if there else ""
+    files = sorted(str(p) for p in Path(name).parent.glob("*.py") if p.stem != "__init__")
+    similar = difflib.get_close_matches(name, files, n=1)
+    if similar:
+        return f"; did you mean {similar[0]}?"
+    return f"; there are {', '.join(files)}" if files else ""
 
 
 def _where(error: Exception, name: str) -> str:
-    """The deepest line of the config file that an error passed through."""
+    """The line of the config file that caused an error, as text."""
     if isinstance(error, SyntaxError):
-        return ""  # says so itself
+        return ""  # its text names the line
     calls = traceback.extract_tb(error.__traceback__)
     own = [call for call in calls if Path(call.filename).name == Path(name).name]
     return f" in line {own[-1].lineno}" if own else ""

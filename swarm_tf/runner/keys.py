@@ -1,4 +1,4 @@
-"""All keys of the configuration with what they mean: for --help and docs/configuration.md.
+"""All keys of the configuration with their descriptions, for --help and docs/configuration.md.
 
 `python -m swarm_tf.runner.keys > docs/configuration.md` writes the page.
 """
@@ -14,11 +14,11 @@ from swarm_tf.config import RunConfig, algorithms
 _HEAD = """# Configuration
 
 A recipe is a Python file whose `get_config()` returns a `RunConfig` (`swarm_tf/config.py`).
-`--config.SECTION.KEY=VALUE` sets a single key of it, and
-`python train.py --config=FILE --help` prints all keys with the values of that file. A key that is
-misspelt, or a value that cannot be, stops all ranks before training with one line and exit code 2.
+`--config.SECTION.KEY=VALUE` sets one key, and
+`python train.py --config=FILE --help` prints all keys with the values of that file. A misspelt key
+or an invalid value stops all ranks before training with one line and exit code 2.
 
-This page is made from the code: `python -m swarm_tf.runner.keys > docs/configuration.md`.
+This page is generated from the code: `python -m swarm_tf.runner.keys > docs/configuration.md`.
 """
 
 
@@ -27,14 +27,14 @@ class Key:
     """A key of a configuration.
 
     Attributes:
-      name: dotted, as on the command line.
-      value: in this configuration, or the default.
-      words: what it decides and what it may be.
+      name: with dots, as on the command line.
+      value: the value in this configuration, or the default.
+      description: what the key decides and which values it may have.
     """
 
     name: str
     value: Any
-    words: str
+    description: str
 
 
 def of(config: Any, prefix: str = "") -> Iterator[Key]:
@@ -48,7 +48,7 @@ def of(config: Any, prefix: str = "") -> Iterator[Key]:
 
 
 def page() -> str:
-    """docs/configuration.md."""
+    """The text of docs/configuration.md."""
     known = algorithms()
     own = list(options.fields(RunConfig))
     parts = [_HEAD, "## The run\n", _table("", own)]
@@ -57,8 +57,8 @@ def page() -> str:
             continue
         keys = list(options.fields(section.type))
         title = f"algorithm={section.name}" if section.name in known else section.name
-        words = f"{known.get(section.name, section.type).__doc__}".splitlines()[0]
-        parts += [f"## {title}\n", f"{words}\n", _table(f"{section.name}.", keys)]
+        summary = f"{known.get(section.name, section.type).__doc__}".splitlines()[0]
+        parts += [f"## {title}\n", f"{summary}\n", _table(f"{section.name}.", keys)]
     return "\n".join(part for part in parts if part)
 
 
@@ -68,9 +68,10 @@ def _table(prefix: str, fields: list[dataclasses.Field[Any]]) -> str:
     rows = ["| key | default | allowed | what it decides |", "|---|---|---|---|"]
     for field in fields:
         default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
-        only = f"; task={field.metadata['only']}" if field.metadata["only"] else ""
-        words = field.metadata["words"] + only
-        rows.append(f"| `{prefix}{field.name}` | {default} | {options.allowed(field)} | {words} |")
+        only = f"; only with task={field.metadata['only']}" if field.metadata["only"] else ""
+        decides = field.metadata["description"] + only
+        cells = (f"`{prefix}{field.name}`", default, options.allowed(field), decides)
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

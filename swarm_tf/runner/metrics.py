@@ -1,6 +1,6 @@
-"""The files that a run writes: metrics.jsonl, TensorBoard's events, the weights, summary.json.
+"""The files that a run writes: metrics.jsonl, TensorBoard events, the weights, summary.json.
 
-NaN and infinities are written as null: JSON has no number for them, and pandas reads null as NaN.
+NaN and infinities are written as null: JSON cannot represent them, and pandas reads null as NaN.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from swarm_tf.runner.summary import Summary
 
 _log = logging.getLogger("swarm_tf")
 
-_LEAST_ROOM = 1 << 16
-"""Bytes without which a run need not start."""
+_MIN_FREE_BYTES = 1 << 16
+"""A run does not start if fewer bytes than these can be written."""
 
 
 def check_writable(workdir: str | os.PathLike[str]) -> None:
-    """Creates `workdir` and tries a file in it, so that a run does not fail at its end.
+    """Creates `workdir` and writes a temporary file, so that a run does not fail at its end.
 
     Raises:
       UsageError: if the directory cannot be created or written.
     """
     try:
         os.makedirs(workdir, exist_ok=True)
-        # Not os.access: root may "write" to read-only file systems by its answer.
+        # os.access is not enough: for root it reports read-only file systems as writable.
         with tempfile.TemporaryFile(dir=workdir, buffering=0) as file:
-            file.write(bytes(_LEAST_ROOM))
+            file.write(bytes(_MIN_FREE_BYTES))
             os.fsync(file.fileno())
     except OSError as error:
         raise UsageError(
@@ -47,19 +47,19 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
 
 
 class MetricsWriter:
-    """Writes the files of a run into its workdir: on rank 0; elsewhere every call does nothing.
+    """Writes the files of a run into its workdir, on rank 0; on other ranks it does nothing.
 
-    What an earlier run left there, if it got as far as its first line of metrics, moves to
-    `previous-1` (or the next free number) in the workdir: a stale summary.json, or stale weights,
-    must not pass for the result of a run that failed, and nobody loses a result by starting again.
+    The files of an earlier run that has at least written a line of metrics are moved to
+    `previous-1` (or the next free number) in the workdir. So an old summary.json or old weights
+    cannot be mistaken for the result of a new run that failed, and starting again loses no result.
 
-    On a full disk, lines of metrics and TensorBoard's events are left out, with one warning for
-    each. The weights and the summary are the result: they are tried once more at the end, and
-    what cannot be written then is an error.
+    On a full disk, lines of metrics and TensorBoard events are left out, with one warning for each
+    of the two. The weights and the summary are the result of the run: if they cannot be written,
+    `close` tries again and raises an error if that fails too.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], rank: int = 0) -> None:
-        """Raises UsageError if rank 0 cannot write to `workdir`."""
+        """Creates `workdir`; raises UsageError if rank 0 cannot write to it."""
         self._workdir = Path(workdir)
         self._rank = rank
         self._start = time.monotonic()
@@ -75,14 +75,14 @@ class MetricsWriter:
             self._lines = open(path, "wb", buffering=0)  # noqa: SIM115 (until close)
 
     def config(self, config: Mapping[str, Any]) -> None:
-        """Writes config.json, from `swarm_tf.config.to_dict`; raises as `file`."""
+        """Writes config.json, the result of `swarm_tf.config.to_dict`; raises as `file` does."""
         self.file("config.json", _json(config))
 
     def file(self, name: str, content: bytes) -> None:
-        """Writes whatever else belongs to the run before it starts, whole or not at all.
+        """Writes another file of the run before training, atomically.
 
         Raises:
-          UsageError: it cannot be written.
+          UsageError: if the file cannot be written.
         """
         if not self._lines:
             return
@@ -98,10 +98,10 @@ class MetricsWriter:
             ) from error
 
     def log(self, step: int, **values: Any) -> None:
-        """Appends {step, rank, time_seconds, **values} to metrics.jsonl, on disk at once.
+        """Appends the line {step, rank, time_seconds, **values} to metrics.jsonl, unbuffered.
 
-        Numbers (Python, NumPy or TensorFlow scalars) become TensorBoard curves too.
-        `time_seconds` counts from the creation of the writer.
+        Numbers (Python, NumPy or TensorFlow scalars) are also written as TensorBoard scalars.
+        `time_seconds` is the time since the writer was created.
         """
         if not self._lines:
             return
@@ -114,22 +114,22 @@ class MetricsWriter:
         self._log_events(step, values)
 
     def weights(self, model: Any) -> None:
-        """Writes consensus.weights.h5, whole or not at all; takes memory for a second copy.
+        """Writes consensus.weights.h5 atomically; needs memory for a second copy of the weights.
 
         Args:
-          model: of Keras, built.
+          model: a built Keras model.
         """
         self._result("consensus.weights.h5", lambda: files.weights_of(model))
 
     def summary(self, summary: Summary) -> None:
-        """Writes summary.json, whole or not at all."""
+        """Writes summary.json atomically."""
         self._result("summary.json", lambda: _json(asdict(summary)))
 
     def close(self) -> None:
-        """Ends the files; a second call does nothing.
+        """Closes the files; a second call does nothing.
 
         Raises:
-          UsageError: a part of the result is not written, though it was tried again.
+          UsageError: if the weights or the summary could not be written at the second attempt.
         """
         failed = {}
         for name, content in self._unwritten.items():
@@ -139,7 +139,7 @@ class MetricsWriter:
         if self._lines:
             self._lines.close()
         if self._events:
-            with contextlib.suppress(Exception):  # a full disk, of which a warning was logged
+            with contextlib.suppress(Exception):  # the disk is full, and a warning was logged
                 self._events.close()
         self._lines = self._events = None
         if failed:
@@ -156,7 +156,7 @@ class MetricsWriter:
         try:
             self.close()
         except UsageError:
-            if kind is None:  # or the first error would be lost
+            if kind is None:  # otherwise this error would replace the first one
                 raise
 
     def _result(self, name: str, content: Callable[[], bytes | memoryview]) -> None:
@@ -168,7 +168,7 @@ class MetricsWriter:
             _log.warning("--workdir=%s: %s cannot be written (%s)", self._workdir, name, why)
 
     def _try(self, name: str, content: Callable[[], bytes | memoryview]) -> str | None:
-        """Why it fails; None if it is written."""
+        """Writes a file; returns the reason of a failure, or None."""
         try:
             files.write(self._workdir / name, content())
         except OSError as error:
@@ -181,7 +181,7 @@ class MetricsWriter:
             _log.warning("--workdir=%s: %s are left out (%s)", self._workdir, what, why)
 
     def _log_events(self, step: int, values: Mapping[str, Any]) -> None:
-        # TensorFlow fixes its thread counts when first used: not before the first line.
+        # The first use of TensorFlow fixes its thread counts, so import it only at the first line.
         import tensorflow as tf
 
         what = "TensorBoard's events"
@@ -199,7 +199,7 @@ class MetricsWriter:
 
 
 def _scalar(value: Any) -> Any:
-    """A Python number of a NumPy or TensorFlow scalar; anything else as it is."""
+    """Converts a NumPy or TensorFlow scalar to a Python number; returns other values unchanged."""
     if hasattr(value, "numpy"):
         value = value.numpy()
     return value.item() if getattr(value, "shape", None) == () else value
@@ -221,7 +221,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _append(file: FileIO, line: bytes) -> None:
-    """Append the whole line, or nothing of it."""
+    """Append the whole line; after an error, no part of it."""
     start, rest = file.tell(), memoryview(line)
     try:
         while rest:
@@ -233,12 +233,12 @@ def _append(file: FileIO, line: bytes) -> None:
 
 
 def _move_earlier_run(workdir: Path) -> Path | None:
-    """Moves what an earlier run left out of the way of a new one.
+    """Moves the files of an earlier run to a new subdirectory `previous-N`.
 
-    It is not refused: `make demo`, benchmarks and requeued jobs start again in the same place.
+    A used workdir is allowed because `make demo`, benchmarks and requeued jobs reuse theirs.
 
     Returns:
-      where it is now; None if there was nothing worth keeping.
+      The subdirectory; None if there was no earlier result.
     """
     lines = workdir / "metrics.jsonl"
     results = [workdir / "summary.json", workdir / "consensus.weights.h5"]
@@ -259,5 +259,5 @@ def _move_earlier_run(workdir: Path) -> Path | None:
             f"--workdir={workdir} has an earlier run that cannot be moved to {aside.name} "
             f"({files.reason(error)}); name another directory"
         ) from error
-    _log.warning("--workdir=%s: what an earlier run left moved to %s", workdir, aside.name)
+    _log.warning("--workdir=%s: the files of an earlier run were moved to %s", workdir, aside.name)
     return aside

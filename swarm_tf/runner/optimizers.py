@@ -9,7 +9,7 @@ import keras
 
 from swarm_tf.config import OptimizerConfig
 
-# He et al. 2016 and all after them: decay pulls weights, not offsets and scales.
+# Weight decay is applied to kernels only, as in He et al. 2016, not to offsets and scales.
 _NOT_DECAYED = ("bias", "beta", "gamma")
 
 
@@ -17,8 +17,8 @@ def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> ker
     """The optimizer of one rank for a run of `steps` local steps.
 
     Args:
-      steps_per_epoch: local steps that stand for one epoch of the recipe, epoch multiplier
-        included.
+      config: section `optimizer`.
+      steps_per_epoch: local steps per epoch of the recipe, including the epoch multiplier.
     """
     rate = schedule(config, steps=steps, steps_per_epoch=steps_per_epoch)
     decay = config.weight_decay or None
@@ -32,7 +32,7 @@ def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> ker
     elif config.name == "adam":
         optimizer = keras.optimizers.Adam(rate, weight_decay=decay, **adams, **clipping)
     else:
-        adamw = keras.optimizers.AdamW  # takes no None
+        adamw = keras.optimizers.AdamW  # does not accept weight_decay=None
         optimizer = adamw(rate, weight_decay=config.weight_decay, **adams, **clipping)
     if config.weight_decay and not config.decay_all:
         optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
@@ -40,10 +40,10 @@ def build(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> ker
 
 
 def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> Any:
-    """Learning rate over local steps: a linear warm-up, then as `config.schedule` says.
+    """Learning rate by local step: linear warm-up, then the schedule `config.schedule`.
 
-    "inverse_sqrt" is that of Vaswani et al. 2017 (arXiv 1706.03762, equation 3): the peak over the
-    root of step / warm-up.
+    "inverse_sqrt" is the schedule of Vaswani et al. 2017 (arXiv 1706.03762, equation 3): the peak
+    divided by sqrt(step / warm-up steps).
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     peak = config.learning_rate
@@ -56,7 +56,7 @@ def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> 
             warmup_steps=warmup,
         )
     if config.schedule == "inverse_sqrt":
-        warmup = max(1, warmup)  # of a fraction of an epoch there may be no step at all
+        warmup = max(1, warmup)  # a small fraction of an epoch may round to 0 steps
         return WarmUp(InverseSqrt(peak, warmup), warmup)
     boundaries = [max(1, math.ceil(f * steps)) for f in config.step_boundaries]
     if config.schedule == "constant" or not boundaries:
@@ -68,7 +68,7 @@ def schedule(config: OptimizerConfig, *, steps: int, steps_per_epoch: float) -> 
 
 @keras.saving.register_keras_serializable(package="swarm_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """Multiplies `rate`, a number or a schedule, by step/steps during the first `steps`."""
+    """Multiplies `rate` (a number or a schedule) by step / steps during the first `steps` steps."""
 
     def __init__(self, rate: Any, steps: int) -> None:
         self.rate, self.steps = rate, steps
@@ -84,7 +84,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[m
 
 @keras.saving.register_keras_serializable(package="swarm_tf")
 class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """`peak` for `steps` steps, then peak * sqrt(steps / step)."""
+    """`peak` for the first `steps` steps, then peak * sqrt(steps / step)."""
 
     def __init__(self, peak: float, steps: int) -> None:
         self.peak, self.steps = peak, steps

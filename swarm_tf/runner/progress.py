@@ -1,4 +1,4 @@
-"""The line on the screen that shows where a run stands."""
+"""The progress line that a run prints."""
 
 import logging
 import os
@@ -15,19 +15,19 @@ _log = logging.getLogger("swarm_tf")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Where a run stands, as shown on one line."""
+    """The values of the progress line."""
 
-    epoch: float  # passes made
+    epoch: float  # passes over the data so far
     epochs: float  # passes in the whole run
     loss: float
     accuracy: float | None = None  # 0..1; None until the first evaluation
     exchanges: int = 0
     bytes_sent: int = 0
-    exposed_fraction: float = 0.0  # of the time so far
+    exposed_fraction: float = 0.0  # share of the training time spent waiting for exchanges
 
     def __str__(self) -> str:
         accuracy = "   -  " if self.accuracy is None else f"{self.accuracy:6.1%}"
-        # Within 79 columns: a longer line cannot be rewritten in place.
+        # At most 79 columns, since a wrapped line cannot be rewritten in place.
         return (
             f"epoch {self.epoch:.4g}/{self.epochs:g}  loss {self.loss:.4f}  acc {accuracy}  "
             f"{self.exchanges} exchanges  {self.bytes_sent / 1e6:.1f} MB  "
@@ -36,10 +36,10 @@ class Status:
 
 
 class Progress:
-    """One line on rank 0: rewritten in place on a terminal, otherwise printed once an epoch."""
+    """Prints the progress line on rank 0: live (rewritten in place) or once per epoch."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """A terminal without a launcher has a live line; SWARM_TF_LIVE (0, 1) decides otherwise."""
+        """The line is live on a terminal without a launcher; SWARM_TF_LIVE=0 or 1 overrides."""
         self._stream = stream or sys.stdout
         default = "1" if self._stream.isatty() and environment.size() == 1 else "0"
         self._live = os.environ.get("SWARM_TF_LIVE", default) == "1"
@@ -52,7 +52,7 @@ class Progress:
             self._rewrite(status, end="")
 
     def end_epoch(self, status: Status) -> None:
-        """Shows the status at the end of an epoch, in a line that stays."""
+        """Shows the status at the end of an epoch, and starts a new line."""
         if self._live:
             self._rewrite(status, end="\n")
             self._width = 0
@@ -61,7 +61,7 @@ class Progress:
 
     def _rewrite(self, status: Status, end: str) -> None:
         line = str(status)[: shutil.get_terminal_size().columns - 1]
-        # Blanks cover the rest of a longer line before.
+        # Spaces overwrite the rest of a longer previous line.
         self._show(f"\r{line:<{self._width}}{end}")
         self._width = len(line)
 
@@ -71,6 +71,6 @@ class Progress:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except OSError as error:  # a file on a full disk, or a pipe that nobody reads
+        except OSError as error:  # the disk is full, or the pipe has no reader
             self._fails = True
             _log.warning("progress is no longer shown (%s)", files.reason(error))

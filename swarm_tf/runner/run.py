@@ -1,4 +1,4 @@
-"""One run, from its configuration to its summary."""
+"""A run of `train.py`: training, evaluation and the files that it writes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _RECALIBRATION_BATCHES = 32
 
 
 class Run:
-    """Trains `model` as `config` says and writes the files of the run.
+    """Trains `model` with the algorithm of `config` and writes the files of the run.
 
     Args:
       config: validated.
-      workdir: rank 0 writes into it.
+      workdir: the directory into which rank 0 writes.
       model: compiled.
-      train, test: batches; `train` repeats for ever.
-      examples: in the training set, all ranks together.
+      train, test: data sets of batches; `train` repeats without end.
+      examples: number of training examples of all ranks together.
       steps: local steps of this rank.
-      steps_per_pass: of these, until all ranks together have taken the training set once.
-      score: further scores of the mean model, by name; called on all ranks together.
-      files: what else is needed to use the model, by the name in `workdir`.
+      steps_per_pass: local steps per rank in one pass of all ranks together over the training set.
+      score: returns further scores of the mean model, by name; called on all ranks.
+      files: contents of other files that are needed to use the model, by name in `workdir`.
 
     Raises:
       UsageError: on rank 0, if `workdir` cannot be written.
@@ -73,10 +73,10 @@ class Run:
         self._writer = MetricsWriter(self.workdir, world.rank())
 
     def __call__(self) -> Summary:
-        """Train, evaluate, write; on a signal end the training, and write without a test."""
+        """Train, evaluate and write the files; after a signal, write them without an evaluation."""
         began = time.monotonic()
         with self._writer as writer:
-            world.run_on_all_ranks(lambda: self._describe(writer))
+            world.run_on_all_ranks(lambda: self._write_inputs(writer))
             log = _Log(self, Progress() if world.rank() == 0 else None)
             with signals.listening():
                 self.trainer.fit(
@@ -87,8 +87,8 @@ class Run:
                 )
                 distance, own = self._take_mean()
                 ended_by = self._ended_by()
-                summary = self._conclude(began, {} if ended_by else own, ended_by, distance)
-                # A signal from here on, while the mean model is tested, costs its score only.
+                summary = self._summarize(began, {} if ended_by else own, ended_by, distance)
+                # A signal that arrives from here on only prevents the scores of the mean model.
                 writer.summary(summary)
                 world.gather(None, "the files of rank 0")
                 if not ended_by:
@@ -102,14 +102,14 @@ class Run:
                     writer.summary(summary)
         return summary
 
-    def _describe(self, writer: MetricsWriter) -> None:
-        """Write what the model needs beside its weights, before it is trained."""
+    def _write_inputs(self, writer: MetricsWriter) -> None:
+        """Before training, write the configuration and the other files that the model needs."""
         writer.config(to_dict(self.config))
         for name, content in self.files.items():
             writer.file(name, content)
 
     def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
-        """The boundary comes before the log, which may evaluate for long."""
+        """The algorithm comes before the log, because the log may take long to evaluate."""
         callbacks: list[keras.callbacks.Callback] = [self.algorithm]
         train = self.config.train
         if train.slow_factors or train.step_seconds:
@@ -118,11 +118,11 @@ class Run:
         return [*callbacks, log]
 
     def passes(self, step: float) -> float:
-        """Over the training set by all ranks together, until local step `step`."""
+        """Passes of all ranks together over the training set until local step `step`."""
         return step / self.steps_per_pass
 
     def log(self, step: int, **values: float) -> None:
-        """A line in metrics.jsonl, with what rank 0 has spent until then."""
+        """Write a line to metrics.jsonl, with rank 0's training time and bytes sent so far."""
         self._writer.log(
             step,
             epoch=self.passes(step),
@@ -133,24 +133,24 @@ class Run:
 
     @property
     def counters(self) -> Counters:
-        """Of this rank."""
+        """The counters of this rank."""
         return self.algorithm.counters
 
     def _ended_by(self) -> str | None:
-        """The signal that ended the training of some rank, on all of them."""
+        """The name of the signal that ended the training of any rank, on all ranks; or None."""
         received = signals.received()
-        every = world.gather(
+        names = world.gather(
             received.name if received else None,
-            "the tests of all ranks' models",
+            "the evaluation of all ranks' models",
             world.FIRST_SECONDS,
         )
-        return next(filter(None, every), None)
+        return next(filter(None, names), None)
 
-    def _conclude(
+    def _summarize(
         self, began: float, own: dict[str, float], ended_by: str | None, distance: float
     ) -> Summary:
-        """What all ranks together have done."""
-        every = world.gather(
+        """The summary of all ranks, without the final scores."""
+        ranks = world.gather(
             {
                 "steps": int(self.model.optimizer.iterations.numpy()),
                 "accuracy": own.get("accuracy", float("nan")),
@@ -161,27 +161,26 @@ class Run:
             },
             "the summary",
         )
-        ranks = len(every)
-        total = merge(Counters(**one["counters"]) for one in every)
-        train_seconds = float(np.mean([one["train_seconds"] for one in every]))
-        rates = [one["steps"] / max(one["train_seconds"], 1e-9) for one in every]
-        steps = sum(one["steps"] for one in every)
-        exposed = total.exposed_seconds / ranks
+        total = merge(Counters(**rank["counters"]) for rank in ranks)
+        train_seconds = float(np.mean([rank["train_seconds"] for rank in ranks]))
+        rates = [rank["steps"] / max(rank["train_seconds"], 1e-9) for rank in ranks]
+        steps = sum(rank["steps"] for rank in ranks)
+        exposed = total.exposed_seconds / len(ranks)
         return Summary(
             algorithm=self.config.algorithm,
-            ranks=ranks,
-            survivors=ranks,
+            ranks=len(ranks),
+            survivors=len(ranks),
             parameters=int(self.model.count_params()),
             local_steps_total=steps,
-            epochs=self.passes(steps / ranks),
+            epochs=self.passes(steps / len(ranks)),
             ended_by=ended_by,
             wall_seconds=time.monotonic() - began,
             train_seconds=train_seconds,
             examples_per_second=float(np.mean(rates)) / self.steps_per_pass * self.examples,
             final={},
             per_rank_accuracy={
-                "min": min(one["accuracy"] for one in every),
-                "max": max(one["accuracy"] for one in every),
+                "min": min(rank["accuracy"] for rank in ranks),
+                "max": max(rank["accuracy"] for rank in ranks),
             },
             exchanges=total.exchanges,
             exchanges_failed=total.exchanges_failed,
@@ -190,8 +189,8 @@ class Run:
             blocks_skipped=total.blocks_skipped,
             exposed_seconds=exposed,
             exposed_fraction=exposed / max(train_seconds, 1e-9),
-            data_wait_fraction=float(np.mean([one["data_wait"] for one in every])),
-            step_seconds_median=float(np.median([one["step_seconds"] for one in every])),
+            data_wait_fraction=float(np.mean([rank["data_wait"] for rank in ranks])),
+            step_seconds_median=float(np.median([rank["step_seconds"] for rank in ranks])),
             steps_per_second={
                 "min": min(rates),
                 "mean": float(np.mean(rates)),
@@ -202,22 +201,22 @@ class Run:
         )
 
     def _final(self, own: dict[str, float]) -> dict[str, Any]:
-        """The metrics and scores of the mean model; on one rank that is its own model."""
+        """The metrics and scores of the mean model; on one rank, those (`own`) of its model."""
         score = self.score()
         if world.rank() == 0 and world.size() > 1:
             own = evaluation.evaluate(self.model, self.test_data)
         return {**own, **score}
 
     def _take_mean(self) -> tuple[float, dict[str, float]]:
-        """Leave every rank with the mean model, and rank 0 with its file.
+        """Assign the mean model on every rank; rank 0 writes it.
 
         Returns:
-          the consensus distance before that, and the metrics of this rank's own model.
+          The consensus distance before the assignment, and the metrics of this rank's own model.
         """
         weights = self.model.weights
         own = [np.array(v) for v in weights]
         distance = self._average()
-        self._writer.weights(self.model)  # before anything else can fail, or last for long
+        self._writer.weights(self.model)  # first, since evaluation may fail or take long
         mean = [np.array(v) for v in weights]
         _assign(weights, own)
         tested = evaluation.evaluate(self.model, self.test_data)
@@ -225,7 +224,7 @@ class Run:
         return distance, tested
 
     def _average(self) -> float:
-        """The mean of all ranks' models; the consensus distance before that."""
+        """Assign the mean of all ranks' models; returns the consensus distance before that."""
         algorithm = self.algorithm
         if algorithm.weights is None:
             return 0.0
@@ -235,20 +234,20 @@ class Run:
         algorithm.weights.assign(mean)
         if self.config.train.recalibrate or not self.config.swarm.average_statistics:
             evaluation.recalibrate(self.model, self.train_data.take(_RECALIBRATION_BATCHES))
-            # Each rank saw its own part of the data.
+            # Each rank used its own part of the data.
             statistics = FlatWeights(moving_statistics(self.model))
             statistics.assign(consensus.mean(statistics, algorithm.transport))
         return distance
 
 
 class _Log(keras.callbacks.Callback):  # type: ignore[misc]
-    """Writes metrics.jsonl and the live line on rank 0, and tests the rank's own model at times."""
+    """Evaluates the rank's own model at intervals; on rank 0 writes metrics.jsonl and progress."""
 
     def __init__(self, run: Run, progress: Progress | None) -> None:
         super().__init__()
         self._run, self._progress = run, progress
         self._accuracy: float | None = None
-        self._next_log = self._next_test = 0.0
+        self._next_log = self._last_evaluation = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         step = self._run.trainer.steps_taken
@@ -261,18 +260,18 @@ class _Log(keras.callbacks.Callback):  # type: ignore[misc]
         step = int(self.model.optimizer.iterations.numpy())
         if self._progress:
             self._run.log(step, **_prefixed("pass", logs or {}))
-        due = epoch + 1 >= self._next_test + self._run.config.train.evaluate_every
-        # The end of the run has a test of its own.
+        due = epoch + 1 >= self._last_evaluation + self._run.config.train.evaluate_every
+        # The run evaluates the model again at its end.
         ends = step >= self._run.steps or self.model.stop_training
         if due and not ends:
-            self._next_test = epoch + 1
+            self._last_evaluation = epoch + 1
             synchronous = self._run.algorithm.synchronous
-            # In a swarm all ranks test: one that tested alone would fall behind the others.
+            # In a swarm all ranks evaluate: a single one would fall behind the others.
             if self._progress or not synchronous:
                 tested = evaluation.evaluate(self.model, self._run.test_data)
                 self._accuracy = tested.get("accuracy")
                 self._run.log(step, **_prefixed("test", tested))
-            if synchronous:  # the others wait here, so that the algorithm is not charged for it
+            if synchronous:  # the others wait here, so that `exposed` does not count this time
                 world.gather(None, "the evaluation of rank 0", world.FIRST_SECONDS)
         if self._progress:
             self._progress.end_epoch(self._status(step, logs))

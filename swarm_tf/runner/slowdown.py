@@ -1,4 +1,4 @@
-"""A rank that computes as if its processor were slower, for experiments with uneven nodes."""
+"""Simulates a slower processor, for experiments with uneven nodes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from swarm_tf import gradients
 
 
 class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
-    """Sleeps in every step, after the gradients and before anything is done with them.
+    """Sleeps in every step, after the gradients are computed and before they are used.
 
-    Must come behind an `Algorithm` in the list of callbacks.
+    It must come after the `Algorithm` in the list of callbacks.
 
     Args:
-      factor: a step takes so many times as long as its computation.
-      least: seconds that the computation takes at least, as on a slower machine.
+      factor: the step then takes `factor` times as long as its computation.
+      least: minimum seconds of the computation, to which `factor` is applied.
     """
 
     def __init__(self, factor: float, least: float = 0.0) -> None:
@@ -27,7 +27,7 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
         self.factor, self.least = factor, least
 
     def set_model(self, model: keras.Model) -> None:
-        """Wrap the step and its optimizer."""
+        """Wrap the training step and the optimizers of `model`."""
         super().set_model(model)
         with tf.device("CPU"):
             began = tf.Variable(0.0, dtype=tf.float64, trainable=False)
@@ -50,7 +50,7 @@ class Slowdown(keras.callbacks.Callback):  # type: ignore[misc]
         gradients.intercept(model, delayed)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Take the waiting out of the model again."""
+        """Restore the training step and the optimizers."""
         self.model.__dict__.pop("train_step", None)
         gradients.release(self.model)
 

@@ -1,4 +1,4 @@
-"""What a configuration may hold: the impossible is refused before training, in one line each."""
+"""Checks a configuration before training; every error is one line."""
 
 from dataclasses import fields
 from typing import Any
@@ -9,10 +9,10 @@ from swarm_tf.errors import UsageError
 
 
 def validate(config: RunConfig, size: int) -> None:
-    """Holds every key to its type and range, then the keys to each other.
+    """Checks the type and rule of every key, then combinations of keys.
 
     Args:
-      config: as the file and the command line made it.
+      config: from the file and the command line.
       size: number of ranks, at least 1.
 
     Raises:
@@ -48,8 +48,8 @@ def _check_train(config: RunConfig, size: int) -> None:
     reasons += [f"train.step_seconds={train.step_seconds}"] if train.step_seconds else []
     if train.jit_compile and reasons:
         raise UsageError(
-            f"train.jit_compile=True with {reasons[0]}: XLA has no way to wait within a step; "
-            "leave it at False"
+            f"train.jit_compile=True with {reasons[0]} is impossible: XLA cannot wait within a "
+            "step; set train.jit_compile=False"
         )
 
 

@@ -103,7 +103,7 @@ def test_a_streamed_set_is_refused_in_one_line(version, name, monkeypatch):
     monkeypatch.setattr(sources, "MEMORY_LIMIT", 1000)
     damage, words = DAMAGES[name]
     damage(version)
-    words = "split train are cut off: [0-9]+ bytes" if name == "shard cut off" else words
+    words = "split train are truncated: [0-9]+ bytes" if name == "shard cut off" else words
     with pytest.raises(UsageError, match=words):
         sources.read("mnist", str(version.parent.parent))
 

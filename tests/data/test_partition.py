@@ -97,7 +97,7 @@ def test_dirichlet_shares_have_the_laws_mean_and_variance():
     ("kind", "size", "alpha", "words"),
     [
         ("sorted", 4, 1.0, "data.partition=sorted is unknown; use one of iid, static, dirichlet"),
-        ("static", 1004, 1.0, "cannot give 1004 ranks an example each of 1003; use fewer ranks"),
+        ("static", 1004, 1.0, "cannot divide 1003 examples among 1004 ranks; use fewer ranks"),
         ("dirichlet", 4, 0.0, r"data.dirichlet_alpha=0.0 must be above 0"),
         ("dirichlet", 4, float("nan"), "data.dirichlet_alpha=nan must be above 0"),
     ],
@@ -170,5 +170,5 @@ def test_the_seed_decides_the_ranges(kind):
 
 
 def test_ranges_are_refused_at_the_call():
-    with pytest.raises(UsageError, match="1004 ranks an example each of 1003"):
+    with pytest.raises(UsageError, match="1003 examples among 1004 ranks"):
         partition.range_epochs("iid", FILES, rank=0, size=1004, seed=0)

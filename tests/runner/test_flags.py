@@ -152,7 +152,7 @@ def test_help_lists_the_keys_and_their_values(path, capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith("usage: train.py --config=")
-    assert "  --config.swarm.bits=8\n      bits of a weight on the wire" in shown
+    assert "  --config.swarm.bits=8\n      bits per weight on the wire" in shown
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("[!_]*.py")), ids=lambda file: file.stem)

@@ -76,7 +76,7 @@ def test_accepted(overrides):
         ({"algorithm": "lars"}, "algorithm=lars must be one of swarm, single, allreduce"),
         ({"allreduce__backend": "nccl"}, "allreduce.backend=nccl must be one of mpi, horovod"),
         ({"local_sgd__switch": 1.5}, "local_sgd.switch=1.5 must be from 0 to 1"),
-        ({"train__slow_factors": (0.5,)}, "train.slow_factors=(0.5,) must be each 1 or more"),
+        ({"train__slow_factors": (0.5,)}, "train.slow_factors=(0.5,) must be numbers of 1 or more"),
         ({"train__step_seconds": -1.0}, "train.step_seconds=-1.0 must be 0 or more"),
         ({"seed": -1}, "seed=-1 must be from 0 to 2147483647"),
         ({"model__name": ""}, "model.name= must be a name, not empty"),
@@ -110,8 +110,8 @@ def test_accepted(overrides):
         ({"model__memory_length": -1}, "model.memory_length=-1 must be 0 or more"),
         ({"data__train_examples": 0}, "data.train_examples=0 must be 1 or more"),
         ({"train__label_smoothing": 1.0}, "train.label_smoothing=1.0 must be at least 0"),
-        ({"optimizer__step_boundaries": (0.75, 0.5)}, "must be rising, between 0 and 1"),
-        ({"optimizer__step_boundaries": (0.5, 1.0)}, "must be rising, between 0 and 1"),
+        ({"optimizer__step_boundaries": (0.75, 0.5)}, "must be ascending numbers between 0 and 1"),
+        ({"optimizer__step_boundaries": (0.5, 1.0)}, "must be ascending numbers between 0 and 1"),
         ({"optimizer__step_boundaries": ("half",)}, "must be a tuple of numbers such as"),
     ],
 )
@@ -187,7 +187,7 @@ def test_every_key_with_a_choice_or_a_range_has_a_rule():
             for field in options.fields(section):
                 free = field.metadata["rule"] is options.ANY
                 assert free == (field.type is bool), field.name
-                assert field.metadata["words"], field.name
+                assert field.metadata["description"], field.name
 
 
 def test_every_key_is_an_option():

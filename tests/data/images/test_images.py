@@ -235,7 +235,7 @@ def test_augmentation_differs_between_steps_and_ranks_only():
 
 
 def test_digits_are_never_augmented():
-    with pytest.raises(UsageError, match=r"data.augment=True .* data.name=digits mean; set"):
+    with pytest.raises(UsageError, match=r"data.augment=True .* data.name=digits; set"):
         _load(_config(augment=True))
 
 
@@ -275,7 +275,7 @@ def test_a_directory_that_is_not_there():
     ("config", "size", "words"),
     [
         (_config(partition="dirichlet", dirichlet_alpha=-1.0), 2, "dirichlet_alpha=-1.0"),
-        (_config(), 2000, "2000 ranks an example each of 1437"),
+        (_config(), 2000, "1437 examples among 2000 ranks"),
     ],
 )
 def test_partitions_that_cannot_be_made(config, size, words):

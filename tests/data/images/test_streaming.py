@@ -215,5 +215,5 @@ def test_other_files_than_tfrecord_are_refused(tmp_path):
 
 
 def test_more_ranks_than_examples_are_refused_at_once(where):
-    with pytest.raises(UsageError, match="201 ranks an example each of 200"):
+    with pytest.raises(UsageError, match="200 examples among 201 ranks"):
         _load(where, size=201, partition="dirichlet")

@@ -278,7 +278,9 @@ def test_without_a_cache_they_are_in_the_workdir(load, small, tmp_path):
 
 
 def test_a_cache_that_cannot_be_written(load, small):
-    with pytest.raises(UsageError, match=r"^data\.cache_dir=/dev/null/x cannot take the tokens of"):
+    with pytest.raises(
+        UsageError, match=r"^data\.cache_dir=/dev/null/x cannot store the tokens of"
+    ):
         load(small, cache_dir="/dev/null/x")
 
 
@@ -540,7 +542,7 @@ def test_sets_that_cannot_be_used(load, odd, keys, words):
 def test_batches_ranks_and_documents_that_cannot_be(load, small):
     with pytest.raises(UsageError, match=r"train.batch_size=3 .* must be at least"):
         load(small, batch_size=3)
-    with pytest.raises(UsageError, match="121 ranks an example each of 120"):
+    with pytest.raises(UsageError, match="120 examples among 121 ranks"):
         load(small, size=121)
     with pytest.raises(UsageError, match="does not say where documents begin"):
         load(small, documents=True)
