@@ -58,7 +58,7 @@ class Boundaries(SwarmCallback):
         self.seen = []
 
     def begin(self, common):
-        self._next = self._steps.draw(self._rng)
+        self._next_exchange_step = self._steps.draw(self._rng)
 
     def boundary(self, step):
         if self.should_exchange(step):

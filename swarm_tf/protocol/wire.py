@@ -28,6 +28,11 @@ _HEADER = struct.Struct(f"<4sBBB{NAME_BYTES}sBBHQIIQQQQII")
 _FINGERPRINT = 14  # its place in the header
 _MAGIC = b"swtf"
 _CRC = struct.Struct("<I")
+_NUMBER_TYPES = {
+    *(tf.uint8, tf.uint16, tf.uint32, tf.uint64),
+    *(tf.int8, tf.int16, tf.int32, tf.int64),
+    *(tf.bfloat16, tf.float16, tf.float32, tf.float64),
+}
 
 
 class Unreadable(Exception):
@@ -127,9 +132,9 @@ def unpack(head: bytes, fingerprint: int) -> tuple[Message, int]:
 
 
 def _number_type(value: int) -> tf.DType:
-    """Raises TypeError or ValueError if it is none of TensorFlow's types of plain numbers."""
+    """Raises TypeError or ValueError if it is not the type of a payload."""
     dtype = tf.as_dtype(value)
-    if not (dtype.is_integer or dtype.is_floating):
+    if dtype not in _NUMBER_TYPES:
         raise ValueError(value)
     return dtype
 

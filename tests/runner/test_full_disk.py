@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import pytest
 import test_metrics
+import test_progress
 
 from swarm_tf import files
 from swarm_tf.errors import UsageError
@@ -159,7 +160,7 @@ def test_progress_that_nobody_can_see_ends_nothing(caplog, monkeypatch):
     monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
     progress = Progress(Full())
     for _ in range(3):
-        progress.end_epoch(test_metrics.STATUS)
+        progress.end_epoch(test_progress.STATUS)
     assert len(caplog.messages) == 1
 
 

@@ -202,7 +202,7 @@ BAD = {
     "unknown model": (["--config.model.name=resnet21"], ["model.name=resnet21"]),
     "memory of an image model": (
         ["--config.model.memory_length=8"],
-        ["model.memory_length=8 has no effect on model.name=resnet8"],
+        ["model.memory_length=8 has no effect on task=classification"],
     ),
     "no data": (["--config.data.name=cifar10", "--config.data.data_dir=/nowhere"], ["cifar10"]),
     "no ImageNet": (
