@@ -43,7 +43,7 @@ def main() -> None:
             try:
                 faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
                 for check in importlib.import_module(name).CHECKS:
-                    write(check=check.__name__)
+                    write(check=check.__name__, at=round(time.monotonic() - began, 1))
                     faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
                     keras.backend.clear_session()
                     check()
