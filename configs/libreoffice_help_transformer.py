@@ -7,7 +7,7 @@ Run:       swarmrun -n 4 train.py --config=configs/libreoffice_help_transformer.
                --workdir=runs/help
            (add --config.data.data_dir=DIR if the TFDS files are not in the default directory)
 Data:      libreoffice_help, sentence pairs "de" and "en" in the file format of TFDS, which has
-           no builder for them; `write_own` in tests/tfds_standin.py writes such a set.
+           no builder for them; `write_own` in testbed/tfds_standin.py writes such a set.
 Hardware:  2 CPU cores.
 Minutes:   24 on four ranks.
 Metric:    BLEU of the mean model on the test split, 4 beams: 28.1 (one rank alone: 27.2;

@@ -1,4 +1,4 @@
-"""Before TensorFlow is imported anywhere: one thread a process, and silence. And who runs what."""
+"""Settings of TensorFlow before its import: one thread, no logs. And which worker runs what."""
 
 import os
 
@@ -20,12 +20,12 @@ START_RANKS = (
     "tests/runner/test_train.py",
     "tests/zoo/",
 )
-"""Files that start ranks again and again. Of the workers of pytest-xdist one runs them all, one
-after another: two such files at once would want eight cores. The others run the rest beside it."""
+"""Files that start ranks many times. One worker of pytest-xdist runs them all, one after another,
+since two such files at once would need eight cores. Other workers run the other files meanwhile."""
 
 
 def pytest_collection_modifyitems(items):
-    """First what takes longest."""
+    """Puts the files that take longest first."""
     items.sort(key=lambda item: not item.nodeid.startswith(START_RANKS))
 
 

@@ -1,4 +1,4 @@
-"""What a program prints in a process of its own, with other numbers of threads than the tests'."""
+"""Runs a program in another process, with other numbers of threads than the tests have."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def last_word(program: str, *arguments: str) -> str:
-    """The last word of the standard output; the program may import the tests and what they test."""
+    """The last word that the program prints; it may import the tests and the code under test."""
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env=os.environ

@@ -1,4 +1,4 @@
-"""Counters and log lines are folds over what happened."""
+"""Counters and log lines are folds over events."""
 
 import logging
 
@@ -44,7 +44,7 @@ def test_counters_add_up():
     assert total.staleness_mean == 4.5
 
 
-def test_no_counters_are_zero():
+def test_counters_of_nothing_are_zero():
     assert merge([]) == Counters()
     assert Counters().staleness_mean == 0
     assert Counters().payload_bytes_per_exchange == 0
@@ -58,7 +58,7 @@ def test_no_counters_are_zero():
          {"exchanges_failed": 1, "blocks_total": 4, "blocks_skipped": 1}),
         ([ended(failure="busy", harmless=True)], {"blocks_total": 4}),
         ([ended(adopted=True)], {"adoptions": 1, "payload_bytes": 100, "blocks_total": 4}),
-        # One that is late counts as failed until its answer comes, and once if none does.
+        # An overdue exchange counts as failed until its answer comes, and only once if none comes.
         ([ExchangeOverdue(2, 60.0)], {"exchanges_failed": 1}),
         ([ExchangeOverdue(2, 60.0), ended(overdue=True)],
          {"exchanges": 1, "payload_bytes": 100, "blocks_total": 4}),
@@ -74,7 +74,7 @@ def test_no_counters_are_zero():
         ([NotFinite(3, 2), RankGone(2, "gone"), PartnerSilent(2)], {}),
     ],
 )  # fmt: skip
-def test_what_events_count(events, counted):
+def test_each_event_changes_its_counters(events, counted):
     assert after(*events) == Counters(**counted)
 
 
@@ -89,7 +89,7 @@ def test_what_events_count(events, counted):
         (NotFinite(7, 2), "its weights are NaN or Inf after step 7; it takes the model of rank 2"),
     ],
 )
-def test_events_that_are_logged(event, words):
+def test_unusual_events_are_logged_as_warnings(event, words):
     level, line = log_line(5, event)
     assert level == logging.WARNING
     assert words in line

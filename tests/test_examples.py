@@ -23,8 +23,8 @@ def example():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_swarmsgd_in_numpy_is_the_real_protocol(example, seed):
-    """The same local steps, boundaries and pairs, in the same order: the same models."""
+def test_swarmsgd_in_numpy_equals_the_real_protocol(example, seed):
+    """The same local steps, boundaries and pairs in the same order give the same models."""
     real = Swarm(4, codecs.build("float32"), seed=seed)
     nodes = [example["Node"](np.concatenate(model).astype(np.float64)) for model in real.models]
     rng = np.random.default_rng(seed)
@@ -37,7 +37,7 @@ def test_swarmsgd_in_numpy_is_the_real_protocol(example, seed):
         real.apply(rank)
         nodes[rank].boundary()
         partner = int(rng.choice([other for other in range(4) if other != rank]))
-        real.ask(rank, partner)
+        real.request(rank, partner)
         real.settle()
         example["exchange"](nodes[rank], nodes[partner])
     for rank, node in enumerate(nodes):
@@ -57,7 +57,7 @@ def test_swarmsgd_in_numpy_finds_the_optimum(example):
 @pytest.mark.parametrize(
     ("name", "pattern", "least"),
     [
-        # Much like the README's, which is tried too.
+        # Much like the README's example, which has its own test.
         pytest.param(
             *("image_classifier", r"mean of 2 models: ([\d.]+)%", 90), marks=pytest.mark.slow
         ),
@@ -68,7 +68,7 @@ def test_swarmsgd_in_numpy_finds_the_optimum(example):
         ("own_partners", r"rank 1: (\d+) exchanges", 5),
     ],
 )
-def test_it_trains_on_two_ranks(tmp_path, name, pattern, least):
+def test_an_example_trains_on_two_ranks(tmp_path, name, pattern, least):
     done = subprocess.run(
         [SWARMRUN, "-n", "2", str(EXAMPLES / f"{name}.py")],
         cwd=tmp_path,
@@ -82,7 +82,7 @@ def test_it_trains_on_two_ranks(tmp_path, name, pattern, least):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_it_is_short(path):
+def test_an_example_is_short(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= (80 if path.name == "swarmsgd_in_numpy.py" else 60)
     assert all(len(line) <= 100 for line in lines)

@@ -1,4 +1,4 @@
-"""docs/extending.md as it stands: one of each kind, added from outside, trains on two ranks."""
+"""The code of docs/extending.md: one extension of each kind trains on two ranks."""
 
 import json
 import re
@@ -54,18 +54,18 @@ def run(recipe):
     return run
 
 
-def test_a_partner_policy_a_codec_and_a_data_set(run):
+def test_a_new_partner_policy_codec_and_data_set_train(run):
     summary, config = run("bars", "swarm.partner_policy=cyclic", "swarm.codec=fixed")
     assert (config["swarm"]["partner_policy"], config["swarm"]["codec"]) == ("cyclic", "fixed")
     assert summary["final"]["accuracy"] > 0.95
     assert summary["exchanges"] >= 8
     assert summary["exchanges_failed"] == 0
     assert summary["blocks_skipped"] == 0
-    # Matrices travel in two bytes a weight, vectors exactly.
+    # Matrices are sent in two bytes a weight, vectors exactly.
     assert 2 < summary["payload_bytes_per_exchange"] / summary["parameters"] < 2.5
 
 
-def test_an_algorithm_and_a_task(run):
+def test_a_new_algorithm_and_task_train(run):
     summary, config = run(
         "line", "algorithm=every_few", "every_few.local_steps=5", "model.name=dense"
     )
@@ -74,7 +74,7 @@ def test_an_algorithm_and_a_task(run):
     assert summary["final"]["squared_error"] < 0.02
 
 
-def test_keys_of_an_algorithm_from_outside_are_checked_and_shown(recipe, capsys):
+def test_the_keys_of_a_new_algorithm_are_checked_and_shown(recipe, capsys):
     argv = ["train.py", f"--config={recipe}", "--workdir=w", "--config.every_few.local_steps=0"]
     with pytest.raises(UsageError, match=r"every_few\.local_steps=0 must be 1 or more"):
         validate(flags.parse(argv)[0], 2)
@@ -83,8 +83,8 @@ def test_keys_of_an_algorithm_from_outside_are_checked_and_shown(recipe, capsys)
     assert "--config.every_few.local_steps=10\n      local steps between" in capsys.readouterr().out
 
 
-def test_a_codec_from_outside_holds_all_laws(recipe):
-    """Those of tests/codec/laws.py, and the mean stays whatever happens to messages."""
+def test_a_new_codec_obeys_all_laws(recipe):
+    """The laws of tests/codec/laws.py; and the mean stays when messages are lost or damaged."""
     runpy.run_path(str(recipe))
     laws.check(codecs.build("fixed"))
     swarm = Swarm(4, codecs.build("fixed"), seed=1, chunks=2, faults=FAULTS)

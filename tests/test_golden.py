@@ -28,7 +28,7 @@ def _initial():
 
 
 def _gradient(weights, x, y):
-    """Of the mean square error of y against tanh(x A + a) B + b."""
+    """The gradient of the mean square error of y against tanh(x A + a) B + b."""
     first, bias, second, _ = weights
     hidden = np.tanh(x @ first + bias)
     error = 2 * (hidden @ second + weights[3] - y) / y.size
@@ -37,7 +37,7 @@ def _gradient(weights, x, y):
 
 
 def _reference(period=1):
-    """SGD with momentum as Keras does it, and the average of both after `period` steps."""
+    """SGD with momentum as Keras does it, and the average of both every `period` steps."""
     data = [_data(rank) for rank in (0, 1)]
     models = [[w.astype(np.float64) for w in _initial()] for _ in (0, 1)]
     velocity = [[np.zeros_like(w) for w in model] for model in models]
@@ -57,14 +57,14 @@ def _model(rank):
     inputs = keras.Input([FEATURES])
     hidden = keras.layers.Dense(HIDDEN, activation="tanh", name="hidden")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1, name="out")(hidden), name="golden")
-    if rank == 0:  # rank 1 takes them from rank 0
+    if rank == 0:  # rank 1 gets them from rank 0
         model.set_weights(_initial())
     model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse")
     return model
 
 
 def _train(loop, **options):
-    """Both ranks through Keras; their weights at the end."""
+    """Trains both ranks with Keras; returns their weights and counters."""
     network = LocalNetwork(2)
     models = [_model(0), _model(1)]  # one after the other: Keras names layers in order
 
@@ -101,7 +101,7 @@ def test_two_nodes_follow_the_reference(loop):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
 
 
-def test_with_more_local_steps_too():
+def test_two_nodes_with_five_local_steps_follow_the_reference():
     got, counters = _train("fit", local_steps=5)
     assert sum(c.exchanges for c in counters) == STEPS // 5
     for rank, expected in enumerate(_reference(period=5)):
@@ -109,6 +109,6 @@ def test_with_more_local_steps_too():
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def test_the_reference_without_averaging_is_another():
+def test_the_reference_without_averaging_is_different():
     one, many = _reference(period=1), _reference(period=STEPS + 1)
     assert max(np.abs(a - b).max() for a, b in zip(one[0], many[0], strict=True)) > 0.01

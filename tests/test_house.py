@@ -1,4 +1,4 @@
-"""Dependencies run one way: a module may import only what stands before it."""
+"""Dependencies run one way: a module may import only from its own and lower levels."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "swarm_tf"
 
-# Rooms from the ground up; a room may use rooms before it, and itself.
+# Modules and packages by level, lowest first; each may import its own level and lower ones.
 ORDER = [
     ["errors", "files", "buffers", "events", "training_loop"],
     ["options", "local_steps", "partners", "transport", "history"],
@@ -23,11 +23,11 @@ ORDER = [
     ["launch"],
     ["__init__", "__main__"],
 ]
-LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+LEVEL = {module: level for level, modules in enumerate(ORDER) for module in modules}
 
 
 def imports(path: Path) -> set[str]:
-    """Names of our own modules imported anywhere in the file, as `swarm_tf.x.y`."""
+    """Names of modules of this repository imported in the file, as `swarm_tf.x.y`."""
     ours = ("swarm_tf", "models", "data", "configs")
     return {name for name in all_imports(path) if name.split(".")[0] in ours}
 
@@ -43,8 +43,8 @@ def all_imports(path: Path) -> set[str]:
     return found
 
 
-def room(path: Path) -> str:
-    """The room that the file is or is in."""
+def module_of(path: Path) -> str:
+    """The module or package of the library that the file is or is in."""
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
@@ -52,16 +52,16 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_from_below(path):
+def test_a_module_imports_only_from_lower_levels(path):
     for name in imports(path):
         package, *rest = name.split(".")
         assert package == "swarm_tf", f"the library imports {name}"
         if rest and rest[0] in LEVEL:
-            assert LEVEL[rest[0]] <= LEVEL[room(path)], f"{room(path)} imports {name}"
+            assert LEVEL[rest[0]] <= LEVEL[module_of(path)], f"{module_of(path)} imports {name}"
 
 
-def test_every_room_has_a_place():
-    assert {room(path) for path in FILES} == set(LEVEL)
+def test_every_module_has_a_level():
+    assert {module_of(path) for path in FILES} == set(LEVEL)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -77,5 +77,5 @@ def test_only_the_mpi_transport_imports_mpi4py(path):
 def test_the_protocol_has_no_thread_clock_log_or_configuration(path):
     found = {name.split(".")[0] for name in all_imports(path)}
     assert not found & {"threading", "time", "logging", "os", "socket"}
-    rooms = {name.split(".")[1] for name in imports(path) if name.count(".")}
-    assert rooms <= {"protocol", "codec", "events", "buffers"}
+    modules = {name.split(".")[1] for name in imports(path) if name.count(".")}
+    assert modules <= {"protocol", "codec", "events", "buffers"}

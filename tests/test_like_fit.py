@@ -1,4 +1,4 @@
-"""Trainer.fit and model.fit: whatever the model, both leave the same."""
+"""Trainer.fit and model.fit: both have equal results, whatever the model."""
 
 import logging
 import subprocess
@@ -19,7 +19,7 @@ Y = X.sum(axis=1, keepdims=True)
 
 
 def sets(*elements, batch=8):
-    """Endless batches of what is given."""
+    """Endless batches of the given arrays."""
     data = elements[0] if len(elements) == 1 else elements
     return tf.data.Dataset.from_tensor_slices(data).batch(batch).repeat()
 
@@ -89,7 +89,7 @@ def named():
 
 
 class Auto(keras.Model):
-    """Its loss is its own."""
+    """A model that adds its own loss."""
 
     def __init__(self):
         super().__init__()
@@ -182,7 +182,7 @@ def by_xla():
 
 
 class VAE(keras.Model):
-    """Without `call`; a step of its own; random numbers of Keras' and of TensorFlow's."""
+    """No `call`, a custom step, random numbers of Keras and of TensorFlow."""
 
     def __init__(self):
         super().__init__()
@@ -212,7 +212,7 @@ def vae():
 
 
 class GAN(keras.Model):
-    """Two optimizers of its own; `compile` knows of none."""
+    """Two optimizers that `compile` does not know."""
 
     def __init__(self):
         super().__init__()
@@ -243,7 +243,7 @@ def gan():
 
 
 class Own(Sub):
-    """Logs as nobody expects them."""
+    """A model whose step returns unusual logs."""
 
     def train_step(self, data):
         logs = super().train_step(data)
@@ -260,7 +260,7 @@ def own_logs():
 
 
 class ByHand(keras.Model):
-    """Without any optimizer."""
+    """A model that trains without an optimizer."""
 
     def __init__(self):
         super().__init__()
@@ -297,7 +297,7 @@ KINDS = [
 
 
 class Hooks(keras.callbacks.Callback):
-    """Writes down every hook with what it was given."""
+    """Records every hook with its arguments."""
 
     def __init__(self):
         super().__init__()
@@ -326,7 +326,7 @@ class Hooks(keras.callbacks.Callback):
 
 
 class Result:
-    """All that a training leaves."""
+    """All results of a training."""
 
     def __init__(self, kind, train, callbacks=lambda: []):
         keras.utils.set_random_seed(3)
@@ -360,53 +360,53 @@ def ours(longest_block):
     return train
 
 
-def close(a, b):
+def assert_close(a, b):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def logs_close(a, b):
+def assert_logs_close(a, b):
     assert a.keys() == b.keys()
     for name in a:
-        close(a[name], b[name])
+        assert_close(a[name], b[name])
 
 
-def same(a, b):
-    """Two results, but for the hooks."""
+def assert_same(a, b):
+    """Asserts equal results, except the hooks."""
     assert len(a.variables) == len(b.variables)
     for one, other in zip(a.variables, b.variables, strict=True):
-        close(one, other)
+        assert_close(one, other)
     for one, other in zip(a.random, b.random, strict=True):
-        close(one, other)
+        assert_close(one, other)
     assert a.epochs == b.epochs
-    logs_close(a.history, b.history)
+    assert_logs_close(a.history, b.history)
 
 
-def same_hooks(a, b):
+def assert_same_hooks(a, b):
     assert [hook[:3] for hook in a.hooks] == [hook[:3] for hook in b.hooks]
     for one, other in zip(a.hooks, b.hooks, strict=True):
-        logs_close(one[3], other[3])
+        assert_logs_close(one[3], other[3])
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffle=True")
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_leave_the_same(kind):
+def test_both_leave_the_same_results(kind):
     keras_result, step_by_step = Result(kind, by_keras), Result(kind, ours(1))
-    same(keras_result, step_by_step)
-    same_hooks(keras_result, step_by_step)
+    assert_same(keras_result, step_by_step)
+    assert_same_hooks(keras_result, step_by_step)
     in_blocks = Result(kind, ours(3))
-    same(keras_result, in_blocks)
+    assert_same(keras_result, in_blocks)
     ends = [hook[1] for hook in in_blocks.hooks if hook[0] == "batch end"]
     assert ends == [2, 4] * EPOCHS
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffle=True")
-def test_a_block_has_the_hooks_of_steps_per_execution():
+def test_a_block_calls_the_hooks_of_steps_per_execution():
     def at_once():
         return dense(steps_per_execution=STEPS), sets(X, Y)
 
     keras_result, blocks = Result(at_once, by_keras), Result(at_once, ours(STEPS))
-    same(keras_result, blocks)
-    same_hooks(keras_result, blocks)
+    assert_same(keras_result, blocks)
+    assert_same_hooks(keras_result, blocks)
 
 
 class Stop(keras.callbacks.Callback):
@@ -439,15 +439,15 @@ CALLBACKS = {
 
 @pytest.mark.filterwarnings("ignore:.*shuffle=True")
 @pytest.mark.parametrize("callbacks", CALLBACKS.values(), ids=CALLBACKS)
-def test_callbacks_do_the_same(callbacks):
+def test_callbacks_act_the_same_in_both(callbacks):
     keras_result, other = Result(plain, by_keras, callbacks), Result(plain, ours(1), callbacks)
-    same(keras_result, other)
-    same_hooks(keras_result, other)
+    assert_same(keras_result, other)
+    assert_same_hooks(keras_result, other)
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffle=True")
-def test_a_training_that_was_cut_off_goes_on_at_its_epoch(tmp_path):
-    """BackupAndRestore, and a callback that fails in the second epoch."""
+def test_an_interrupted_training_resumes_at_its_epoch(tmp_path):
+    """With BackupAndRestore, after a callback has failed in the second epoch."""
 
     class Fails(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -464,12 +464,12 @@ def test_a_training_that_was_cut_off_goes_on_at_its_epoch(tmp_path):
 
     keras_result = Result(plain, twice(by_keras, tmp_path / "keras"))
     other = Result(plain, twice(ours(1), tmp_path / "ours"))
-    same(keras_result, other)
-    same_hooks(keras_result, other)
+    assert_same(keras_result, other)
+    assert_same_hooks(keras_result, other)
     assert other.epochs == [1, 2]
 
 
-def test_a_list_that_keras_made_is_taken_as_it_is():
+def test_a_callback_list_made_by_keras_is_used_as_it_is():
     model, data = plain()
     hooks = Hooks()
     made = keras.callbacks.CallbackList([hooks], add_history=True, model=model, epochs=99)
@@ -488,10 +488,17 @@ def test_every_batch_is_trained_on():
 
     kinds = (tf.TensorSpec([8, 6]), tf.TensorSpec([8, 1]))
     ours(2)(compiled(Sub()), tf.data.Dataset.from_generator(batches, output_signature=kinds), [])
-    assert read[:6] == [0, 1, 2, 3, 0, 1]  # none to build the model; begun anew when it ends
+    assert read[:6] == [
+        0,
+        1,
+        2,
+        3,
+        0,
+        1,
+    ]  # no batch is lost to build the model; the data restarts at its end
 
 
-def test_many_trainings_warn_of_nothing(caplog, recwarn):
+def test_many_trainings_give_no_warning(caplog, recwarn):
     model, data = plain()
     with caplog.at_level(logging.WARNING):
         tf.get_logger().addHandler(caplog.handler)
@@ -502,7 +509,7 @@ def test_many_trainings_warn_of_nothing(caplog, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def endless_of_nothing():
+def endless_without_batches():
     return tf.data.Dataset.from_tensor_slices((X[:0], Y[:0])).batch(8).repeat()
 
 
@@ -516,16 +523,16 @@ def endless_of_nothing():
         (lambda: Trainer(plain()[0]).fit(sets(X, Y), steps=2.5, steps_per_epoch=1), "steps=2.5"),
         (lambda: Trainer(plain()[0]).fit((X, Y), steps=1, steps_per_epoch=1), "not tuple"),
         (
-            lambda: Trainer(plain()[0]).fit(endless_of_nothing(), steps=1, steps_per_epoch=1),
+            lambda: Trainer(plain()[0]).fit(endless_without_batches(), steps=1, steps_per_epoch=1),
             "no batches",
         ),
         (
-            lambda: Trainer(eager()[0]).fit(endless_of_nothing(), steps=1, steps_per_epoch=1),
+            lambda: Trainer(eager()[0]).fit(endless_without_batches(), steps=1, steps_per_epoch=1),
             "no batches",
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(wrong, words):
+def test_impossible_arguments_are_refused_in_one_line(wrong, words):
     with pytest.raises(UsageError, match=words) as refusal:
         wrong()
     assert "\n" not in str(refusal.value)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLE = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
 
-# What every rank holds afterwards, and what it has exchanged.
+# Writes the weights that each rank has at the end, and prints its number of exchanges.
 AFTERWARDS = """
 import numpy as np
 flat = np.concatenate([weight.ravel() for weight in model.get_weights()])
@@ -27,7 +27,7 @@ print("exchanges", swarm.counters.exchanges)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_it_trains_as_it_stands(tmp_path, ranks):
+def test_the_readme_example_trains_as_it_stands(tmp_path, ranks):
     (tmp_path / "script.py").write_text(EXAMPLE + AFTERWARDS)
     start = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]
     done = subprocess.run(
@@ -40,7 +40,7 @@ def test_it_trains_as_it_stands(tmp_path, ranks):
     exchanges = [int(count) for count in re.findall(r"exchanges (\d+)", done.stdout)]
     assert len(exchanges) == ranks
     if ranks > 1:
-        # 280 steps, of which 16 at most go by until an exchange is waited for.
+        # 280 steps; a rank waits for its exchange after at most 16.
         assert min(exchanges) > 10
     digits = load_digits()
     predicted = keras.models.load_model(tmp_path / "model.keras").predict(
@@ -56,7 +56,7 @@ def test_the_package_shows_the_same_example():
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
 )
-def test_links_lead_somewhere(page):
+def test_links_lead_to_files_that_exist(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
 

@@ -10,7 +10,7 @@ from tests.transport.ranks import in_threads
 
 
 def _join(models, **options):
-    """All ranks join with their models; whether a training goes on, or the exception, of each."""
+    """Lets all ranks join; returns whether each one's training goes on, or its exception."""
     network = LocalNetwork(len(models))
     options = {"averages_slots": False, "equal_slots": False} | options
     common = options.pop("common", {})
@@ -101,14 +101,14 @@ def test_an_adapted_normalization_predicts_as_that_of_rank_0():
         keras.utils.set_random_seed(seed)
         model = keras.Sequential([keras.Input([3]), layer, keras.layers.Dense(1)])
         model.compile("sgd", "mse")
-        model.predict(np.ones([1, 3]), verbose=0)  # traced, with the own mean in it
+        model.predict(np.ones([1, 3]), verbose=0)  # traced with this rank's mean
         models.append(model)
     _join(models)
     first, second = (m.predict(np.ones([1, 3]), verbose=0) for m in models)
     np.testing.assert_array_equal(first, second)
 
 
-def test_what_was_adapted_otherwise_is_refused():
+def test_layers_with_different_vocabularies_are_refused():
     models = []
     for words in ("a b c", "a b d"):
         layer = keras.layers.TextVectorization()
@@ -119,7 +119,7 @@ def test_what_was_adapted_otherwise_is_refused():
     _refused(models, r"layer \d+ \(TextVectorization\) has learned another vocabulary .* rank 1")
 
 
-def test_models_that_differ_are_named_whole():
+def test_variables_that_differ_are_named_in_full():
     long = "a_layer_whose_name_is_longer_than_what_fits_into_sixty_characters_of_one_line"
     models = []
     for units in (2, 3):
@@ -130,14 +130,14 @@ def test_models_that_differ_are_named_whole():
     _refused(models, match)
 
 
-def test_frozen_on_one_rank_only_is_refused():
+def test_a_layer_that_is_frozen_on_one_rank_only_is_refused():
     models = [_model(0), _model(0)]
     models[1].layers[3].trainable = False
     _refused(models, "trainable on rank 0 and .* frozen on rank 1")
 
 
-def test_names_may_differ():
-    _model(0)  # Keras counts its names on
+def test_variable_names_may_differ():
+    _model(0)  # Keras numbers its names
     keras.backend.clear_session()
     models = [_model(0)]
     models.append(_model(1))
@@ -146,7 +146,7 @@ def test_names_may_differ():
     np.testing.assert_array_equal(models[0].get_weights()[0], models[1].get_weights()[0])
 
 
-def test_the_reason_of_one_rank_reaches_all():
+def test_a_refusal_of_one_rank_reaches_all():
     models = [_model(0), _model(0)]
     _refused(
         models,
@@ -158,12 +158,12 @@ def test_the_reason_of_one_rank_reaches_all():
     _refused(models, "^the model .* has no trainable weights")
 
 
-def test_settings_that_differ_are_named():
+def test_settings_that_differ_are_refused_by_name():
     match = r"^swarm\.bits must be the same on all ranks, but is 8 on rank 0 and 4 on rank 1"
     _refused([_model(0), _model(0)], match, common=lambda rank: {"swarm.bits": 8 - 4 * rank})
 
 
-def test_a_training_goes_on_from_where_the_last_one_left_unless_somebody_changed_it():
+def test_a_training_goes_on_from_the_last_one_unless_weights_were_changed():
     models = [_model(seed) for seed in range(2)]
     assert _join(models) == [False, False]
     for seed, model in enumerate(models):
@@ -180,7 +180,7 @@ def test_a_training_goes_on_from_where_the_last_one_left_unless_somebody_changed
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_optimizer_of_the_models_own_with_slots_on_one_rank_only_is_refused():
+def test_an_own_optimizer_with_slots_on_one_rank_only_is_refused():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()

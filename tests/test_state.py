@@ -1,4 +1,4 @@
-"""Which variables have which role, found by what they are."""
+"""Which variables of a model have which role."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ def _dense(**options):
 
 
 class Adversaries(keras.Model):
-    """Two networks, each with an optimizer of its own, kept in three ways."""
+    """Two networks, and optimizers kept in three ways: in a tuple, a dictionary and a model."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def test_an_optimizer_within_another_counts_once():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_steps_are_counted_wherever_they_are_taken(scaled):
+def test_the_steps_of_every_optimizer_are_counted(scaled):
     model = Adversaries()
     model.compile()
     optimizer = model.pair[0]
@@ -64,7 +64,7 @@ def test_with_gradient_accumulation_every_batch_counts():
     assert int(model.optimizer.iterations) == 1
     assert state.steps_taken(model) == 6
     slots = state.slots(model)
-    assert slots == [], "gradients that wait for their step are a rank's own"
+    assert slots == [], "accumulated gradients are not averaged"
 
 
 def test_complex_weights_and_models_without_weights_are_refused():
@@ -93,7 +93,7 @@ def test_a_model_is_built_when_all_its_layers_are():
     assert not state.is_built(model)
     model(np.ones([1, 2], np.float32))
     assert state.is_built(model)
-    assert state.is_built(Adversaries()), "it has no call, so nothing ever builds it itself"
+    assert state.is_built(Adversaries()), "a model without call() is built with its layers"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16", "int8", "bool"])
@@ -122,7 +122,7 @@ def test_slots_become_those_of_a_new_optimizer():
     assert int(model.optimizer.iterations) == 4
 
 
-def test_vocabularies_that_differ_are_seen():
+def test_vocabularies_that_differ_are_detected():
     def words(text):
         layer = keras.layers.TextVectorization()
         layer.adapt(text)

@@ -1,4 +1,4 @@
-"""Laws of the graphs: who meets whom, what is refused, how fast models mix."""
+"""Laws of the graphs: which ranks are neighbours, what is refused, how fast models mix."""
 
 import networkx as nx
 import numpy as np
@@ -28,20 +28,20 @@ def test_every_graph_is_valid():
 
 
 @pytest.mark.parametrize("name", topology.TOPOLOGIES)
-def test_one_rank_meets_nobody(name):
+def test_one_rank_has_no_neighbours(name):
     graph = topology.build(name, 1)
     assert list(graph) == [0]
     assert graph.number_of_edges() == 0
 
 
 @pytest.mark.parametrize("name", topology.TOPOLOGIES)
-def test_two_ranks_meet_each_other(name):
+def test_two_ranks_are_neighbours(name):
     graph = topology.build(name, 2, degree=1)
     assert topology.neighbors(graph, 0) == [1]
     assert topology.neighbors(graph, 1) == [0]
 
 
-def test_neighbourhood_is_mutual_sorted_and_without_oneself():
+def test_neighbours_are_mutual_sorted_and_without_the_rank_itself():
     for name, size, graph in _existing():
         for i in range(size):
             near = topology.neighbors(graph, i)
@@ -94,7 +94,7 @@ def test_random_regular_differs_between_seeds():
         ("random_regular", 8, 1, "degree=1 on 8 ranks was not connected in 100 draws"),
     ],
 )
-def test_refused_families(name, size, degree, words):
+def test_impossible_graphs_are_refused_by_name(name, size, degree, words):
     with pytest.raises(UsageError, match=words) as refusal:
         topology.build(name, size, degree=degree)
     assert "\n" not in str(refusal.value)
@@ -110,29 +110,29 @@ def test_refused_families(name, size, degree, words):
         (nx.cycle_graph(4, create_using=nx.DiGraph), "directed graph"),
     ],
 )
-def test_refused_graphs(graph, words):
+def test_invalid_graphs_of_the_user_are_refused(graph, words):
     with pytest.raises(UsageError, match=words):
         topology.validate(graph, 4)
 
 
-def test_a_graph_of_ones_own_is_welcome():
+def test_a_valid_graph_of_the_user_is_accepted():
     topology.validate(nx.star_graph(3), 4)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 16])
-def test_gap_of_the_complete_graph(size):
+def test_spectral_gap_of_the_complete_graph(size):
     gap = topology.spectral_gap(topology.build("complete", size))
     np.testing.assert_allclose(gap, 1 / (size - 1))
 
 
 @pytest.mark.parametrize("size", [4, 5, 16])
-def test_gap_of_the_ring(size):
-    """W is circulant there: I - (2 I - S - S^T)/(2 n), S the shift."""
+def test_spectral_gap_of_the_ring(size):
+    """W is circulant: I - (2 I - S - S^T)/(2 n), where S is the shift."""
     gap = topology.spectral_gap(topology.build("ring", size))
     np.testing.assert_allclose(gap, (1 - np.cos(2 * np.pi / size)) / size)
 
 
-def test_gap_is_positive_and_never_above_the_complete_graphs():
+def test_the_spectral_gap_is_positive_and_largest_for_the_complete_graph():
     for name, size, graph in _existing():
         gap = topology.spectral_gap(graph)
         assert 0 < gap <= 1 / max(size - 1, 1) + 1e-12, (name, size)
@@ -146,8 +146,8 @@ def test_better_connected_graphs_mix_faster():
     assert gaps[0] < gaps[1] < gaps[3] < gaps[4]
 
 
-def test_gap_bounds_the_mean_contraction_of_an_exchange():
-    """Exactly, by enumerating who meets whom on an irregular graph."""
+def test_the_spectral_gap_bounds_the_mean_contraction_of_an_exchange():
+    """Computed exactly, over all pairs of an irregular graph."""
     graph = nx.lollipop_graph(4, 3)
     n = len(graph)
     x = np.random.default_rng(0).normal(size=n)

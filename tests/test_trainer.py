@@ -33,7 +33,7 @@ def batches() -> tf.data.Dataset:
 
 
 class Notes(keras.callbacks.Callback):
-    """Writes down which hooks came."""
+    """Records which hooks were called."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +78,7 @@ def test_weights_and_losses_are_those_of_model_fit():
     np.testing.assert_allclose(notes.losses, history, rtol=1e-4)
 
 
-def test_hooks_come_as_from_model_fit():
+def test_hooks_are_called_as_by_model_fit():
     notes = Notes()
     Trainer(make()).fit(batches(), steps=12, steps_per_epoch=5, callbacks=[notes])
     assert notes.epochs == [0, 1, 2]
@@ -100,7 +100,7 @@ def test_blocks_end_at_the_boundaries_and_share_one_trace(law):
     assert len(traces) == 1
 
 
-def test_a_callback_that_decides_each_step_is_asked_each_step():
+def test_a_callback_that_decides_each_step_is_called_each_step():
     class Odd(Boundaries):
         def should_exchange(self, step):
             return step % 2 == 1
@@ -110,7 +110,7 @@ def test_a_callback_that_decides_each_step_is_asked_each_step():
     assert swarm.seen == [1, 3, 5]
 
 
-def test_stop_training_stops():
+def test_stop_training_ends_the_training():
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = epoch == 1
@@ -143,7 +143,7 @@ def test_waiting_for_data_is_not_counted_as_computing():
         return x, y
 
     starved, fed = Trainer(make()), Trainer(make())
-    # TensorFlow would prefetch unasked, and on a busy machine there would be no waiting.
+    # TensorFlow would add a prefetch, with which a busy machine would not wait.
     options = tf.data.Options()
     options.experimental_optimization.inject_prefetch = False
     starved.fit(batches().map(slow).with_options(options), steps=20, steps_per_epoch=10)

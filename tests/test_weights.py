@@ -1,4 +1,4 @@
-"""Keras variables <-> chunks, and which variables travel."""
+"""Keras variables <-> chunks, and which variables are averaged."""
 
 import keras
 import numpy as np
@@ -72,7 +72,7 @@ def test_vectors_have_chunks_of_their_own():
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("chunk", [BLOCK, 2**21])
-def test_assign_is_the_inverse_of_gather(shapes, chunk):
+def test_assign_is_the_inverse_of_flatten(shapes, chunk):
     variables, values = _variables(shapes)
     weights = FlatWeights(variables, chunk)
     chunks = [np.array(c) for c in weights.flatten()]
@@ -85,7 +85,7 @@ def test_assign_is_the_inverse_of_gather(shapes, chunk):
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("chunk", [BLOCK, 2**21])
-def test_add_reaches_every_weight_once(shapes, chunk):
+def test_add_changes_every_weight_once(shapes, chunk):
     weights = FlatWeights(_variables(shapes)[0], chunk)
     before, where = _flat(weights)
     rng = np.random.default_rng(1)
@@ -107,7 +107,7 @@ def test_add_without_a_correction_leaves_the_chunk_alone():
 
 
 @pytest.mark.parametrize("shapes", [[(BLOCK,)], [()], [(3,), (4,)], [(32, 32)], [(2, 2), (5, 1)]])
-def test_what_was_gathered_does_not_follow_the_variables(shapes):
+def test_flattened_weights_do_not_follow_the_variables(shapes):
     variables, _ = _variables(shapes)
     weights = FlatWeights(variables)
     flat, where = _flat(weights)
@@ -130,7 +130,7 @@ def test_other_float_types_are_cast_and_keep_their_type(dtype):
     np.testing.assert_array_equal(_joined(chunks)[where], flat)
     result = weights.add([tf.ones([n]) for n in weights.lengths])
     now, _ = _flat(weights)
-    # What is published holds what the cast of the model lost.
+    # The published copy holds the digits that the cast to the model's type loses.
     np.testing.assert_array_equal(_joined(result)[where], flat + 1)
     np.testing.assert_allclose(now, flat + 1, rtol=2**-8, atol=2**-8)
     weights.assign(chunks)
@@ -139,7 +139,7 @@ def test_other_float_types_are_cast_and_keep_their_type(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_many_small_corrections_arrive_as_a_whole(dtype):
+def test_many_small_corrections_add_up(dtype):
     """Each is far below a step of the type: cast one by one, nearly all would vanish."""
     variables, _ = _variables([(3, 4), (5,)], dtype)
     weights = FlatWeights(variables)
@@ -163,7 +163,7 @@ def test_float64_keeps_its_precision_through_copy_and_assign():
     np.testing.assert_array_equal(np.asarray(wide), value + 2**-30)
 
 
-def test_float32_and_bfloat16_side_by_side():
+def test_float32_and_bfloat16_weights_may_share_a_chunk():
     (a,), _ = _variables([(6,)])
     (b,), _ = _variables([(7,)], "bfloat16", seed=1)
     weights = FlatWeights([a, b])
@@ -190,8 +190,8 @@ def test_moving_variance_stays_positive():
     np.testing.assert_array_equal(_joined(result)[where], held)
 
 
-def test_what_was_never_negative_stays_so_whatever_its_name():
-    """A user's own batch norm: its variance is called otherwise, its mean is seen to be signed."""
+def test_a_statistic_that_was_never_negative_stays_so_whatever_its_name():
+    """A user's own batch norm: its variance has another name, and its mean is seen to be signed."""
     variance = keras.Variable(np.array([1.0, 2.0], np.float32), trainable=False, name="running_var")
     mean = keras.Variable(np.array([1.0, -1.0], np.float32), trainable=False, name="running_mean")
     weights = FlatWeights([variance, mean])
@@ -205,7 +205,7 @@ def test_what_was_never_negative_stays_so_whatever_its_name():
 
 
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adafactor", "Lamb", "Adadelta", "Ftrl"])
-def test_slots_that_are_squares_differ_from_those_that_are_signed(name):
+def test_slots_that_are_squares_are_told_apart_from_signed_slots(name):
     layers = [keras.layers.Dense(4), keras.layers.Dense(2)]
     model = keras.Sequential([keras.Input([3]), *layers])
     model.compile(getattr(keras.optimizers, name)(0.01), "mse")
@@ -228,11 +228,11 @@ def test_moving_variance_follows_an_ordinary_correction_exactly():
     np.testing.assert_array_equal(np.asarray(model.layers[0].moving_variance), [0.75] * 3)
 
 
-# Which variables travel.
+# Which variables are averaged.
 
 
 class Subclassed(keras.Model):
-    """Layers in attributes, in a list and one in the other; a float of its own."""
+    """Layers in attributes, in a list and in another model; and a float weight."""
 
     def __init__(self):
         super().__init__()
@@ -287,7 +287,7 @@ STATISTICS = {"functional": 2, "sequential": 2, "subclassed": 3}
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_all_trainable_variables_and_the_statistics_travel_once(kind):
+def test_trainable_variables_and_statistics_are_averaged_once(kind):
     model = MODELS[kind]()
     chosen = averaged_variables(model)
     ids = [id(v) for v in chosen]
@@ -297,7 +297,7 @@ def test_all_trainable_variables_and_the_statistics_travel_once(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_statistics_off_leaves_them_out(kind):
+def test_without_statistics_only_trainable_variables_are_averaged(kind):
     model = MODELS[kind]()
     chosen = averaged_variables(model, statistics=False)
     assert [id(v) for v in chosen] == [id(v) for v in model.trainable_variables]
@@ -305,7 +305,7 @@ def test_statistics_off_leaves_them_out(kind):
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("optimizer", [False, True])
-def test_seed_generators_and_counters_never_travel(kind, optimizer):
+def test_seed_generators_and_counters_are_never_averaged(kind, optimizer):
     model = MODELS[kind]()
     model.compile(keras.optimizers.Adam(), "mse", metrics=["mae"])
     model.fit(np.zeros([4, 5]), np.zeros([4, model(np.zeros([1, 5])).shape[-1]]), verbose=0)
@@ -317,14 +317,14 @@ def test_seed_generators_and_counters_never_travel(kind, optimizer):
         assert "metric" not in variable.path
 
 
-def test_integer_state_stays_at_home():
+def test_integer_state_is_not_averaged():
     model = _subclassed_counting()
     chosen = {id(v) for v in averaged_variables(model)}
     assert id(model.calls) not in chosen
     assert id(model.temperature) in chosen
 
 
-def test_frozen_layers_stay_at_home():
+def test_frozen_layers_are_not_averaged():
     model = _functional()
     for layer in model.layers:
         layer.trainable = False
@@ -342,7 +342,7 @@ def test_frozen_layers_stay_at_home():
         (lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10), 0.9), 1),
     ],
 )
-def test_optimizer_slots(optimizer, slots):
+def test_the_slots_of_an_optimizer_are_averaged_on_request(optimizer, slots):
     model = _sequential()
     model.compile(optimizer(), "mse")
     model.fit(np.zeros([4, 5]), np.zeros([4, 4]), verbose=0)
@@ -353,7 +353,7 @@ def test_optimizer_slots(optimizer, slots):
     assert {tuple(v.shape) for v in extra} <= {tuple(v.shape) for v in model.trainable_variables}
 
 
-def test_optimizer_slots_travel_from_the_first_step_on():
+def test_slots_are_averaged_from_the_first_step_on():
     """`SwarmCallback` chooses the variables in on_train_begin, before the first step."""
     chosen = []
     model = _sequential()
@@ -366,7 +366,7 @@ def test_optimizer_slots_travel_from_the_first_step_on():
     assert [v.path for v in chosen] == [v.path for v in expected]
 
 
-def test_whole_model_survives_the_way_through_chunks():
+def test_a_model_is_the_same_after_flatten_and_assign():
     model = _functional()
     weights = FlatWeights(averaged_variables(model), chunk=BLOCK)
     x = np.random.default_rng(0).normal(size=[8, 5]).astype(np.float32)
@@ -379,7 +379,7 @@ def test_whole_model_survives_the_way_through_chunks():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_slots_travel_but_not_what_counts_steps_or_scales_the_loss(scaled):
+def test_slots_are_averaged_but_not_counters_and_loss_scales(scaled):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     optimizer = keras.optimizers.Adam(0.1)
     if scaled:

@@ -1,8 +1,8 @@
-"""Ranks that many tests share: started once, they run what is asked for one after another.
+"""Ranks that many tests share: one start runs all selected programs, one after another.
 
 Each rank writes lines of JSON to REPORT/<rank>.jsonl: its `pid`, then for each name a line when it
-`begins` and one when it is `over`, with what failed. If ranks fail in one, hang in it or die, the
-others run in a new start.
+`begins` and one when it is `over`, with the failure if there is one. If a rank fails in a program,
+hangs in it or dies, the remaining programs run in a new start.
 """
 
 import json
@@ -20,7 +20,7 @@ from swarm_tf.launch import swarmrun
 
 ROOT = Path(__file__).parents[1]
 SWARMRUN = Path(sys.executable).parent / "swarmrun"
-STILL = 240.0  # seconds without any progress; ranks end themselves before, if they can
+STILL = 240.0  # seconds without progress; ranks that can do so end themselves earlier
 
 
 def _no_mpi():
@@ -50,7 +50,7 @@ class Report:
         self.lines = [[] for _ in self.ranks]
 
     def read(self):
-        """Whether there is something new."""
+        """Reads the files again; returns whether there are new lines."""
         before = [len(lines) for lines in self.lines]
         for rank in self.ranks:
             path = self.directory / f"{rank}.jsonl"
@@ -60,7 +60,7 @@ class Report:
         return before != [len(lines) for lines in self.lines]
 
     def of(self, name, key):
-        """What each rank has written of a name: {rank: line}."""
+        """The line with this key that each rank has written for a name: {rank: line}."""
         return {
             rank: line for rank in self.ranks for line in self.lines[rank] if line.get(key) == name
         }
@@ -69,17 +69,17 @@ class Report:
         return [line["pid"] for lines in self.lines for line in lines if "pid" in line]
 
     def failure(self, name, output):
-        """What is wrong with the one that a start has ended with; empty if nothing is."""
+        """Why the program `name` failed; empty if it passed."""
         begun, over = self.of(name, "begins"), self.of(name, "over")
-        told = [f"rank {rank}: {one['failure']}" for rank, one in over.items() if one["failure"]]
+        reasons = [f"rank {rank}: {one['failure']}" for rank, one in over.items() if one["failure"]]
         for rank in sorted(begun.keys() - over.keys()):
             stacks = self.directory / f"{rank}.stacks"
             seen = stacks.read_text().splitlines() if stacks.exists() else []
-            how = "hung, and had to be ended" if seen else "died, or was ended by another one"
-            told.append("\n".join([f"rank {rank} {how}", *seen[:60]]))
-        if told:
-            told.append(f"the last that the ranks said:\n{output[-1500:]}")
-        return "\n".join(told)
+            how = "hung, and had to be ended" if seen else "died, or was ended by another rank"
+            reasons.append("\n".join([f"rank {rank} {how}", *seen[:60]]))
+        if reasons:
+            reasons.append(f"the last output of the ranks:\n{output[-1500:]}")
+        return "\n".join(reasons)
 
 
 def run(ranks, program, names, directory):
@@ -94,7 +94,7 @@ def run(ranks, program, names, directory):
 
 
 def _start(ranks, program, names, directory):
-    """The same of those names that one start has got through."""
+    """The same for those names that began in one start."""
     directory.mkdir(parents=True)
     report = Report(directory, ranks)
     command = [str(SWARMRUN), "-n", str(ranks), *program, str(directory), *names]
@@ -107,26 +107,26 @@ def _start(ranks, program, names, directory):
             cwd=ROOT / "tests",
             start_new_session=True,
         )
-        moved = time.monotonic()
+        last_progress = time.monotonic()
         while process.poll() is None:
             time.sleep(0.2)
             if report.read():
-                moved = time.monotonic()
-            if time.monotonic() - moved > STILL:
+                last_progress = time.monotonic()
+            if time.monotonic() - last_progress > STILL:
                 _kill(process, report, directory)
     report.read()
-    said = (directory / "output").read_text()
+    printed = (directory / "output").read_text()
     results = {}
     for name in names:
         if not report.of(name, "begins"):
             break
         seconds = [line["seconds"] for line in report.of(name, "over").values()]
-        results[name] = report.failure(name, said), max(seconds, default=float("nan"))
-    assert results, f"the ranks have not begun:\n{said[-3000:]}"
+        results[name] = report.failure(name, printed), max(seconds, default=float("nan"))
+    assert results, f"the ranks have not begun:\n{printed[-3000:]}"
     if process.returncode and not any(failure for failure, _ in results.values()):
         last = list(results)[-1]
         results[last] = (
-            f"exit code {process.returncode} after it:\n{said[-1500:]}",
+            f"exit code {process.returncode} after it:\n{printed[-1500:]}",
             results[last][1],
         )
     return results
@@ -147,6 +147,6 @@ def _command_line(pid):
         return b""
 
 
-def asked_for(request, test):
+def selected_names(request, test):
     """The values of `name` for which `test` will be run in this session."""
     return [item.callspec.params["name"] for item in request.session.items if item.function is test]

@@ -1,4 +1,4 @@
-"""The comparison reads what runs leave behind, draws it, and stops at a run that fails."""
+"""The comparison reads the files of runs, draws curves, and stops at a run that fails."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from benchmarks import compare, methods
 
 
 def write_run(workdir, algorithm, ranks, *, accuracy=0.95, partition="iid", **final):
-    """A workdir as a run leaves it, with a null loss as of a NaN."""
+    """Writes the workdir of a finished run; one of its losses was NaN and is null."""
     workdir.mkdir(parents=True)
     lines = [
         {"step": 10 * e, "rank": 0, "epoch": e, "time_seconds": e, "loss": 1 / (1 + e)}
@@ -49,14 +49,14 @@ def runs(tmp_path):
     return [compare.read(tmp_path / name) for name in ("single", "swarm")]
 
 
-def test_curves_hold_the_lines_that_have_the_key(runs):
+def test_a_curve_has_the_lines_that_contain_its_key(runs):
     passes, losses = runs[0].curve("loss")
     assert passes == list(range(8))
     assert losses[:2] == [1.0, 0.5]
     assert runs[0].curve("test_accuracy") == ([4.0, 8.0], [0.8, 0.9])
 
 
-def test_table(runs):
+def test_the_table_has_a_row_for_each_run(runs):
     console = Console(width=compare.WIDTH, record=True, file=io.StringIO())
     console.print(compare.table(runs))
     text = console.export_text()
@@ -68,7 +68,7 @@ def test_table(runs):
     assert swarm.split()[:5] == ["swarm,", "4", "ranks", "8", "-"]
 
 
-def test_bleu_has_a_column_where_there_is_any(runs, tmp_path):
+def test_the_table_has_a_bleu_column_only_if_a_run_has_bleu(runs, tmp_path):
     def headings(some):
         return [str(column.header) for column in compare.table(some).columns]
 
@@ -80,7 +80,7 @@ def test_bleu_has_a_column_where_there_is_any(runs, tmp_path):
     assert cells == ["", "", "21.70"]
 
 
-def test_picture_is_a_png_of_the_size_asked_for(runs, tmp_path):
+def test_the_picture_is_a_png_of_the_requested_size(runs, tmp_path):
     path = tmp_path / "curves.png"
     compare.draw(runs, path, size=(1200, 600))
     header = path.read_bytes()[:24]
@@ -94,7 +94,7 @@ def arguments(tmp_path, *more):
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
-    """Stands for the training: writes the workdir, or fails with the code set for it."""
+    """Replaces the training: writes a workdir, or fails with the exit code set for it."""
     codes, started = {}, []
 
     def start(ranks, line, link=None):
@@ -108,7 +108,7 @@ def trained(monkeypatch, tmp_path):
     return codes, started
 
 
-def test_whole_comparison(trained, tmp_path, capsys):
+def test_a_comparison_trains_each_method_and_draws_the_curves(trained, tmp_path, capsys):
     assert compare.main(arguments(tmp_path, "--config.seed=3")) == 0
     assert trained[1] == [("single", 1, True), ("swarm", 4, True)]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -131,7 +131,9 @@ def test_finished_runs_are_compared_without_training(runs, trained, tmp_path, ca
 
 
 @pytest.mark.parametrize(("code", "expected"), [(2, 2), (-9, 137)])
-def test_failing_run_stops_with_its_exit_code(trained, tmp_path, capsys, code, expected):
+def test_a_run_that_fails_ends_the_comparison_with_its_exit_code(
+    trained, tmp_path, capsys, code, expected
+):
     codes, started = trained
     codes["single"] = code
     assert compare.main(arguments(tmp_path)) == expected
@@ -139,7 +141,7 @@ def test_failing_run_stops_with_its_exit_code(trained, tmp_path, capsys, code, e
     assert f"single failed with exit code {code}" in capsys.readouterr().err
 
 
-def test_unknown_argument(tmp_path, capsys):
+def test_an_unknown_argument_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         compare.main(arguments(tmp_path, "--rank=3"))
     assert end.value.code == 2

@@ -1,11 +1,11 @@
-"""Methods of a comparison, as they are written and as they are started."""
+"""Methods of a comparison: how they are parsed and how they are started."""
 
 from pathlib import Path
 
 from benchmarks.methods import Method, parse_methods
 
 
-def test_settings_of_their_own():
+def test_a_method_may_have_its_own_settings():
     swarm, four, two = parse_methods("swarm,swarm[swarm.bits=4],allreduce[a.b=c,d.e=(1, 2)]")
     assert swarm.settings == []
     assert four.settings == ["swarm.bits=4"]
@@ -15,14 +15,14 @@ def test_settings_of_their_own():
     assert four.directory == "swarm-swarm.bits=4"
 
 
-def test_more_settings():
+def test_with_settings_adds_to_a_methods_own_settings():
     assert Method("swarm").with_settings(seed=1) == Method("swarm[seed=1]")
     more = Method("swarm[swarm.bits=4]").with_settings(optimizer__learning_rate=0.1, seed=2)
     assert more == Method("swarm[swarm.bits=4,optimizer.learning_rate=0.1,seed=2]")
 
 
-def test_command_line():
-    """A method's own settings come last: they win over those of all."""
+def test_own_settings_come_last_in_the_command_line():
+    """They come last, so they override the settings of all methods."""
     arguments = Method("sgp[seed=3]").arguments("c.py", Path("out"), ["--config.seed=1"])
     assert arguments == [
         "train.py",

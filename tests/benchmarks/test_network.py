@@ -15,7 +15,9 @@ def network():
     network = Network(2, "20mbit")
     try:
         network.__enter__()
-    except Unavailable as reason:  # without the right to create namespaces there is nothing to test
+    except (
+        Unavailable
+    ) as reason:  # without permission to create namespaces there is nothing to test
         pytest.skip(str(reason))
     yield network
     network.__exit__(None, None, None)
@@ -34,7 +36,7 @@ else:
 """
 
 
-def test_ranks_reach_each_other_through_the_limit_only(network):
+def test_all_traffic_between_ranks_passes_the_bandwidth_limit(network):
     def start(rank):
         command = network.enter([sys.executable, "-c", SEND])
         environment = os.environ | {"OMPI_COMM_WORLD_RANK": str(rank)}
@@ -51,16 +53,16 @@ def test_ranks_reach_each_other_through_the_limit_only(network):
     assert limit["overlimits"] > 0
 
 
-def test_nothing_stays_behind(network):
-    def spaces():
+def test_no_namespace_is_left_at_the_end(network):
+    def namespaces():
         return subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
 
-    assert f"{network.name}-1" in spaces()
+    assert f"{network.name}-1" in namespaces()
     network.__exit__(None, None, None)
-    assert network.name not in spaces()
+    assert network.name not in namespaces()
 
 
-def test_without_the_right_it_says_so(monkeypatch):
+def test_a_machine_without_ip_and_tc_is_unavailable(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with (
         pytest.raises(Unavailable, match="--bandwidth=10mbit needs Linux, ip and tc"),
@@ -69,7 +71,7 @@ def test_without_the_right_it_says_so(monkeypatch):
         pass
 
 
-def test_bandwidths():
+def test_bandwidths_are_parsed():
     assert bits_per_second("100mbit") == 1e8
     assert bits_per_second("1.5gbit") == 1.5e9
     with pytest.raises(ValueError, match="100 must end with kbit, mbit, gbit"):

@@ -1,4 +1,4 @@
-"""The race's reading of its arguments and of runs."""
+"""How the race reads its arguments and the files of runs."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from benchmarks import race, runs
 def write(
     workdir, algorithm="swarm", losses=(4.0, 2.0, 1.0), seconds=10.0, exposed=0.0, **settings
 ):
-    """A workdir of a run of three passes that took so many seconds each."""
+    """Writes the workdir of a run: one pass for each loss, `seconds` each."""
     workdir.mkdir()
     lines = [
         {"step": 10 * k, "epoch": k, "train_seconds": seconds * k, "bytes_sent": 1e6 * k,
@@ -33,7 +33,7 @@ def write(
     return race.Result(workdir.name, runs.read(workdir))
 
 
-def test_time_to_a_loss_is_between_passes(tmp_path):
+def test_time_to_a_loss_is_interpolated_between_passes(tmp_path):
     one = write(tmp_path / "one")
     assert one.seconds_to_loss(4.0) == 10
     assert one.seconds_to_loss(3.0) == 15
@@ -43,14 +43,14 @@ def test_time_to_a_loss_is_between_passes(tmp_path):
     assert [wobbling.seconds_to_loss(loss) for loss in (2.0, 1.5, 1.0)] == [20, 35, 40]
 
 
-def test_time_to_an_accuracy_is_between_tests(tmp_path):
+def test_time_to_an_accuracy_is_interpolated_between_tests(tmp_path):
     one = write(tmp_path / "one")  # 60 %, 80 %, 90 %
     assert [one.seconds_to_accuracy(share) for share in (0.5, 0.6)] == [10, 10]
     assert one.seconds_to_accuracy(0.85) == pytest.approx(25)
     assert math.isnan(one.seconds_to_accuracy(0.95))
 
 
-def test_targets_are_what_all_reach(tmp_path):
+def test_default_targets_are_reached_by_all_runs(tmp_path):
     results = [write(tmp_path / "one"), write(tmp_path / "other", losses=(3.0, 1.5, 1.2))]
     headings = [str(c.header) for c in race.table(results, None, None, box.SIMPLE_HEAD).columns]
     assert headings[-2:] == ["s to loss 1.2", "s to 88.0%"]
@@ -58,7 +58,7 @@ def test_targets_are_what_all_reach(tmp_path):
     assert [list(column.cells) for column in table.columns][-1] == ["30", "nan"]
 
 
-def test_rivals_are_measured_by_the_faster_allreduce(tmp_path):
+def test_speeds_are_multiples_of_the_faster_allreduce(tmp_path):
     results = [
         write(tmp_path / "swarm", seconds=5),
         write(tmp_path / "mpi", "allreduce", seconds=10, exposed=0.6),
@@ -70,8 +70,8 @@ def test_rivals_are_measured_by_the_faster_allreduce(tmp_path):
     assert columns["s to loss 1"] == ["15", "30", "60", ""]
 
 
-def test_the_ideal_hides_one_behind_the_other(tmp_path):
-    """30 s, 30 steps, 60 % exposed: 0.4 s of computing a step."""
+def test_the_ideal_allreduce_overlaps_computing_and_communication(tmp_path):
+    """A run of 30 steps in 30 s, 60 % of them exposed, computes 0.4 s a step."""
     results = [write(tmp_path / "mpi", "allreduce", seconds=10, exposed=0.6)]
     assert race._ideal(results, 0.1) == pytest.approx(1 / 0.4)
     assert race._ideal(results, 0.8) == pytest.approx(1 / 0.8)
@@ -79,7 +79,7 @@ def test_the_ideal_hides_one_behind_the_other(tmp_path):
     assert race._ideal([write(tmp_path / "swarm")], 0.8) is None
 
 
-def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+def test_runs_are_named_by_the_settings_that_differ(tmp_path):
     def names(*names):
         return [result.name for result in race.finished([tmp_path / name for name in names])]
 
@@ -101,11 +101,11 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
         (3.0, 1, []),
     ],
 )
-def test_last_rank_is_slow(factor, ranks, flags):
+def test_the_slow_rank_is_the_last_one(factor, ranks, flags):
     assert race._slow(factor, ranks) == flags
 
 
-def test_report_of_finished_runs(tmp_path, capsys):
+def test_finished_runs_give_a_table_and_a_picture(tmp_path, capsys):
     write(tmp_path / "swarm")
     write(tmp_path / "allreduce", "allreduce")
     paths = [str(tmp_path / name) for name in ("swarm", "allreduce")]

@@ -1,4 +1,4 @@
-"""The tuning climbs to a learning rate between two worse ones, and repeats it with other seeds."""
+"""The tuning finds a rate better than its half and double, and repeats it with other seeds."""
 
 import json
 import math
@@ -12,20 +12,20 @@ CONFIG = "configs/digits_resnet.py"  # learning rate 0.05
 
 
 @pytest.mark.parametrize("best", [0.05, 0.1, 0.8, 0.025, 0.00625])
-def test_climb_finds_the_best_and_tries_both_sides_of_it(best):
+def test_climb_finds_the_best_rate_and_tries_its_half_and_double(best):
     scores = tuning.climb(lambda rate: -abs(math.log2(rate / best)), 0.05)
     assert max(scores, key=scores.get) == pytest.approx(best)
     assert {best / 2, best, best * 2} <= set(scores)
     assert len(scores) <= 3 + abs(math.log2(best / 0.05))
 
 
-def test_climb_ends_on_a_plain():
+def test_climb_stops_where_all_rates_are_equally_good():
     assert set(tuning.climb(lambda rate: 0.0, 1.0)) == {0.5, 1.0, 2.0}
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Stands for the training: the accuracy falls with the distance to a rate of 0.1."""
+    """Replaces the training: the accuracy falls with the distance of the rate from 0.1."""
     started = []
 
     def start(ranks, arguments, link):
@@ -74,7 +74,7 @@ def test_finished_runs_are_not_repeated(trained, tmp_path):
     assert trained[before:] == [("swarm", 0.1, 3)]
 
 
-def test_failure_ends_with_its_exit_code(trained, tmp_path, capsys):
+def test_a_run_that_fails_ends_the_tuning_with_its_exit_code(trained, tmp_path, capsys):
     assert run(tmp_path, "broken,swarm") == 137
     assert len(trained) == 1
     assert "failed with exit code -9" in capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_table_escapes_settings(tmp_path, trained):
     assert "swarm[swarm.bits=4]" in (tmp_path / "table.md").read_text()
 
 
-def test_missing_recipe(tmp_path, capsys):
+def test_a_missing_recipe_is_refused(tmp_path, capsys):
     arguments = ["--config=none.py", "--algorithms=swarm", f"--out={tmp_path}"]
     assert tuning.main(arguments) == 2
     assert "none.py is not a file" in capsys.readouterr().err

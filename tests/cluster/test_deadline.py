@@ -1,9 +1,9 @@
-"""What keeps Python's lock too long is killed, after a line that says what it was."""
+"""`deadline` kills a process that holds Python's lock too long, after a line that says why."""
 
 import subprocess
 import sys
 
-# ctypes.PyDLL keeps Python's lock, as mpi4py does while MPI starts.
+# ctypes.PyDLL holds Python's lock, as mpi4py does while MPI starts.
 PROGRAM = """
 import ctypes, sys
 from swarm_tf.cluster.deadline import deadline
@@ -19,11 +19,11 @@ def run(limit, takes):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_in_time():
+def test_a_block_that_ends_in_time_is_left_alone():
     done = run(limit=30, takes=1)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-def test_too_late():
+def test_a_block_that_takes_too_long_kills_its_process():
     done = run(limit=1, takes=30)
     assert (done.returncode, done.stdout, done.stderr) == (-9, "", "waited for nobody\n")

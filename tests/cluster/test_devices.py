@@ -1,4 +1,4 @@
-"""The part of its machine that a rank takes."""
+"""Which GPU a rank takes, and which precision its layers have."""
 
 import logging
 
@@ -11,7 +11,7 @@ from swarm_tf.cluster import devices
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with GPUs; this one has none. Tells what was made visible and may grow."""
+    """Simulates a machine with GPUs; returns what was made visible and may grow."""
 
     def make(gpus, local_rank, local_size):
         done = {}
@@ -38,7 +38,7 @@ def test_ranks_of_a_machine_take_its_gpus_in_turn(machine, local_rank, gpu):
     assert done == {"visible": gpu, "grows": (gpu, True)}
 
 
-def test_what_the_program_has_chosen_stays(machine, monkeypatch):
+def test_gpus_that_the_program_chose_stay_visible(machine, monkeypatch):
     for chosen in ([], ["b"]):
         done = machine(["a", "b"], 0, 2)
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind, chosen=chosen: chosen)
@@ -46,7 +46,7 @@ def test_what_the_program_has_chosen_stays(machine, monkeypatch):
         assert done == {}
 
 
-def test_too_late_is_a_warning(machine, monkeypatch, caplog):
+def test_choosing_a_gpu_after_tensorflow_started_is_a_warning(machine, monkeypatch, caplog):
     def refuse(gpu, kind):
         raise RuntimeError("Visible devices cannot be modified after being initialized")
 
@@ -67,7 +67,7 @@ def test_ranks_that_share_a_gpu_get_one_warning(machine, caplog):
     assert [r.getMessage() for r in caplog.records] == ["3 ranks share 2 GPUs"]
 
 
-def test_a_machine_without_gpu_is_fine(machine):
+def test_a_machine_without_gpu_is_accepted(machine):
     assert not devices.claim_gpu()
     assert machine([], 0, 1) == {}
     assert not devices.claim_gpu()
@@ -82,7 +82,7 @@ def test_a_machine_without_gpu_is_fine(machine):
         ("mixed_bfloat16", True, False, ["no GPU: slower on the CPU: mixed_bfloat16, jit_compile"]),
     ],
 )
-def test_precision_is_the_policy_of_what_is_built_next(
+def test_set_precision_sets_the_policy_of_layers_built_later(
     precision, jit_compile, gpu, warnings, caplog
 ):
     caplog.set_level(logging.WARNING, "swarm_tf")

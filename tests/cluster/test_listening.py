@@ -1,4 +1,4 @@
-"""Signals: the first is remembered, and only within `listening`."""
+"""Signals: within `listening` the first is remembered, and the second ends the process."""
 
 import os
 import signal
@@ -15,38 +15,38 @@ from swarm_tf.cluster import signals
 from swarm_tf.runner import evaluation
 
 
-def _asked():
-    """What is asked, at the latest in ten seconds: another thread takes it in."""
+def _received_signal():
+    """The signal received. It may take up to ten seconds, since another thread takes it in."""
     deadline = time.monotonic() + 10
     while not signals.received() and time.monotonic() < deadline:
         time.sleep(0.01)
     return signals.received()
 
 
-def _anything(number, frame):
-    """A handler; a shell starts what it puts into the background with SIGINT ignored."""
+def _some_handler(number, frame):
+    """A handler of the user's. Without one, SIGINT is ignored in a shell's background job."""
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_first_signal_is_remembered(number):
-    before = signal.signal(number, _anything)
+    before = signal.signal(number, _some_handler)
     try:
         with signals.listening():
             assert signals.received() is None
             os.kill(os.getpid(), number)
-            assert _asked() is number
-        assert signal.getsignal(number) is _anything
+            assert _received_signal() is number
+        assert signal.getsignal(number) is _some_handler
         assert signals.received() is None
     finally:
         signal.signal(number, before)
 
 
-def test_inner_one_does_nothing():
+def test_a_nested_listening_leaves_the_outer_one_in_force():
     with signals.listening():
         with signals.listening():
             pass
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert _asked() is signal.SIGUSR1
+        assert _received_signal() is signal.SIGUSR1
 
 
 def test_other_threads_leave_signals_alone():
@@ -80,18 +80,18 @@ def test_a_second_signal_ends_the_process_even_in_a_long_operation():
         run.kill()
 
 
-def test_a_signal_ends_a_test_on_the_way():
+def test_a_signal_ends_a_running_evaluation():
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
     model.compile(loss="mse")
     data = tf.data.Dataset.from_tensors((tf.ones([4, 1]), tf.ones([4, 1])))
     assert evaluation.evaluate(model, data.repeat(3))["loss"] > 0
     with signals.listening():
         signal.raise_signal(signal.SIGUSR1)
-        assert evaluation.evaluate(model, data.repeat()) == {}  # which has no end
+        assert evaluation.evaluate(model, data.repeat()) == {}  # the data never ends
     assert signals.received() is None
 
 
-def test_what_was_ignored_stays_ignored():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         with signals.listening():

@@ -1,4 +1,4 @@
-"""TensorFlow's notes are kept from the screen, and nothing else is."""
+"""TensorFlow's startup logs are hidden; all other lines are printed."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from swarm_tf.cluster import startup_logs
 
 
-def test_other_lines_come_after(capfd):
+def test_other_lines_are_printed_at_the_end(capfd):
     with startup_logs.start():
         os.write(2, b"I0000 00:00:1.2 3 port.cc:153] oneDNN custom operations are on.\n")
         os.write(2, b"something went wrong\n")
@@ -17,7 +17,7 @@ def test_other_lines_come_after(capfd):
     assert capfd.readouterr().err == "something went wrong\n"
 
 
-def test_an_error_passes_with_what_was_written_before_it(capfd):
+def test_an_exception_passes_after_the_lines_printed_before_it(capfd):
     @startup_logs.start()
     def broken_import():
         os.write(2, b"libcuda is broken\n")
@@ -28,7 +28,7 @@ def test_an_error_passes_with_what_was_written_before_it(capfd):
     assert capfd.readouterr().err == "libcuda is broken\n"
 
 
-def test_tensorflow_starts_without_a_word():
+def test_importing_tensorflow_prints_nothing():
     code = (
         "from swarm_tf.cluster import startup_logs\n"
         "with startup_logs.start():\n    import tensorflow"

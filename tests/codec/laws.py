@@ -1,4 +1,4 @@
-"""What every codec must hold, whatever it sends; a codec of one's own is tested by `check`."""
+"""The laws that every codec must obey; `check` tests a codec of your own."""
 
 import numpy as np
 import tensorflow as tf
@@ -11,19 +11,19 @@ LENGTH = 3 * BLOCK + 17
 
 
 def check(codec):
-    """All laws, on models that a swarm may have."""
+    """Tests all laws, on models as a swarm has them."""
     for law in LAWS:
         law(codec)
 
 
 def encoded(codec, x, seed=5):
-    """One side, with step sizes in whose range the differences of `models` are."""
+    """One side's weights, with step sizes whose range holds the differences of `models`."""
     scales = np.full(blocks_of(len(x)), 2.0**-codec.bits, np.float32)
     return codec.encode((tf.constant(x, tf.float32),), seed, scales)
 
 
 def received(one):
-    """What the partner gets over the wire."""
+    """`one` as the partner receives it over the wire."""
     accepted = np.ones(one.checksums.shape[1], np.bool_)
     head, payload = wire.pack(Message(Kind.REPLY, 1, 2, encoded=one, accepted=accepted), 7)
     message, _ = wire.unpack(head, 7)
@@ -31,18 +31,19 @@ def received(one):
 
 
 def models(length=LENGTH, distance=0.01):
+    """The weights of two partners, about `distance` apart."""
     rng = np.random.default_rng(length)
     x = rng.normal(0, 0.3, length).astype(np.float32)
     return x, x + rng.normal(0, distance, length).astype(np.float32)
 
 
 def exchange(codec, x, y):
-    """Both sides as `Decoded`."""
+    """What each side decodes: two `Decoded`."""
     own, other = encoded(codec, x), encoded(codec, y)
     return codec.decode(own, received(other)), codec.decode(other, received(own))
 
 
-def it_fits_and_arrives_as_it_was(codec):
+def encoded_weights_survive_the_wire(codec):
     for length in (1, BLOCK, LENGTH):
         one = encoded(codec, models(length)[0])
         other = received(one)
@@ -69,14 +70,14 @@ def corrections_are_exactly_opposite(codec):
 
 
 def a_correction_leads_to_the_average(codec):
-    """Over many weights; single ones are rounded."""
+    """On average over many weights; a single weight is rounded."""
     x, y = models(distance=0.05)
     correction = np.asarray(exchange(codec, x, y)[0].correction).reshape(-1)[:LENGTH]
     wanted = (y - x) / 2
     assert abs(correction @ wanted / (wanted @ wanted) - 1) < 0.1
 
 
-def equal_models_stay(codec):
+def equal_models_get_no_correction(codec):
     x, _ = models()
     for side in exchange(codec, x, x.copy()):
         np.testing.assert_array_equal(side.correction, np.zeros((4, BLOCK), np.float32))
@@ -103,8 +104,8 @@ def only_allowed_blocks_are_averaged(codec):
     assert not np.asarray(decoded.correction)[~allowed].any()
 
 
-def damage_is_seen(codec):
-    """One flipped bit of the payload, wherever it is: the block is skipped, or read as it was."""
+def damage_is_detected(codec):
+    """After one bit of the payload flips, the block is skipped or decoded as before."""
     x, y = models()
     own, other = encoded(codec, x), encoded(codec, y)
     payload, whole = np.array(_bytes(other)), codec.decode(own, received(other)).correction
@@ -120,20 +121,20 @@ def damage_is_seen(codec):
         assert decoded.accepted.sum() >= 3
 
 
-def what_is_not_finite_is_refused_by_both_sides(codec):
+def blocks_that_are_not_finite_are_refused_by_both_sides(codec):
     for bad in (np.nan, np.inf):
         x, y = models()
         y[BLOCK + 3] = bad
-        ill = encoded(codec, y)
-        assert not ill.finite
-        np.testing.assert_array_equal(ill.usable, [True, False, True, True])
+        not_finite = encoded(codec, y)
+        assert not not_finite.finite
+        np.testing.assert_array_equal(not_finite.usable, [True, False, True, True])
         at_x, at_y = exchange(codec, x, y)
-        np.testing.assert_array_equal(at_x.accepted, ill.usable)
-        np.testing.assert_array_equal(at_y.accepted, ill.usable)
+        np.testing.assert_array_equal(at_x.accepted, not_finite.usable)
+        np.testing.assert_array_equal(at_y.accepted, not_finite.usable)
         assert np.isfinite(at_x.correction).all()
 
 
-def the_magnitude_is_the_largest_weight(codec):
+def the_magnitude_is_the_largest_absolute_weight(codec):
     x, _ = models()
     padded = np.pad(x, (0, 4 * BLOCK - LENGTH)).reshape(4, BLOCK)
     np.testing.assert_array_equal(encoded(codec, x).magnitude, np.abs(padded).max(axis=1))
@@ -149,15 +150,15 @@ def _with(one, payload):
 
 
 LAWS = (
-    it_fits_and_arrives_as_it_was,
+    encoded_weights_survive_the_wire,
     a_chunk_may_be_empty,
     corrections_are_exactly_opposite,
     a_correction_leads_to_the_average,
-    equal_models_stay,
+    equal_models_get_no_correction,
     the_padding_stays_zero,
     corrections_add_up,
     only_allowed_blocks_are_averaged,
-    damage_is_seen,
-    what_is_not_finite_is_refused_by_both_sides,
-    the_magnitude_is_the_largest_weight,
+    damage_is_detected,
+    blocks_that_are_not_finite_are_refused_by_both_sides,
+    the_magnitude_is_the_largest_absolute_weight,
 )

@@ -1,4 +1,4 @@
-"""The codec once more in NumPy, from its definition: float64, int64, floor, bits in a row.
+"""A second implementation of the codec in NumPy, from its definition: float64, int64, floor.
 
 Written from the papers and the docstrings, not from the kernels, so that the two can disagree.
 Where a number lies so close to a boundary that float32 may fall on either side, `unsure` says so.
@@ -13,7 +13,7 @@ LATTICE_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 
 
 def rows(vector):
-    """[length] -> [blocks, BLOCK], zeros behind the end."""
+    """[length] -> [blocks, BLOCK], padded with zeros."""
     blocks = -(-len(vector) // BLOCK)
     padded = np.zeros(blocks * BLOCK, np.asarray(vector).dtype)
     padded[: len(vector)] = vector
@@ -41,7 +41,7 @@ def lattice_points(vector, scales, seed, tolerance=2.0**-20):
     x = rows(vector).astype(np.float64) / scales.astype(np.float64)[:, None]
     exact = x + dither(seed, len(scales), 23)
     points = np.floor(exact)
-    # x/s takes three roundings of a part in 2^24 on its way to the floor.
+    # float32 rounds x/s three times, by a part in 2^24 each, before the floor.
     margin = tolerance + 3 * 2.0**-24 * np.abs(x)
     unsure = (exact - points < margin) | (points + 1 - exact < margin)
     return points.astype(np.int64), unsure
@@ -106,7 +106,7 @@ def float_points(vector, seed, fraction, min_exponent):
 
 
 def mixed(bits):
-    """The bits of a number, stirred: uint64 below 2^32."""
+    """The bits of each number, mixed as by a hash: uint64 below 2^32."""
     wide = bits.astype(np.uint64)
     wide = (wide ^ (wide >> np.uint64(16))) * np.uint64(0x7FEB352D) % np.uint64(MOD)
     return wide ^ (wide >> np.uint64(15))

@@ -1,4 +1,4 @@
-"""The laws of tests/codec/laws.py hold for every codec of the table, in every width."""
+"""Every codec of the table, with every number of bits, obeys the laws of tests/codec/laws.py."""
 
 import laws
 import pytest
@@ -8,5 +8,5 @@ from swarm_tf import codec as codecs
 
 @pytest.mark.parametrize(("name", "bits"), codecs.variants())
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-def test_it_holds(law, name, bits):
+def test_every_codec_obeys_every_law(law, name, bits):
     law(codecs.build(name, bits))

@@ -1,4 +1,4 @@
-"""Laws of the float codecs: float32 exact, the short ones unbiased, nothing overflows."""
+"""Laws of the float codecs: float32 is exact, 16-bit floats are unbiased, nothing overflows."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def _encode(name, x, seed=1):
 
 
 def _wire(encoded, payload=None):
-    """What the partner receives, and nothing of what stays at home."""
+    """What the partner receives, without the fields that are not sent."""
     if payload is None:
         payload = np.asarray(encoded.payload)
     fields = encoded.codec, encoded.length, encoded.seed, encoded.scales, encoded.checksums
@@ -45,13 +45,13 @@ def _bits(encoded):
 
 
 def _weights(rng, blocks=BLOCKS, sizes=(-6, 3)):
-    """Of many sizes, both signs."""
+    """Random weights of many sizes and both signs."""
     x = rng.normal(0, 1, blocks * BLOCK) * 10 ** rng.uniform(*sizes, blocks * BLOCK)
     return x.astype(np.float32)
 
 
 @pytest.mark.parametrize("length", [1, 1023, 1500])
-def test_float32_travels_as_it_is(length):
+def test_float32_is_sent_unchanged(length):
     x = np.random.default_rng(length).normal(0, 1, length).astype(np.float32)
     own = _encode("float32", x)
     np.testing.assert_array_equal(_numbers(own), reference.rows(x))
@@ -76,8 +76,8 @@ def test_float32_corrections_of_huge_weights_do_not_overflow():
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_short_floats_are_those_of_the_reference(name):
-    """Rounded down to the format's grid after the dither; checksums over the very bits."""
+def test_16_bit_floats_are_those_of_the_reference(name):
+    """Weights are rounded down to the format's grid after the dither."""
     rng = np.random.default_rng(2)
     x, seed = _weights(rng), 2**61
     own = _encode(name, x, seed)
@@ -98,7 +98,7 @@ def test_checksums_are_those_of_the_reference(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zeros_stay_zeros(name):
-    """Fresh biases are zeros, and so is what fills the last block."""
+    """Biases start at zero, and the last block is padded with zeros."""
     own = _encode(name, np.array([0.0, -0.0, 1.0]))
     numbers = _numbers(own)[0]
     assert numbers[2] == 1
@@ -107,14 +107,14 @@ def test_zeros_stay_zeros(name):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_small_weights_stay_small(name):
-    """Down to the denormals of float32, which count as zeros: at most one step of the format."""
+    """Errors are at most one step of the format; denormals of float32 count as zeros."""
     x = (np.exp2(np.linspace(-149, -10, BLOCK)) * np.resize([1, -1], BLOCK)).astype(np.float32)
     error = np.abs(_numbers(_encode(name, x))[0] - x)
     assert (error <= np.maximum(reference.float_grid(x, *SHORT[name])[0], 2.0**-126)).all()
 
 
 def test_large_weights_are_rounded_or_refused():
-    """bfloat16 up to the end of float32: a block is right to one step, or not usable."""
+    """bfloat16, up to the largest float32: a block is right to one step, or not usable."""
     for size in (1e30, 1e38, 2.0**126, 1.69e38, 2.0**127, 2e38, 3e38, 3.38e38, 3.4e38):
         x = np.full(BLOCK, size, np.float32)
         for sign in (1, -1):
@@ -124,14 +124,14 @@ def test_large_weights_are_rounded_or_refused():
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_numbers_of_the_format_travel_untouched(name):
-    """Rounding only moves what does not fit; float32 may stumble over a dither of almost 1."""
+def test_numbers_of_the_format_are_not_rounded(name):
+    """They stay as they are, but for rounding of float32 at a dither of almost 1."""
     x = _numbers(_encode(name, _weights(np.random.default_rng(5))))
     moved = (_numbers(_encode(name, x.reshape(-1), seed=9)) != x).mean()
     assert moved < 2.0**-12
 
 
-# Over the dithers.
+# Statistics over many dithers.
 
 DITHERS = 4000
 
@@ -155,7 +155,7 @@ def test_dithered_rounding_is_unbiased_and_of_least_variance(name):
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_weights_closer_than_a_step_meet_on_average(name):
+def test_differences_below_a_step_are_unbiased(name):
     """E[2 correction] = x_j - x_i for differences of a hundredth of the format's step and more."""
     rng = np.random.default_rng(7)
     # Away from powers of two, where the step changes between the two.
@@ -175,7 +175,7 @@ def test_weights_closer_than_a_step_meet_on_average(name):
     assert (np.abs((read - d).mean(axis=0)) / grid <= 6 * error + 3 / DITHERS).all()
 
 
-# What cannot travel.
+# What cannot be sent.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,7 +207,7 @@ def test_weights_beyond_float16_are_refused_on_both_sides(size):
 
 
 def test_usable_float16_weights_never_become_infinite():
-    """Whatever the dither, just below the end of the format."""
+    """With every dither, for weights just below the largest float16."""
     x = np.full(BLOCKS * BLOCK, 65440, np.float32)
     for seed in range(3):
         own = _encode("float16", x, seed)
@@ -215,7 +215,7 @@ def test_usable_float16_weights_never_become_infinite():
         assert np.isfinite(_numbers(own)).all()
 
 
-# Every length, every damage.
+# All lengths and all kinds of damage.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -232,7 +232,7 @@ def test_any_length_is_averaged(name, length):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_empty_vector_is_exchanged_without_a_word(name):
+def test_an_empty_vector_has_an_empty_payload(name):
     one = codec.build(name)
     own = _encode(name, np.zeros(0))
     decoded = one.decode(own, _wire(own))
@@ -244,7 +244,7 @@ def test_an_empty_vector_is_exchanged_without_a_word(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_spread_is_the_mean_difference_of_the_real_weights(name):
-    """The zeros behind the end do not count."""
+    """The padding of the last block does not count."""
     rng = np.random.default_rng(11)
     x_i = rng.normal(0, 1, BLOCK + 10).astype(np.float32)
     one = codec.build(name)
@@ -253,7 +253,7 @@ def test_spread_is_the_mean_difference_of_the_real_weights(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_correction_lands_on_top_of_another(name):
+def test_a_correction_is_added_to_an_earlier_one(name):
     rng = np.random.default_rng(12)
     length = 2500
     x_i, x_j = (rng.normal(0, 1, length).astype(np.float32) for _ in range(2))
@@ -289,8 +289,8 @@ def test_a_damaged_payload_is_never_accepted(name, damage):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_flipped_signs_are_seen(name):
-    """The worst place for a sum mod 2^32: the highest bit of two numbers, 6,000 pairs."""
+def test_two_flipped_signs_are_detected(name):
+    """The hardest damage for a sum mod 2^32: the highest bits of two numbers flip."""
     rng = np.random.default_rng(14)
     one, i = codec.build(name), _encode(name, _weights(rng))
     j = _encode(name, _weights(rng))

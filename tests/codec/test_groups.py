@@ -1,4 +1,4 @@
-"""Kernels in groups give what they give at once."""
+"""A kernel that runs group by group gives the same as in one call."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from swarm_tf.codec.groups import GROUP, in_groups
 
 @pytest.mark.parametrize("blocks", [1, GROUP, GROUP + 1, 3 * GROUP, 3 * GROUP - 1])
 @pytest.mark.parametrize("onto", [False, True])
-def test_groups_give_what_the_kernel_gives_at_once(blocks, onto):
+def test_a_kernel_in_groups_gives_the_same_as_in_one_call(blocks, onto):
     rng = np.random.default_rng(blocks)
     x = rng.integers(0, 2**32, (blocks, 8), np.uint32)
     y = rng.integers(0, 2**32, blocks, np.uint32)

@@ -35,7 +35,7 @@ def test_magnitude_is_the_largest_absolute_weight_of_the_sum(name, length):
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 511, 1023, 1024, 2499])
 @pytest.mark.parametrize("name", CODECS)
-def test_nan_and_inf_are_seen_wherever_they_are(name, bad, at):
+def test_nan_and_inf_are_detected_at_every_position(name, bad, at):
     x = np.random.default_rng(at).normal(0, 1, 2500).astype(np.float32)
     assert _encoded(name, x).finite
     x[at] = bad
@@ -44,13 +44,13 @@ def test_nan_and_inf_are_seen_wherever_they_are(name, bad, at):
     np.testing.assert_array_equal(np.isfinite(own.magnitude), np.arange(3) != at // 1024)
 
 
-def test_magnitude_shows_a_nan_beside_an_inf():
+def test_the_magnitude_of_a_block_with_nan_and_inf_is_nan():
     x = np.ones(1024, np.float32)
     x[3], x[700] = np.inf, np.nan
     assert np.isnan(_encoded("lattice", x).magnitude[0])
 
 
-def test_dither_keys_are_the_same_on_both_sides_and_differ_between_exchanges_and_blocks():
+def test_dither_keys_are_shared_and_differ_between_exchanges_and_blocks():
     def keys(seed):
         return kernels.dither_keys(kernels.seed_tensor(seed), 1000).numpy()
 
@@ -68,28 +68,28 @@ def test_checksum_weights_are_odd_and_those_of_the_reference():
         np.testing.assert_array_equal(weights, reference.checksum_weights(5, 20, word))
 
 
-def test_no_two_checksum_weights_agree_where_small_errors_look():
-    """An error is a multiple of 2^(b-1): +1 here and -1 there shows in the low 33 - b bits."""
+def test_checksum_weights_differ_in_the_bits_that_detect_small_errors():
+    """Errors are multiples of 2^(b-1): a pair of +1 and -1 shows in the low 33 - b bits."""
     first, second = kernels.CHECKSUM_WEIGHTS.astype(np.int64)
     for bits in range(2, 9):
         assert len(np.unique(first % 2 ** (33 - bits))) == kernels.BLOCK, bits
     assert len(np.unique(first % 2**17 * 2**17 + second % 2**17)) == kernels.BLOCK
 
 
-def test_block_sums_lose_nothing():
+def test_block_sums_are_exact():
     values = np.random.default_rng(0).integers(0, 2**32, (3, 1024), np.uint32)
     sums = tf.function(kernels.block_sums, jit_compile=True)(values)
     np.testing.assert_array_equal(sums, values.sum(axis=1, dtype=np.uint32))
 
 
 @pytest.mark.parametrize("length", [0, 1, 1024, 1500])
-def test_in_blocks_fills_the_tail_with_zeros(length):
+def test_in_blocks_pads_the_last_block_with_zeros(length):
     x = np.arange(1, length + 1, dtype=np.float32)
     np.testing.assert_array_equal(kernels.in_blocks(tf.constant(x)), reference.rows(x))
 
 
-def test_every_codec_says_who_it_is():
-    """Names on the wire differ, so that no message is read with another codec."""
+def test_every_codec_has_its_own_name_on_the_wire():
+    """Names differ, so that no message is decoded with another codec."""
     codecs = [codec.build("lattice", b) for b in reference.LATTICE_BITS]
     codecs += [codec.build(name) for name in CODECS if name != "lattice"]
     assert len({c.wire_name for c in codecs}) == len(codecs)
@@ -107,10 +107,10 @@ def test_an_unknown_codec_is_refused():
         codec.build("int8")
 
 
-def test_a_question_has_no_payload_and_leaves_the_original_alone():
+def test_without_payload_leaves_the_original_unchanged():
     x = tf.constant(np.linspace(-1, 1, 1024, dtype=np.float32))
     own = codec.build("lattice", 8).encode((x,), 3, np.float32([0.1]))
-    question = own.without_payload()
-    assert question.payload_bytes == 0
-    assert (question.seed, question.length, question.codec) == (3, 1024, own.codec)
+    stripped = own.without_payload()
+    assert stripped.payload_bytes == 0
+    assert (stripped.seed, stripped.length, stripped.codec) == (3, 1024, own.codec)
     assert own.payload_bytes == 1024

@@ -1,4 +1,4 @@
-"""Laws of the block scales: they learn, they wake up, and they never run away."""
+"""Laws of the block scales: they follow the differences, recover from failures, stay bounded."""
 
 import itertools
 
@@ -9,7 +9,7 @@ import reference
 from swarm_tf.codec.scales import TAIL, BlockScales, out_of_range
 
 BLOCKS = 8
-"""The first is watched; the others agree, so that the chunk is not exchanged exactly."""
+"""Tests watch the first; the others are read, so that the chunk is not sent exactly."""
 
 ONES, ZEROS = np.ones(BLOCKS, np.float32), np.zeros(BLOCKS, np.float32)
 ALL = np.ones(BLOCKS, np.bool_)
@@ -17,11 +17,12 @@ ALL_BUT_ONE = np.arange(BLOCKS) > 0
 
 
 def _ranges(scales, bits, magnitude=ZEROS):
-    """What the lattice can read, in weights: 2^(b-1) steps."""
+    """The largest difference that the lattice can read: 2^(b-1) steps."""
     return scales.step_sizes(bits, magnitude).astype(np.float64) * 2 ** (bits - 1)
 
 
 def _known(spread, exchanges=1):
+    """Scales after exact exchanges that all saw this mean difference."""
     scales = BlockScales(BLOCKS)
     for _ in range(exchanges):
         scales.update_exact(ONES * np.float32(spread))
@@ -33,15 +34,15 @@ def _succeed(scales, bits, spread):
 
 
 def _fail(scales, bits, spread):
-    """The first block cannot be read; the others see `spread`."""
+    """The first block is out of range; the others have the mean difference `spread`."""
     steps = scales.step_sizes(bits, ZEROS)
     scales.update(bits, steps, ALL_BUT_ONE, ONES * np.float32(spread))
 
 
 def _exchange(scales, bits, differences, rng, magnitude=ONES):
-    """One exchange over the lattice as both sides see it: which blocks were read.
+    """One exchange over the lattice; returns which blocks were read.
 
-    `differences` are those of the first block; the others have a steady 1e-3 everywhere.
+    `differences` are those of the first block; those of the others are 1e-3.
     """
     steps = scales.step_sizes(bits, magnitude)
     all_blocks = np.full((BLOCKS, len(differences)), 1e-3)
@@ -53,7 +54,7 @@ def _exchange(scales, bits, differences, rng, magnitude=ONES):
     return accepted
 
 
-def test_exact_until_compared_exactly():
+def test_scales_are_unknown_until_an_exact_exchange():
     scales = BlockScales(BLOCKS)
     assert not scales.known
     scales.update_exact(ONES)
@@ -61,7 +62,7 @@ def test_exact_until_compared_exactly():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_chunk_without_weights_is_never_exact_again():
+def test_scales_of_an_empty_chunk_are_known_after_one_exchange():
     scales = BlockScales(0)
     empty = np.zeros(0, np.float32)
     scales.update_exact(empty)
@@ -71,35 +72,37 @@ def test_a_chunk_without_weights_is_never_exact_again():
     assert scales.step_sizes(8, empty).shape == (0,)
 
 
-def test_usual_after_serving_over_the_lattice_of_another_node():
-    """A fresh node may serve before it asks; what it saw is as good."""
+def test_scales_are_known_after_serving_a_lattice_exchange():
+    """A new node may serve an exchange before its first own one, and learns from it as well."""
     scales = BlockScales(BLOCKS)
     scales.update(8, ONES / 2, ALL_BUT_ONE, ONES / 10)
     assert scales.known
     assert (scales.step_sizes(8, ZEROS) > 0).all()
 
 
-@pytest.mark.parametrize(("failed", "many"), [(0, False), (3, False), (4, True), (8, True)])
-def test_a_partner_too_far_to_be_read_teaches_a_somewhat_longer_range_only(failed, many):
+@pytest.mark.parametrize(
+    ("failed", "is_out_of_range"), [(0, False), (3, False), (4, True), (8, True)]
+)
+def test_an_out_of_range_partner_lengthens_the_range_only_a_little(failed, is_out_of_range):
     accepted = np.arange(BLOCKS) >= failed
-    assert out_of_range(accepted) == many
+    assert out_of_range(accepted) == is_out_of_range
     for bits, factor in ((8, 2.0), (4, 1.2)):
         scales = _known(1e-3)
         before = scales.step_sizes(bits, ZEROS)
         scales.update(bits, before, accepted, ONES * np.float32(5e-3))
         expected = before * np.where(accepted, 1, factor)
-        assert np.allclose(scales.step_sizes(bits, ZEROS), expected) == many
+        assert np.allclose(scales.step_sizes(bits, ZEROS), expected) == is_out_of_range
 
 
-def test_a_fresh_node_that_could_not_read_its_first_request_still_knows_nothing():
+def test_scales_stay_unknown_after_a_first_request_out_of_range():
     scales = BlockScales(BLOCKS)
     scales.update(8, ONES, ~ALL, ONES)
     assert not scales.known
 
 
 @pytest.mark.parametrize(("exchanges", "longest"), [(11, 1000), (12, 2), (30, 2)])
-def test_an_exact_exchange_makes_a_mean_at_most_twice_as_long(exchanges, longest):
-    """But for those of the first dozen."""
+def test_an_exact_exchange_at_most_doubles_a_range(exchanges, longest):
+    """The first twelve exchanges have no such limit."""
     scales = _known(1e-3, exchanges)
     before = _ranges(scales, 8)
     scales.update_exact(np.array([1.0, 1.5e-3, 2e-4, *[1e-3] * (BLOCKS - 3)], np.float32))
@@ -107,13 +110,13 @@ def test_an_exact_exchange_makes_a_mean_at_most_twice_as_long(exchanges, longest
     np.testing.assert_allclose(factors[:4], [longest, 1.5, 0.2, 1], rtol=1e-5)
 
 
-def test_weights_that_never_moved_may_begin_to_at_any_pace():
+def test_a_range_of_zero_may_grow_by_any_factor():
     scales = _known(0, 30)
     scales.update_exact(ONES)
     np.testing.assert_allclose(_ranges(scales, 8), TAIL, rtol=1e-5)
 
 
-def test_an_exchange_that_saw_nothing_finite_leaves_finite_scales():
+def test_differences_that_are_not_finite_leave_finite_scales():
     scales = BlockScales(3)
     scales.update_exact(np.array([np.nan, np.inf, 1], np.float32))
     steps = scales.step_sizes(4, np.ones(3, np.float32))
@@ -126,7 +129,7 @@ def test_the_first_range_is_ten_times_the_mean_difference(bits):
     np.testing.assert_allclose(_ranges(_known(1e-3), bits), TAIL * 1e-3, rtol=1e-5)
 
 
-def test_blocks_learn_each_for_itself():
+def test_every_block_learns_its_own_scale():
     scales = BlockScales(BLOCKS)
     scales.update_exact(np.arange(1, BLOCKS + 1, dtype=np.float32))
     before = _ranges(scales, 8)
@@ -138,15 +141,15 @@ def test_blocks_learn_each_for_itself():
 
 
 @pytest.mark.parametrize("now", [1e-4, 4e-3])
-def test_the_running_mean_learns(now):
-    """After fifteen exchanges the past hardly counts; the tail has shrunk as slowly as it says."""
+def test_the_running_mean_follows_the_differences(now):
+    """After fifteen exchanges the old mean hardly counts; the tail factor fell by 2 % each time."""
     scales = _known(1e-3)
     for _ in range(15):
         _succeed(scales, 8, now)
     np.testing.assert_allclose(_ranges(scales, 8), now * TAIL * 0.98**15, rtol=2e-3)
 
 
-def test_the_tail_shrinks_while_all_goes_well_but_not_for_ever():
+def test_without_failures_the_tail_factor_shrinks_to_a_limit():
     scales = _known(1e-3)
     for _ in range(300):
         _succeed(scales, 8, 1e-3)
@@ -176,8 +179,8 @@ def test_steps_stay_finite_however_often_a_block_fails(bits):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
-def test_a_step_is_never_below_the_digits_of_float32(bits):
-    """Nor zero, where a block is all zeros."""
+def test_a_step_is_never_below_the_precision_of_float32(bits):
+    """Nor is it zero for a block of zeros."""
     scales = BlockScales(3)
     scales.update_exact(np.zeros(3, np.float32))
     steps = scales.step_sizes(bits, np.array([0, 1, 1000], np.float32))
@@ -185,8 +188,11 @@ def test_a_step_is_never_below_the_digits_of_float32(bits):
     assert (steps[1:] <= np.array([1, 1000]) * 2.0**-20).all()
 
 
-def _sleeper(bits, size, magnitude=ONES):
-    """A block without differences until now, in a chunk that is awake."""
+def _block_that_starts_to_differ(bits, size, magnitude=ONES):
+    """Fifteen exchanges of a block without differences until now, in a chunk that has some.
+
+    Of each: (range before, whether the block was read, range after).
+    """
     scales = _known(1e-3)
     spread = np.where(ALL_BUT_ONE, np.float32(1e-3), np.float32(0))
     scales.update_exact(spread)
@@ -203,22 +209,22 @@ def _sleeper(bits, size, magnitude=ONES):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 0.1, 1.0])
-def test_a_sleeping_block_wakes_within_fifteen_exchanges(bits, size):
-    """From a step at the last digit of float32 to differences as large as the weights."""
-    assert any(read for _, read, _ in _sleeper(bits, size))
+def test_a_block_that_starts_to_differ_is_read_within_fifteen_exchanges(bits, size):
+    """The step grows from the precision of float32 to differences as large as the weights."""
+    assert any(read for _, read, _ in _block_that_starts_to_differ(bits, size))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("size", [1e-3, 0.1])
-def test_once_read_again_the_range_does_not_grow_further(bits, size):
-    """What could be read needs no larger range, but for the usual tail over the mean it shows."""
-    before, after = next((b, a) for b, read, a in _sleeper(bits, size) if read)
+def test_a_range_stops_growing_once_the_block_is_read(bits, size):
+    """It may still grow to the usual tail factor times the mean difference."""
+    before, after = next((b, a) for b, read, a in _block_that_starts_to_differ(bits, size) if read)
     assert after <= max(1.01 * before, TAIL * 0.8 * size)
 
 
 @pytest.mark.parametrize(("outlier", "share"), [(0.02, 0.7), (0.05, 0.7)])
-def test_a_long_tail_is_learned_after_a_failure(outlier, share):
-    """Differences of which one is 20 or 50 means: read most of the time, in a bounded range."""
+def test_an_outlier_is_mostly_within_range_after_a_failure(outlier, share):
+    """One difference is 20 or 50 times the mean: it is mostly read, and the range is bounded."""
     rng = np.random.default_rng(3)
     scales = _known(1e-3)
     differences = np.full(1024, 1e-3)
@@ -231,13 +237,13 @@ def test_a_long_tail_is_learned_after_a_failure(outlier, share):
     assert max(ranges) <= 10 * outlier
 
 
-@pytest.mark.parametrize("awake", [1, 64])
-def test_a_sparse_block_is_still_read_now_and_then(awake):
-    """One weight, or one row of an embedding, differs; the rest of the block never does."""
+@pytest.mark.parametrize("nonzero", [1, 64])
+def test_a_block_with_few_nonzero_differences_is_read_at_times(nonzero):
+    """Only one weight, or one row of an embedding, differs."""
     rng = np.random.default_rng(4)
     scales = _known(1e-3)
     differences = np.zeros(1024)
-    differences[:awake] = rng.normal(0, 0.1, awake)
+    differences[:nonzero] = rng.normal(0, 0.1, nonzero)
     read, ranges = [], []
     for _ in range(200):
         read.append(_exchange(scales, 8, differences, rng)[0])
@@ -248,7 +254,7 @@ def test_a_sparse_block_is_still_read_now_and_then(awake):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_steady_differences_keep_a_steady_range(bits):
-    """The mean of what a coarse lattice shows is unbiased: the range neither runs nor dies."""
+    """The mean seen through a coarse lattice is unbiased, so the range does not drift."""
     rng = np.random.default_rng(bits)
     scales = _known(8e-4)
     ranges, read = [], []

@@ -18,7 +18,7 @@ SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
 def cut(pattern, length):
-    """The first file of that name, only its beginning."""
+    """Cuts the first file that matches to its first `length` bytes."""
 
     def damage(version):
         file = next(version.glob(pattern))
@@ -44,13 +44,13 @@ def empty(version):
 
 
 def a_file(version):
-    """In place of the directory of the set."""
+    """Puts a file in place of the directory of the set."""
     shutil.rmtree(version.parent)
     version.parent.write_text("x")
 
 
-def nothing_but_a_file(version):
-    """In place of data_dir."""
+def a_file_for_data_dir(version):
+    """Puts a file in place of data_dir."""
     shutil.rmtree(version.parent.parent)
     version.parent.parent.write_text("x")
 
@@ -67,27 +67,27 @@ DAMAGES = {
     "shard overwritten": (zeros, "corrupted record"),
     "empty directory": (empty, "prepare it"),
     "a file for the set": (a_file, "Not a directory"),
-    "a file for data_dir": (nothing_but_a_file, "is a file"),
+    "a file for data_dir": (a_file_for_data_dir, "is a file"),
 }
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    where = tmp_path_factory.mktemp("whole")
+def intact(tmp_path_factory):
+    where = tmp_path_factory.mktemp("intact")
     images = tfds_standin.images((28, 28, 1), 10)
     tfds_standin.write("mnist", str(where), images, {"train": 20, "test": 10})
     return where
 
 
 @pytest.fixture
-def version(whole, tmp_path):
-    """The directory of a copy of the set."""
-    shutil.copytree(whole, tmp_path / "data")
+def version(intact, tmp_path):
+    """The version directory in a copy of the set, for a test to damage."""
+    shutil.copytree(intact, tmp_path / "data")
     return next((tmp_path / "data" / "mnist").glob("*"))
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
-def test_images_are_refused_in_one_line(version, damage, words):
+def test_a_damaged_set_of_images_is_refused_in_one_line(version, damage, words):
     data_dir = version.parent.parent
     damage(version)
     with pytest.raises(UsageError, match=words) as refusal:
@@ -99,7 +99,7 @@ def test_images_are_refused_in_one_line(version, damage, words):
 
 
 @pytest.mark.parametrize("name", ["shard cut off", "no shard"])
-def test_a_streamed_set_is_refused_in_one_line(version, name, monkeypatch):
+def test_a_damaged_streamed_set_is_refused_in_one_line(version, name, monkeypatch):
     monkeypatch.setattr(sources, "MEMORY_LIMIT", 1000)
     damage, words = DAMAGES[name]
     damage(version)
@@ -109,7 +109,7 @@ def test_a_streamed_set_is_refused_in_one_line(version, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["shard cut off", "no shard"])
-def test_texts_are_refused_in_one_line(tmp_path, name):
+def test_a_damaged_set_of_texts_is_refused_in_one_line(tmp_path, name):
     pairs = tfds.features.Translation(("de", "en"))
     splits = {"train": 300, "test": 20}
     tfds_standin.write_own("pairs", str(tmp_path), pairs, splits, tfds_standin.sentences)
@@ -121,7 +121,7 @@ def test_texts_are_refused_in_one_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_rank_ends_with_that_line(version, tmp_path, ranks):
+def test_a_damaged_set_ends_all_ranks_with_one_line(version, tmp_path, ranks):
     remove("*-train.tfrecord*")(version)
     start = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]
     done = subprocess.run(

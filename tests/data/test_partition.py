@@ -25,7 +25,7 @@ def test_parts_are_disjoint_and_complete_in_every_epoch(kind, size):
 
 
 @pytest.mark.parametrize("kind", partition.PARTITIONS)
-def test_the_seed_decides(kind):
+def test_the_partition_depends_on_the_seed(kind):
     for a, b in zip(_epochs(kind, 1, 4), _epochs(kind, 1, 4), strict=True):
         np.testing.assert_array_equal(a, b)
     assert set(_epochs(kind, 1, 4, seed=6)[0]) != set(_epochs(kind, 1, 4, seed=5)[0])
@@ -39,7 +39,7 @@ def test_every_epoch_has_its_own_order(kind):
 
 def test_iid_gives_other_examples_each_epoch():
     first, second, _ = map(set, _epochs("iid", 0, 4))
-    # A quarter of the set, drawn anew: about a quarter of it is seen again.
+    # Each epoch draws a quarter of the set, so about a quarter of it comes again.
     assert 0.1 < len(first & second) / len(first) < 0.4
 
 
@@ -81,7 +81,7 @@ def test_dirichlet_leaves_no_rank_empty(alpha, size):
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(50))
 
 
-def test_dirichlet_shares_have_the_laws_mean_and_variance():
+def test_dirichlet_shares_have_the_mean_and_variance_of_the_distribution():
     """Share of one rank in a class: mean 1/n, variance (n - 1) / (n^2 (n alpha + 1))."""
     labels, size, alpha = np.zeros(4000, int), 4, 0.5
     shares = np.array(
@@ -102,7 +102,7 @@ def test_dirichlet_shares_have_the_laws_mean_and_variance():
         ("dirichlet", 4, float("nan"), "data.dirichlet_alpha=nan must be above 0"),
     ],
 )
-def test_refusals_come_at_the_call(kind, size, alpha, words):
+def test_impossible_partitions_are_refused_at_the_call(kind, size, alpha, words):
     with pytest.raises(UsageError, match=words):
         partition.epochs(kind, LABELS, rank=0, size=size, alpha=alpha, seed=0)
 
@@ -133,7 +133,7 @@ def test_ranges_are_disjoint_and_complete_in_every_epoch(kind, size):
         np.testing.assert_array_equal(together, np.arange(sum(FILES)))
 
 
-def test_dirichlet_reads_everything_in_an_order_of_its_own():
+def test_dirichlet_ranks_read_all_records_in_different_orders():
     orders = [_records(part) for rank in range(2) for part in _range_epochs("dirichlet", rank, 2)]
     assert len({order.tobytes() for order in orders}) == 6
     for order in orders:
@@ -141,7 +141,7 @@ def test_dirichlet_reads_everything_in_an_order_of_its_own():
 
 
 @pytest.mark.parametrize("kind", partition.PARTITIONS)
-def test_no_range_goes_over_the_end_of_a_file(kind):
+def test_no_range_crosses_the_end_of_a_file(kind):
     ends = np.cumsum(FILES)
     for first, count in np.concatenate(_range_epochs(kind, 1, 3)):
         assert np.searchsorted(ends, first, "right") == np.searchsorted(
@@ -149,26 +149,26 @@ def test_no_range_goes_over_the_end_of_a_file(kind):
         )
 
 
-def test_ranges_are_many_and_no_more_than_records():
+def test_there_are_many_ranges_but_no_more_than_records():
     assert len(partition.ranges(FILES, 4)) >= 32
     assert len(partition.ranges([1250] * 1024, 8)) == 1024  # ImageNet: files stay whole
     assert len(partition.ranges([1250] * 1024, 64)) == 2048
     assert len(partition.ranges([5], 4)) == 5
 
 
-def test_iid_deals_ranges_anew_and_static_keeps_its_own():
+def test_iid_draws_new_ranges_each_epoch_and_static_keeps_its_ranges():
     iid, static = ([set(_records(e)) for e in _range_epochs(k, 0, 4)] for k in ("iid", "static"))
     assert 0.1 < len(iid[0] & iid[1]) / len(iid[0]) < 0.4
     assert static[0] == static[1] == static[2] == iid[0]
 
 
 @pytest.mark.parametrize("kind", partition.PARTITIONS)
-def test_the_seed_decides_the_ranges(kind):
+def test_the_ranges_depend_on_the_seed(kind):
     for a, b in zip(_range_epochs(kind, 1, 4), _range_epochs(kind, 1, 4), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(_range_epochs(kind, 1, 4, 1), _range_epochs(kind, 1, 4, 1, seed=6))
 
 
-def test_ranges_are_refused_at_the_call():
+def test_more_ranks_than_records_are_refused_at_the_call():
     with pytest.raises(UsageError, match="1003 examples among 1004 ranks"):
         partition.range_epochs("iid", FILES, rank=0, size=1004, seed=0)

@@ -1,4 +1,4 @@
-"""A recorded run is proven by another program, and one that was tampered with is not."""
+"""The check proves from its record that a run was correct, and detects a changed record."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.transport.ranks import Quadratic, in_threads
 
 
 def _train(directory, network, mode="nonblocking", codec=("lattice", 4), steps=40):
-    """Ranks as threads, each with another target, recorded."""
+    """Trains ranks as threads, each with another target; returns their record."""
     size = network.size
     start = threading.Barrier(size)
 
@@ -39,11 +39,11 @@ def _train(directory, network, mode="nonblocking", codec=("lattice", 4), steps=4
 
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory):
-    # After at most 16 steps each rank waits for its exchange: so many are sure on a busy machine.
+    # Each rank waits for its exchange after at most 16 steps, so a busy machine has enough of them.
     return _train(tmp_path_factory.mktemp("record"), LocalNetwork(3), steps=120)
 
 
-def test_a_sound_run_is_proven(entries):
+def test_a_correct_run_has_no_violations(entries):
     figures, violations = check.check(entries)
     assert violations == []
     assert figures["exchanges"] > 10
@@ -51,14 +51,14 @@ def test_a_sound_run_is_proven(entries):
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
-def test_so_is_one_on_a_network_that_loses_and_damages_messages(tmp_path, mode):
+def test_a_correct_run_on_a_faulty_network_has_no_violations(tmp_path, mode):
     faults = Faults(drop=0.05, duplicate=0.1, corrupt=0.05, delay=0.005, seed=1)
     _, violations = check.check(_train(tmp_path, LocalNetwork(3, faults), mode))
     assert violations == []
 
 
 def _averaged(entries, own):
-    """The first entry of an initiator, or of its partner, that averaged something."""
+    """The index of the first entry that averaged blocks, of an initiator or of its partner."""
     return next(
         i
         for i, e in enumerate(entries)
@@ -66,7 +66,7 @@ def _averaged(entries, own):
     )
 
 
-def _twice(entries):
+def _twice_by_the_initiator(entries):
     entries.append(entries[_averaged(entries, own=True)])
 
 
@@ -74,11 +74,11 @@ def _twice_by_the_partner(entries):
     entries.append(entries[_averaged(entries, own=False)])
 
 
-def _half(entries):
+def _missing_at_the_initiator(entries):
     del entries[_averaged(entries, own=True)]
 
 
-def _other_half(entries):
+def _missing_at_the_partner(entries):
     del entries[_averaged(entries, own=False)]
 
 
@@ -105,10 +105,10 @@ def _no_end(entries):
 
 
 DAMAGES = {
-    _twice: "averaged 2 times by its initiator",
+    _twice_by_the_initiator: "averaged 2 times by its initiator",
     _twice_by_the_partner: "averaged 2 times by its partner",
-    _half: "averaged 0 times by its initiator",
-    _other_half: "averaged 0 times by its partner",
+    _missing_at_the_initiator: "averaged 0 times by its initiator",
+    _missing_at_the_partner: "averaged 0 times by its partner",
     _not_opposite: "not opposite: correction differs",
     _other_blocks: "not opposite: applied differs",
     _mean_moved: "moved the sum of all models",
@@ -118,14 +118,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_record_is_not_proven(entries, damage):
+def test_a_record_that_was_changed_has_a_violation(entries, damage):
     changed = [dict(entry) for entry in entries]
     damage(changed)
     _, violations = check.check(changed)
     assert any(DAMAGES[damage] in words for words in violations), violations
 
 
-def test_the_program_says_what_it_found(entries, tmp_path):
+def test_the_program_prints_the_result_and_returns_an_exit_code(entries, tmp_path):
     def run():
         command = [sys.executable, "-m", "swarm_tf.history", str(tmp_path)]
         return subprocess.run(command, capture_output=True, text=True)

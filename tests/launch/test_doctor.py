@@ -1,4 +1,4 @@
-"""What the doctor makes of what it sees; tests/launch/test_launchers.py asks it on real ranks."""
+"""What the doctor reports; tests/launch/test_launchers.py runs it on real ranks."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ SWARM_TF = str(Path(sys.executable).parent / "swarm-tf")
 HERE = doctor.Rank("a", 8, 2, 2, False, {"Keras": "3.1", "MPI": "x"})
 
 
-def test_equal_ranks_are_well():
+def test_equal_ranks_have_no_differences():
     ranks = [HERE, replace(HERE, host="b")]
     assert list(doctor.differences(ranks)) == []
     assert list(doctor.hosts_short_of_gpus(ranks)) == []
@@ -38,7 +38,7 @@ def run(*words):
     return subprocess.run([SWARM_TF, *words], capture_output=True, text=True, timeout=300)
 
 
-def test_alone_it_tells_what_is_here():
+def test_on_one_rank_the_doctor_reports_the_environment():
     done = run("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -47,7 +47,7 @@ def test_alone_it_tells_what_is_here():
     assert done.stdout.endswith("\nOK\n")
 
 
-def test_what_is_wrong_is_printed_with_what_to_change(monkeypatch):
+def test_a_problem_is_printed_with_what_to_change(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     done = run("doctor")
     assert done.returncode == 1
@@ -57,6 +57,6 @@ def test_what_is_wrong_is_printed_with_what_to_change(monkeypatch):
     assert not done.stdout.endswith("OK\n")
 
 
-def test_other_words_are_refused():
+def test_another_subcommand_is_refused():
     done = run("cure")
     assert (done.returncode, done.stderr) == (2, "usage: swarm-tf doctor\n")

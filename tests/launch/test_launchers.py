@@ -1,4 +1,4 @@
-"""Every way to start ranks that there is here, from mpirun to several hosts."""
+"""Every way to start ranks on this machine, from mpirun to several hosts."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from testbed.network import Network, Unavailable
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-# Local SGD, for a swarm compiles three times as long; the doctor and `srun` try that.
+# Local SGD, since a swarm takes three times as long to compile; `srun` and the doctor test it.
 SMALL = ["train.py", "--config=configs/digits_resnet.py", "--config.train.max_steps=20"]
 SMALL += ["--config.algorithm=local_sgd"]
 ONE_LINE = "train.py: "
@@ -44,7 +44,7 @@ def trained(done, workdir, ranks):
 
 
 def refused(done):
-    """The line with which train.py was refused."""
+    """The one line with which train.py refused to train."""
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith(ONE_LINE)]
     return line
@@ -55,9 +55,9 @@ def library():
     return swarmrun.mpi_library()
 
 
-@pytest.mark.slow  # swarmrun, which starts most ranks of the tests, calls just this
-def test_mpirun(tmp_path):
-    # What it wants as root and beyond the cores is what `swarmrun --dry-run` shows.
+@pytest.mark.slow  # swarmrun, which starts most ranks of the tests, calls exactly this
+def test_mpirun_starts_ranks_that_train(tmp_path):
+    # swarmrun knows which settings mpirun needs as root, and with more ranks than cores.
     command, environment, _ = swarmrun.plan(["-n", "2", "train.py"])
     done = run(command[0], "-n", 2, "python", *SMALL, f"--workdir={tmp_path}", **environment)
     trained(done, tmp_path, 2)
@@ -68,11 +68,11 @@ def test_swarmrun_starts_a_module_whose_ranks_exchange():
     done = run("swarmrun", "-n", 2, "-m", "swarm_tf", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("\nOK\n")
-    # Five each; one that both ask for at once serves both.
+    # Each rank requests five; two requests that cross are one exchange.
     assert int(re.search(r"exchanges +(\d+), of", done.stdout)[1]) >= 5
 
 
-def test_horovodrun(tmp_path):
+def test_horovodrun_starts_ranks_that_train(tmp_path):
     if not (BIN / "horovodrun").exists():
         pytest.skip("no horovodrun in this environment: make horovod builds it")
     start = ("horovodrun", "-np", 2, f"--binding-args={BINDING}", "python")
@@ -140,7 +140,7 @@ def test_the_mpirun_of_another_mpi_is_refused(monkeypatch, library):
 @pytest.mark.parametrize(
     "count", [pytest.param(2, marks=pytest.mark.matrix), pytest.param(4, marks=pytest.mark.slow)]
 )
-def test_a_run_across_hosts(tmp_path, count):
+def test_a_run_across_hosts_exchanges_over_the_network(tmp_path, count):
     try:
         with Network(count, "1gbit") as network:
             environment = network.as_hosts(tmp_path / "shell")

@@ -29,7 +29,7 @@ def start(tmp_path):
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_hear_interrupts,
+                preexec_fn=_accept_interrupts,
             )
         started.append(run)
         deadline = time.monotonic() + 300
@@ -45,8 +45,8 @@ def start(tmp_path):
         run.wait()
 
 
-def _hear_interrupts():
-    """A shell starts what it puts into the background deaf to SIGINT."""
+def _accept_interrupts():
+    """Makes SIGINT work again, which a shell ignores in background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -81,7 +81,7 @@ def test_a_signal_ends_a_run_in_good_order(start, tmp_path, ranks, algorithm, nu
 
 
 @pytest.mark.parametrize("algorithm", [pytest.param("swarm", marks=pytest.mark.slow), "local_sgd"])
-def test_a_signal_to_one_rank_ends_all(start, tmp_path, algorithm):
+def test_a_signal_to_one_rank_ends_all_ranks(start, tmp_path, algorithm):
     run = start(2, algorithm)
     os.kill(_process(tmp_path, rank=1), signal.SIGTERM)
     assert run.wait(60) == 128 + signal.SIGTERM
@@ -92,12 +92,12 @@ def test_a_signal_to_one_rank_ends_all(start, tmp_path, algorithm):
 
 
 def _process(workdir, rank):
-    """The number of the process that is this rank of the run."""
+    """The id of the process that is this rank of the run."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
             environment = (process / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         ours = {f"{name}={rank}".encode() for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK")}
         if f"--workdir={workdir}".encode() in words and ours.intersection(environment):
@@ -113,20 +113,20 @@ def _process(workdir, rank):
         (2, "local_sgd"),
     ],
 )
-def test_a_second_signal_ends_it_at_once(start, tmp_path, ranks, algorithm):
+def test_a_second_signal_ends_a_run_at_once(start, tmp_path, ranks, algorithm):
     slow = ("--config.train.step_seconds=8", "--config.train.log_every=1")
     run = start(ranks, algorithm, *slow, steps=0)
     run.send_signal(signal.SIGINT)
     time.sleep(1)
-    assert run.poll() is None  # a first one waits for the step
+    assert run.poll() is None  # the first signal waits for the end of the step
     run.send_signal(signal.SIGINT)
     assert run.wait(100) == 128 + signal.SIGINT
     assert not (tmp_path / "summary.json").exists()
     assert not (tmp_path / "consensus.weights.h5").exists()
 
 
-def test_a_signal_before_training_ends_it_in_good_order(tmp_path):
-    """While the configuration is read, on one of two ranks: all end after a step, with files."""
+def test_a_signal_before_training_ends_the_run_in_good_order(tmp_path):
+    """The signal comes to one of two ranks that read the configuration; both end with files."""
     config = tmp_path / "early.py"
     config.write_text(
         "import os, signal, swarm_tf\n"

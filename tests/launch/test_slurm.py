@@ -17,7 +17,7 @@ from testbed.slurm import LoopbackSlurm, Missing, until
 ROOT = Path(__file__).parents[2]
 PYTHON = str(Path(sys.executable))
 SMALL = ["--config=configs/digits_resnet.py", "--config.train.max_steps=20"]
-# In place of what the scripts ask for: two tasks, no GPU.
+# In place of what the scripts request: two tasks, no GPU.
 TWO_TASKS = ["--ntasks=2", "--gpus-per-task=0", "--cpus-per-task=1"]
 DIGITS = ["--config.data.name=digits", "--config.model.name=resnet8", "--config.data.augment=False"]
 
@@ -35,7 +35,7 @@ def slurm():
 
 @pytest.fixture(scope="module")
 def plugins():
-    """The one that fits the MPI of this environment, and one that does not."""
+    """A PMI plugin that fits the MPI of this environment, and one that does not."""
     return ("pmix", "pmi2") if "Open MPI" in swarmrun.mpi_library() else ("pmi2", "none")
 
 
@@ -102,7 +102,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(slurm, plugins):
 
 @pytest.fixture
 def complete(slurm, submit, tmp_path):
-    """Submits a script of slurm/ and waits until it has run, and well."""
+    """Submits a script of slurm/ and waits until it has completed without error."""
 
     def complete(*arguments, **options):
         job = submit(*arguments, **options)
@@ -116,7 +116,7 @@ def complete(slurm, submit, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_job_of_cifar10_trains_its_seeds(complete, tmp_path):
+def test_the_cifar10_job_trains_each_seed(complete, tmp_path):
     complete("cifar10", "--config.train.max_steps=20", *DIGITS, seeds="0-1")
     for seed in (0, 1):
         assert summary(tmp_path / f"cifar10/seed-{seed}")["local_steps_total"] == 40
@@ -125,7 +125,7 @@ def test_the_job_of_cifar10_trains_its_seeds(complete, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_job_of_imagenet(complete, tmp_path):
+def test_the_imagenet_job_trains(complete, tmp_path):
     data_dir = tmp_path / "tfds"
     tfds_standin.write(
         "imagenet2012",
@@ -140,7 +140,7 @@ def test_the_job_of_imagenet(complete, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_job_of_wmt17(complete, tmp_path):
+def test_the_wmt17_job_trains_and_scores_translations(complete, tmp_path):
     data_dir = str(tmp_path / "tfds")
     pairs = {"train": 300, "test": 4}
     tfds_standin.write("wmt17_translate/de-en", data_dir, tfds_standin.sentences, pairs)
@@ -154,18 +154,18 @@ def test_the_job_of_wmt17(complete, tmp_path):
 
 
 def trains(workdir, after=0):
-    """Whether metrics have been written at all, after that time of their file."""
+    """Whether metrics have been written since the time `after`."""
     path = workdir / "metrics.jsonl"
     return path.exists() and path.stat().st_size > 0 and path.stat().st_mtime > after
 
 
 def ended(slurm, job):
-    """Whether it does not run any more; one that is requeued waits then."""
+    """Whether the job no longer runs; a requeued job is pending then."""
     states = slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").split()
     return set(states) <= {"PENDING"}
 
 
-def test_a_job_can_be_requeued_and_ends_well_on_its_signal(slurm, submit, tmp_path):
+def test_a_requeued_job_trains_again_and_its_signal_ends_it_in_good_order(slurm, submit, tmp_path):
     workdir = tmp_path / "cifar10/seed-3"
     flags = ["--config.train.max_steps=1000000", "--config.algorithm=local_sgd", *DIGITS]
     job = submit("cifar10", *flags, seeds="3") + "_3"
@@ -184,8 +184,8 @@ def test_a_job_can_be_requeued_and_ends_well_on_its_signal(slurm, submit, tmp_pa
 
 
 @pytest.mark.matrix
-def test_a_requeued_job_starts_though_its_ranks_were_killed(slurm, plugins, tmp_path):
-    """Its job and step have the same numbers, by which MPIs call what they leave behind."""
+def test_a_requeued_job_starts_even_if_its_ranks_were_killed(slurm, plugins, tmp_path):
+    """Its job and step keep their numbers, after which MPIs name files that killed ranks leave."""
     start = f"srun --mpi={plugins[0]} {PYTHON} tests/mpi/programs/killed.py"
     job = slurm.call(
         *("sbatch", "--parsable", "--requeue", "--ntasks=2", f"--chdir={ROOT}"),
@@ -196,13 +196,13 @@ def test_a_requeued_job_starts_though_its_ranks_were_killed(slurm, plugins, tmp_
     until(lambda: "PENDING BeginTime" in slurm.call(*requeued), "the job to be requeued", 60)
     slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
     log = tmp_path / "log"
-    until(lambda: log.read_text().count("passed") == 2, "the ranks to meet again", 60)
+    until(lambda: log.read_text().count("passed") == 2, "the ranks to pass", 60)
     until(lambda: not slurm.call(*requeued), "the job to end", 60)
 
 
 @pytest.mark.slow
 @pytest.mark.large
-def test_the_limit_of_time_ends_a_job_in_good_order(slurm, submit, tmp_path):
+def test_the_time_limit_ends_a_job_in_good_order(slurm, submit, tmp_path):
     workdir = tmp_path / "cifar10/seed-0"
     job = submit(
         "cifar10",

@@ -1,4 +1,4 @@
-"""swarmrun: what it makes of its arguments, and the exit codes it hands on."""
+"""swarmrun: the command that it builds from its arguments, and its exit code."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from swarm_tf.launch import swarmrun
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
-def test_the_script_and_its_arguments_go_to_mpirun_untouched():
+def test_the_script_and_its_arguments_are_passed_to_mpirun_unchanged():
     command, _, _ = swarmrun.plan(["-n", "3", __file__, "-n", "7", "--dry-run"])
     assert Path(command[0]).name in ("mpirun", "mpiexec")
     assert command[1:] == ["-n", "3", sys.executable, __file__, "-n", "7", "--dry-run"]
@@ -55,7 +55,7 @@ def test_more_ranks_than_cores_are_allowed():
         (["-n", "2", "--hosts", "a:b", "x.py"], "--hosts a:b"),
     ],
 )
-def test_wrong_arguments_are_one_line(arguments, word):
+def test_wrong_arguments_are_refused_in_one_line(arguments, word):
     with pytest.raises(UsageError) as refusal:
         swarmrun.plan(arguments)
     assert word in str(refusal.value)
@@ -69,7 +69,7 @@ def test_wrong_arguments_are_one_line(arguments, word):
 @pytest.mark.parametrize(
     "hosts", [["-H", "a,b"], ["--host", "a,b"], ["-hosts", "a,b"], ["--hosts=a,b"]]
 )
-def test_flags_are_those_of_any_mpirun(flags, hosts):
+def test_the_flags_of_every_mpirun_are_accepted(flags, hosts):
     expected, _, _ = swarmrun.plan(["-n", "2", "--hosts", "a,b", __file__])
     assert swarmrun.plan([*flags, *hosts, __file__])[0] == expected
     assert swarmrun.plan([*hosts, *flags, __file__])[0] == expected
@@ -83,13 +83,13 @@ def test_dry_run_prints_the_command_and_starts_nothing():
     assert done.stdout.endswith(f" {__file__}\n")
 
 
-def test_hosts_go_to_mpirun_with_what_their_ranks_need(monkeypatch):
+def test_hosts_are_passed_to_mpirun_with_the_variables_their_ranks_need(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     command, _, _ = swarmrun.plan(["-n", "3", "--hosts", "a:2,b", __file__])
     hosts = command.index("--host" if "--host" in command else "-hosts")
     assert command[hosts + 1] == "a:2,b"
     assert command[-2:] == [sys.executable, __file__]
-    if "--host" in command:  # MPICH forwards all there is
+    if "--host" in command:  # MPICH forwards all variables
         forwarded = [name for x, name in itertools.pairwise(command) if x == "-x"]
         assert {"PATH", "KERAS_BACKEND"} <= set(forwarded)
         assert "HOME" not in forwarded
@@ -123,7 +123,7 @@ def test_an_mpi_has_a_short_name(library, name):
         ({"SLURM_MPI_TYPE": "pmi2"}, "MPICH Version 5.0.2", "", True),
     ],
 )
-def test_what_a_launcher_can_start(monkeypatch, tmp_path, variables, library, built_for, can):
+def test_which_mpi_a_launcher_can_start(monkeypatch, tmp_path, variables, library, built_for, can):
     if "SLURM_MPI_TYPE" in variables:
         variables = variables | {"SLURM_STEP_NUM_TASKS": "2"}
     ompi_info = tmp_path / "ompi_info"
@@ -136,7 +136,7 @@ def test_what_a_launcher_can_start(monkeypatch, tmp_path, variables, library, bu
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_of_the_script_comes_through(tmp_path, code):
+def test_swarmrun_returns_the_exit_code_of_the_script(tmp_path, code):
     script = tmp_path / "script.py"
     script.write_text(f"import sys; sys.exit({code})")
     assert (

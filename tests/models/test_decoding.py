@@ -1,7 +1,7 @@
 """Laws of the search: it is exhaustive search with many beams, a plain beam search with few.
 
 The model is a small recurrent network. TensorFlow runs it token by token, with a cache; the
-references, in NumPy, read every prefix anew.
+references, in NumPy, compute every prefix from its start.
 """
 
 import math
@@ -17,17 +17,17 @@ from swarm_tf.errors import UsageError
 
 START, END = 1, 2
 UNITS = 5
-WAYS = {
+EXECUTIONS = {
     "eager": lambda f: f,
     "graph": tf.function,
     "xla": lambda f: tf.function(f, jit_compile=True),
 }
-# Not at random: in one of a few thousand cases two sums differ by less than float32 can tell.
+# Always the same cases: in one of a few thousand, two sums are too close for float32.
 examples = hypothesis.settings(max_examples=40, derandomize=True, deadline=None, database=None)
 
 
 class Network:
-    """Its next token depends on all tokens before, on the sentence and on the position."""
+    """A model whose next token depends on all tokens before, the sentence and the position."""
 
     def __init__(self, seed, *, batch, vocabulary, impossible=0.0, end=0.0):
         rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ class Network:
         self.bias[:, END] += end
 
     def cache(self):
-        """A hidden state and the sentence, which `step` hands on untouched."""
+        """A hidden state and the sentence, which `step` returns unchanged."""
         state = tf.zeros([self.batch, UNITS])
         return {"state": (state,), "source": tf.constant(self.sources, tf.float32)}
 
@@ -55,7 +55,7 @@ class Network:
         return logits, {"state": (state,), "source": cache["source"]}
 
     def log_probs(self, row, prefix):
-        """Of all tokens after the prefix, float64 [vocabulary]."""
+        """Log-probabilities of all tokens after the prefix, float64 [vocabulary]."""
         state = np.zeros(UNITS)
         for token in (START, *prefix):
             state = np.tanh(self.words[token] + state @ self.recurrent)
@@ -63,11 +63,11 @@ class Network:
         with np.errstate(invalid="ignore"):
             return logits - np.logaddexp.reduce(logits)
 
-    def search(self, way="eager", **keys):
+    def search(self, execution="eager", **keys):
         def run(cache):
             return decoding.search(self.step, cache, batch=self.batch, **keys)
 
-        return [x.numpy() for x in WAYS[way](run)(self.cache())]
+        return [x.numpy() for x in EXECUTIONS[execution](run)(self.cache())]
 
 
 def _penalty(length, alpha):
@@ -75,7 +75,7 @@ def _penalty(length, alpha):
 
 
 def _continuations(log_probs, live):
-    """(log-probability, tokens) of all possible ones, in the order of beams and tokens."""
+    """(log-probability, tokens) of all continuations, in the order of beams and tokens."""
     return [
         (total + log_prob, (*prefix, token))
         for total, prefix in live
@@ -87,7 +87,7 @@ def _continuations(log_probs, live):
 def _plain_search(log_probs, *, limit, beams, best, alpha):
     """Beam search with lists, for one sentence and to its limit: [(score, tokens)], best first.
 
-    Also the first length after which nothing can change, however the network goes on.
+    Also returns the first length after which no later logits can change the result.
     """
     live, ended, decided = [(0.0, ())], [], None
     for length in range(1, limit + 1):
@@ -105,7 +105,7 @@ def _plain_search(log_probs, *, limit, beams, best, alpha):
 
 
 def _all_hypotheses(log_probs, *, limit, alpha):
-    """Every possible one by its score: those that end, then those as long as the limit."""
+    """All hypotheses by their scores: those that end, then those cut at the limit."""
     live, ended = [(0.0, ())], []
     for length in range(1, limit + 1):
         grown = _continuations(log_probs, live)
@@ -116,7 +116,7 @@ def _all_hypotheses(log_probs, *, limit, alpha):
 
 
 def _assert_found(tokens, scores, expected):
-    """One sentence's [best, max_length] and [best] are these hypotheses, then there is nothing."""
+    """Asserts that one sentence's tokens and scores are these hypotheses, then padding."""
     filled = np.zeros_like(tokens)
     for row, (_, hypothesis_tokens) in zip(filled, expected, strict=False):
         row[: len(hypothesis_tokens)] = hypothesis_tokens
@@ -152,8 +152,10 @@ def test_with_enough_beams_search_is_exhaustive(words, length, alpha):
     end=st.sampled_from([-2, 0, 2]),
     data=st.data(),
 )
-def test_search_is_the_plain_one(seed, batch, vocabulary, beams, alpha, impossible, end, data):
-    """Sentence by sentence, without any neighbours, and to the limit, without stopping early."""
+def test_search_equals_a_plain_beam_search(
+    seed, batch, vocabulary, beams, alpha, impossible, end, data
+):
+    """The reference searches one sentence at a time, to the limit, without stopping early."""
     network = Network(seed, batch=batch, vocabulary=vocabulary, impossible=impossible, end=end)
     limits = data.draw(st.lists(st.integers(1, 7), min_size=batch, max_size=batch))
     best = data.draw(st.integers(1, beams))
@@ -177,7 +179,9 @@ def test_search_is_the_plain_one(seed, batch, vocabulary, beams, alpha, impossib
     end=st.sampled_from([-2, 0, 2]),
     limits=st.lists(st.integers(1, 7), min_size=1, max_size=3),
 )
-def test_one_beam_is_the_chain_of_the_most_probable(seed, vocabulary, impossible, end, limits):
+def test_one_beam_takes_the_most_probable_token_each_time(
+    seed, vocabulary, impossible, end, limits
+):
     network = Network(
         seed, batch=len(limits), vocabulary=vocabulary, impossible=impossible, end=end
     )
@@ -197,12 +201,12 @@ def test_one_beam_is_the_chain_of_the_most_probable(seed, vocabulary, impossible
 
 
 @pytest.mark.parametrize("beams", [1, 2, 4])
-@pytest.mark.parametrize("way", WAYS)
-def test_scores_are_those_of_the_tokens(way, beams):
-    """A longer search, in a graph and under XLA too, the same every time."""
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_scores_are_those_of_the_tokens(execution, beams):
+    """A longer search, also in a graph and under XLA; it gives the same each time."""
     network = Network(3, batch=8, vocabulary=40, end=4)
     keys = {"max_length": 15, "limits": tf.range(8, 16), "beams": beams, "best": beams}
-    tokens, scores = network.search(way, **keys)
+    tokens, scores = network.search(execution, **keys)
     assert tokens.shape == (8, beams, 15)
     assert tokens.dtype == np.int32
     assert scores.shape == (8, beams)
@@ -220,18 +224,18 @@ def test_scores_are_those_of_the_tokens(way, beams):
             assert score == pytest.approx(total / _penalty(length, 0.6), rel=1e-5)
             ended += chain[-1] == END
     assert ended > 0
-    for again, once in zip(network.search(way, **keys), (tokens, scores), strict=True):
+    for again, once in zip(network.search(execution, **keys), (tokens, scores), strict=True):
         np.testing.assert_array_equal(again, once)
 
 
-@pytest.mark.parametrize("way", ["graph", "xla"])
+@pytest.mark.parametrize("execution", ["graph", "xla"])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_sentence_does_not_depend_on_its_neighbours(way, beams):
-    """To the last bit: among sentences that end sooner, later, or were replaced."""
+def test_a_sentence_does_not_depend_on_its_neighbours(execution, beams):
+    """Equal to the last bit, among sentences that end sooner, end later, or were replaced."""
     network = Network(5, batch=4, vocabulary=9, end=1)
     keys = {"batch": 4, "max_length": 12, "beams": beams, "best": beams}
 
-    @WAYS[way]
+    @EXECUTIONS[execution]
     def run(sources, limits):
         cache = network.cache() | {"source": sources}
         return decoding.search(network.step, cache, limits=limits, **keys)
@@ -266,8 +270,8 @@ def test_one_trace_serves_all_sizes():
     assert run.experimental_get_tracing_count() == 1
 
 
-def test_only_what_differs_between_beams_is_moved():
-    """The source's part of the cache never, greedily nothing at all."""
+def test_only_cache_entries_that_differ_between_beams_are_moved():
+    """The source's entries are never moved; with one beam nothing is moved."""
     network = Network(0, batch=2, vocabulary=9, end=-9)
     given, returned = [], []
 
@@ -291,7 +295,7 @@ def test_only_what_differs_between_beams_is_moved():
 
 
 def _chain(*log_probs_of_end):
-    """A step in which a sentence ends at each position with this log-probability or goes on."""
+    """A step at whose positions a sentence ends with the given log-probability, or goes on."""
     end = np.array(log_probs_of_end)
     logits = np.full((len(end), 4), -np.inf)
     logits[:, END] = end
@@ -308,7 +312,7 @@ def _chain(*log_probs_of_end):
 
 @pytest.mark.parametrize("above", [True, False])
 def test_a_live_hypothesis_is_followed_as_long_as_it_can_win(above):
-    """After the first token of at most 10, a hypothesis has ended; the other may go on for free."""
+    """After one token of at most 10 one hypothesis has ended; the other can go on at no cost."""
     # Both scores are equal for x / penalty(1) = log(1 - e^x) / penalty(10), where penalty(1) = 1.
     level = _solve(lambda x: x - math.log(-math.expm1(x)) / _penalty(10, 0.6))
     end = level - 1e-3 if above else level + 1e-3
@@ -332,7 +336,7 @@ def _solve(function, low=-10.0, high=-1e-6):
     return low
 
 
-def test_fewer_hypotheses_are_found_sooner_and_are_the_same():
+def test_fewer_hypotheses_take_fewer_steps_and_are_the_same():
     calls = []
     found = []
     for best in (1, 2, 4):
@@ -352,16 +356,16 @@ def _constant(*logits):
     return lambda tokens, position, cache: (tf.repeat([logits], len(tokens), 0), cache)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])
-def test_of_equals_the_earlier_beam_and_the_smaller_token_win(way, beams):
+def test_ties_go_to_the_earlier_beam_and_the_smaller_token(execution, beams):
     def run():
         step = _constant(*[0.0] * 6)
         return decoding.search(
             step, (), batch=2, max_length=4, beams=beams, best=beams, alpha=0, end=4
         )
 
-    tokens, scores = WAYS[way](run)()
+    tokens, scores = EXECUTIONS[execution](run)()
     if beams == 1:
         expected = [(4 * math.log(1 / 6), (2, 2, 2, 2))]
     else:
@@ -375,11 +379,11 @@ def test_of_equals_the_earlier_beam_and_the_smaller_token_win(way, beams):
         _assert_found(tokens[row].numpy(), scores[row].numpy(), expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("beams", [1, 4])
-def test_an_only_token(way, beams):
-    """Nothing but the end, the likelier padding and start left out: one hypothesis, at once."""
-    run = WAYS[way](
+def test_if_only_the_end_is_possible_there_is_one_hypothesis(execution, beams):
+    """Padding and start are more probable than the end, but are left out."""
+    run = EXECUTIONS[execution](
         lambda: decoding.search(
             _constant(3.0, 2.0, 1.0), (), batch=1, max_length=3, beams=beams, best=beams
         )
@@ -389,11 +393,11 @@ def test_an_only_token(way, beams):
     _assert_found(tokens[0].numpy(), scores[0].numpy(), [(score, (END,))])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("logit", [-math.inf, math.nan, math.inf])
-def test_what_is_no_probability_gives_no_hypothesis(way, beams, logit):
-    run = WAYS[way](
+def test_logits_that_are_no_probabilities_give_no_hypothesis(execution, beams, logit):
+    run = EXECUTIONS[execution](
         lambda: decoding.search(
             _constant(*[logit] * 5), (), batch=2, max_length=3, beams=beams, best=beams
         )
@@ -404,7 +408,7 @@ def test_what_is_no_probability_gives_no_hypothesis(way, beams, logit):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_dead_end_is_not_walked_on(beams):
+def test_search_stops_when_no_hypothesis_can_go_on(beams):
     step, calls = _chain(-1.0, math.nan, *[-1.0] * 8)
     decoding.search(step, (), batch=1, max_length=10, beams=beams, best=beams)
     assert len(calls) == 2
@@ -433,6 +437,6 @@ def test_a_sentence_that_never_ends_is_cut_at_its_limit(beams):
         ({"end": 7, "start": 7}, r"end=7 is .* start=7"),
     ],
 )
-def test_what_cannot_work_is_refused(keys, line):
+def test_impossible_arguments_are_refused(keys, line):
     with pytest.raises(UsageError, match=line):
         decoding.search(_constant(0.0, 0.0, 0.0), (), batch=1, max_length=3, **keys)

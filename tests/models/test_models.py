@@ -49,7 +49,7 @@ def _formula(blocks, widths, channels_in, classes):
         ("resnet110", 18, 1.7, 1_727_962),
     ],
 )
-def test_weights_of_cifar_resnets(name, blocks, millions, exact):
+def test_number_of_weights_of_cifar_resnets(name, blocks, millions, exact):
     model = models.build(name, **CIFAR)
     assert model.name == name
     assert _trainable(model) == _formula(blocks, (16, 32, 64), 3, 10) == exact
@@ -64,7 +64,7 @@ def test_weights_of_cifar_resnets(name, blocks, millions, exact):
         ("resnet50", IMAGENET, 25_557_032),
     ],
 )
-def test_weights_of_larger_networks(name, data, exact):
+def test_number_of_weights_of_larger_networks(name, data, exact):
     model = models.build(name, **data)
     assert model.name == name
     assert _trainable(model) == exact
@@ -86,7 +86,7 @@ def test_resnet8_is_small():
         ("resnet50", 9, (33, 47, 1)),
     ],
 )
-def test_logits(name, classes, shape):
+def test_logits_have_their_shape_and_type_and_no_softmax(name, classes, shape):
     model = models.build(name, classes=classes, input_shape=shape, seed=0)
     images = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
     logits = keras.ops.convert_to_numpy(model(images))
@@ -97,7 +97,7 @@ def test_logits(name, classes, shape):
 
 
 def _randomised(name, data):
-    """A model whose scales, offsets and statistics are all random, for nothing to hide behind."""
+    """A model whose scales, offsets and statistics are all random, so that a wrong one shows."""
     model = models.build(name, **data, seed=0)
     rng = np.random.default_rng(0)
     for layer in model.layers:
@@ -113,7 +113,7 @@ def _images(*shape):
 
 
 def _assert_close(actual, expected):
-    """To 1e-4 of the largest."""
+    """Asserts equality to 1e-4 of the largest value."""
     actual, expected = (keras.ops.convert_to_numpy(x) for x in (actual, expected))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -129,8 +129,8 @@ def _assert_close(actual, expected):
         ("wideresnet28_10", numpy_networks.wide_resnet, 4, (9, 11)),
     ],
 )
-def test_cifar_networks_in_numpy(name, reference, blocks, size):
-    """At inference, with random statistics: logits are those of the network written in NumPy."""
+def test_cifar_networks_equal_their_numpy_versions(name, reference, blocks, size):
+    """At inference and with random statistics, their logits are equal."""
     model = _randomised(name, {"classes": 10, "input_shape": (None, None, 3)})
     weights = {layer.name: layer.get_weights() for layer in model.layers}
     images = _images(1, *size, 3)
@@ -138,7 +138,7 @@ def test_cifar_networks_in_numpy(name, reference, blocks, size):
 
 
 def _name_in_keras_hub(name):
-    """Of the layer conv1, bn1, layer2.0.conv3, layer2.0.bn3, layer2.0.downsample.0 or .1."""
+    """KerasHub's name of layer conv1, bn1, layer2.0.conv3, .bn3, .downsample.0 or .downsample.1."""
     if "." not in name:
         return f"conv1_{name[:-1]}"
     stage, block, part, *which = name.removeprefix("layer").split(".")
@@ -150,7 +150,7 @@ def _name_in_keras_hub(name):
     ("name", "block", "blocks"),
     [("resnet18", "basic_block", [2, 2, 2, 2]), ("resnet50", "bottleneck_block", [3, 4, 6, 3])],
 )
-def test_imagenet_networks_are_those_of_keras_hub(name, block, blocks):
+def test_imagenet_networks_equal_those_of_keras_hub(name, block, blocks):
     """At inference, with random statistics: features and logits for images of any size.
 
     KerasHub's network takes torchvision's weights (v1.5: the stride is in the 3 x 3 convolution).
@@ -173,7 +173,7 @@ def test_imagenet_networks_are_those_of_keras_hub(name, block, blocks):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("height", [7, 8])
 @pytest.mark.parametrize("channels", [3, 5])
-def test_shortcut_is_option_a(stride, height, channels):
+def test_the_shortcut_is_option_a_of_the_paper(stride, height, channels):
     x = np.random.default_rng(0).normal(size=(2, height, 6, 3)).astype(np.float32)
     expected = np.zeros((2, -(-height // stride), -(-6 // stride), channels), np.float32)
     for row, column in np.ndindex(expected.shape[1:3]):
@@ -182,7 +182,7 @@ def test_shortcut_is_option_a(stride, height, channels):
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(actual), expected)
 
 
-def test_a_fresh_network_is_its_shortcuts():
+def test_a_new_network_computes_only_its_shortcuts():
     """The zero scales switch every residual branch off: what remains is stem, shortcuts, head."""
     model = models.build("resnet8", **DIGITS, seed=0)
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
@@ -211,8 +211,8 @@ def test_only_the_last_scales_of_branches_start_at_zero(name, last):
 
 
 @pytest.mark.parametrize("name", EACH_FAMILY)
-def test_mixed_precision(name):
-    """The network in bfloat16; its variables and logits in float32."""
+def test_mixed_precision_keeps_variables_and_logits_in_float32(name):
+    """The network computes in bfloat16; its variables and logits are float32."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -230,7 +230,7 @@ def test_mixed_precision(name):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras', on writing a variable
 def test_weights_are_saved_and_loaded(tmp_path):
-    """Dots in layer names are no obstacle to Keras' files."""
+    """Keras' files allow dots in layer names."""
     model = _randomised("resnet8", DIGITS)
     model.save_weights(tmp_path / "resnet8.weights.h5")
     other = models.build("resnet8", **DIGITS, seed=1)

@@ -1,4 +1,4 @@
-"""Laws of the Transformer: other implementations of it, what it sees, decoding, weights."""
+"""Laws of the Transformer: equal to other implementations, causal, its decoding, its weights."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def _build(normalization="post", seed=0, dropout=0.1):
 
 
 def randomise(model):
-    """All weights random, scales and offsets too, for nothing to hide behind."""
+    """Makes all weights random, scales and offsets too, so that a wrong one shows."""
     rng = np.random.default_rng(0)
     for weight in model.trainable_variables:
         weight.assign(rng.normal(1.0 if weight.name == "gamma" else 0.0, 0.3, weight.shape))
@@ -36,7 +36,7 @@ def randomise(model):
 
 
 def tokens(*shape, seed=0):
-    """None of them padding."""
+    """Random tokens, none of them padding."""
     return np.random.default_rng(seed).integers(1, VOCABULARY, shape).astype(np.int32)
 
 
@@ -45,7 +45,7 @@ def pad(x, count):
 
 
 def assert_close(actual, expected):
-    """To 1e-5 of the largest."""
+    """Asserts equality to 1e-5 of the largest value."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -54,7 +54,7 @@ def assert_close(actual, expected):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_transformer_in_numpy(normalization):
+def test_the_transformer_equals_its_numpy_version(normalization):
     model = randomise(_build(normalization))
     source, target = tokens(2, 7), tokens(2, 5, seed=1)
     logits = model({"source": source, "target": target})
@@ -64,7 +64,7 @@ def test_transformer_in_numpy(normalization):
 
 
 def _in_keras_hub(block, states=None):
-    """KerasHub's layer with the weights of ours; their biases of attention are zero."""
+    """KerasHub's layer with our weights; its biases of attention are zero."""
     kind = keras_hub.layers.TransformerDecoder
     if block.cross is None:
         kind = keras_hub.layers.TransformerEncoder
@@ -90,8 +90,8 @@ def _in_keras_hub(block, states=None):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_transformer_in_keras_hub(normalization):
-    """With padding in the source."""
+def test_the_transformer_equals_layers_of_keras_hub(normalization):
+    """The source has padding."""
     model = randomise(_build(normalization))
     source, target = tokens(2, 7), tokens(2, 5, seed=1)
     source[1, 4:] = 0
@@ -112,17 +112,17 @@ def test_transformer_in_keras_hub(normalization):
     assert_close(model({"source": source, "target": target}), x @ table.T)
 
 
-def test_sinusoids():
+def test_sinusoids_equal_the_formula_of_the_paper():
     positions = [-7, -1, 0, 1, 2, 500]
     expected = [numpy_transformers.sinusoid(position, 8) for position in positions]
     np.testing.assert_allclose(sinusoids(tf.constant(positions), 8), expected, atol=1e-4)
 
 
-# --- what is seen ---------------------------------------------------------------------------------
+# --- which tokens are visible ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_no_logit_knows_later_tokens(normalization):
+def test_no_logit_depends_on_later_tokens(normalization):
     model = randomise(_build(normalization))
     source, target = tokens(2, 7), tokens(2, 6, seed=1)
     expected = model({"source": source, "target": target}).numpy()
@@ -140,7 +140,7 @@ def test_no_logit_knows_later_tokens(normalization):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_padding_changes_nothing(normalization):
-    """Nor do other rows of a batch, which is why it is there."""
+    """Nor do the other rows of a batch, for which rows are padded."""
     model = randomise(_build(normalization))
     source, target = tokens(2, 7), tokens(2, 6, seed=1)
     source[1, 3:], target[1, 2:] = 0, 0
@@ -169,7 +169,7 @@ def test_an_empty_source_still_gives_logits(policy):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_decoding_by_steps_is_one_pass(normalization):
+def test_decoding_step_by_step_equals_one_pass(normalization):
     model = randomise(_build(normalization))
     source, target = tokens(3, 7), tokens(3, 6, seed=1)
     source[1, 3:] = 0
@@ -208,7 +208,7 @@ def assert_greedy(decoded, logits_of):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_decoding_in_a_loop(jit_compile):
+def test_decoding_works_in_a_tensorflow_loop(jit_compile):
     model = randomise(_build())
     source = tokens(2, 7)
     run = tf.function(lambda x: greedy(model, x, 5, beams=2), jit_compile=jit_compile)
@@ -232,7 +232,7 @@ def test_a_traced_step_serves_all_positions():
 
 
 def assert_one_trace_decodes_all_lengths(model, source, **start):
-    """With `max_length` as a tensor, and as the number that it is."""
+    """Decoding with `max_length` as a tensor equals decoding with a number."""
     run = tf.function(lambda length: greedy(model, source, length, beams=2, **start))
     for length in (1, 4, 7):
         expected = greedy(model, source, length, beams=2, **start)
@@ -324,7 +324,7 @@ def test_no_two_kernels_start_equal():
 
 
 def test_kernels_start_glorot_uniform():
-    """Keys and values each as a kernel of their own."""
+    """Keys and values count as a kernel each."""
     model = models.build_translator("transformer_tiny", vocabulary=50, seed=0)
     block = model.decoder.blocks[0]
     keys, values = np.split(block.cross.key_value.get_weights()[0], 2, axis=1)
@@ -371,8 +371,8 @@ def test_fit_learns_to_copy():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(policy):
-    """Close to float32, with float32 weights and logits, in one pass and by steps."""
+def test_mixed_precision_is_close_to_float32(policy):
+    """Weights and logits are float32; logits are close in one pass and step by step."""
     expected = randomise(_build())
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -409,12 +409,12 @@ def test_mixed_precision(policy):
         ({"dropout": 1.0}, "model.dropout=1.0 is not from 0 to below 1"),
     ],
 )
-def test_what_cannot_be_is_refused(keys, line):
+def test_impossible_settings_are_refused(keys, line):
     with pytest.raises(UsageError, match=f"^{line}"):
         models.build_translator(**{"name": "transformer_tiny", "vocabulary": 9} | keys)
 
 
-def test_other_values_than_the_sizes():
+def test_settings_override_those_of_the_size():
     model = models.build_translator(
         "transformer_tiny", vocabulary=9, normalization="pre", dropout=0.25
     )
@@ -445,7 +445,7 @@ model.compile(
 before = model.decoder.blocks[-1].widen.get_weights()[0]
 loss = model.train_on_batch(inputs, tokens[:, 1:])
 changed = model.decoder.blocks[-1].widen.get_weights()[0] != before
-assert np.isfinite(loss) and changed.mean() > 0.5  # all but units that no token wakes
+assert np.isfinite(loss) and changed.mean() > 0.5  # all but units that no token activates
 decoded = tf.function(lambda x: greedy(model, x, 4, beams=2))(tf.constant(tokens[:2]))
 weights = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
 gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -464,7 +464,7 @@ print(weights, *decoded.shape, f"{name}: loss {loss:.2f}, peak {gigabytes:.2f} G
     ],
 )
 def test_full_size_trains_and_decodes(name, memory_length, weights, paper):
-    """One step of Adam with 256 tokens, and 4 tokens by steps; prints the peak of memory."""
+    """One step of Adam with 256 tokens, 4 decoded tokens; prints the peak of memory."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_SIZE, name, str(memory_length)],
         cwd=Path(__file__).parents[2],

@@ -1,4 +1,4 @@
-"""Laws of Transformer-XL: the paper's attention, segments as one pass, what memory is."""
+"""Laws of Transformer-XL: the paper's attention, segments equal to one pass, the memory."""
 
 import random
 
@@ -43,7 +43,7 @@ def _build(normalization="post", memory_length=MEMORY, dropout=0.1, seed=0):
 @pytest.mark.parametrize("queries", [1, 2, 5])
 @pytest.mark.parametrize("memory", [0, 1, 3])
 @pytest.mark.parametrize("causal", [True, False])
-def test_relative_shift_by_its_definition(queries, memory, causal):
+def test_relative_shift_equals_its_definition(queries, memory, causal):
     """Key j stands memory + i - j before query i."""
     keys = memory + queries
     distances = keys - 1 - np.arange(keys + (1 if causal else queries))
@@ -57,7 +57,7 @@ def test_relative_shift_by_its_definition(queries, memory, causal):
 
 
 @pytest.mark.parametrize("queries", [1, 4])
-def test_attention_by_the_formula_of_the_paper(queries):
+def test_attention_equals_the_formula_of_the_paper(queries):
     layer = randomise(RelativeAttention(8, 2, random.Random(0)))
     rng = np.random.default_rng(1)
     context = rng.normal(size=(2, 6, 8)).astype(np.float32)
@@ -120,7 +120,7 @@ def _expected(model, row, source, target, memory_length):
 
 @pytest.mark.parametrize("memory_length", [0, 1, MEMORY, 9])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_segments_are_one_pass_with_their_span(normalization, memory_length):
+def test_segments_equal_one_pass_over_the_tokens_they_may_see(normalization, memory_length):
     model = _build(normalization, memory_length)
     sources, targets = list(_segments(SOURCE_LENGTHS, 0)), list(_segments(TARGET_LENGTHS, 50))
     calls = [
@@ -134,7 +134,7 @@ def test_segments_are_one_pass_with_their_span(normalization, memory_length):
         assert_close(logits[row][target[row] != 0], expected)
 
 
-def test_call_is_forward_with_the_memory_kept():
+def test_call_equals_forward_and_keeps_the_memory():
     model = _build()
     memory = model.empty_memory(3)
     for source, target in zip(
@@ -173,8 +173,8 @@ def test_memory_holds_the_last_real_tokens():
         np.testing.assert_array_equal(memory.encoder.states[0][row], model.embedding(last[None])[0])
 
 
-def test_rows_that_forget_forget_all():
-    """Numbers that are none too, which no mask would stop."""
+def test_a_reset_clears_the_memory_of_a_row_completely():
+    """A NaN too, which a mask would let through."""
     model = _build()
     inputs = {"source": tokens(2, 3), "target": tokens(2, 3, seed=1)}
     expected = model(inputs | {"reset": np.array([True, True])})
@@ -195,7 +195,7 @@ def test_no_gradient_flows_through_memory():
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_no_logit_knows_later_tokens(normalization):
+def test_no_logit_depends_on_later_tokens(normalization):
     model = _build(normalization)
     source, target = tokens(2, 5), tokens(2, 6, seed=1)
     _, memory = model.forward(tokens(2, 6), tokens(2, 6), model.empty_memory(2))
@@ -224,8 +224,8 @@ def test_padding_changes_nothing(normalization):
 
 @pytest.mark.parametrize("memory_length", [0, MEMORY])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_decoding_by_steps_is_one_pass(normalization, memory_length):
-    """After segments that left one row's memory full, one's half empty and one's empty."""
+def test_decoding_step_by_step_equals_one_pass(normalization, memory_length):
+    """Earlier segments left the memory of one row full, of one half empty, of one empty."""
     model = _build(normalization, memory_length)
     before = tokens(3, 6)
     before[1, 2:], before[2] = 0, 0
@@ -243,7 +243,7 @@ def test_decoding_by_steps_is_one_pass(normalization, memory_length):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_decoding_in_a_loop(jit_compile):
+def test_decoding_works_in_a_tensorflow_loop(jit_compile):
     model = _build()
     source = tokens(2, 7)
     _, memory = model.forward(source, source, model.empty_memory(2))
@@ -270,14 +270,14 @@ def test_one_trace_decodes_all_lengths(memory_length):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("name", ["transformer_xl_tiny", "transformer_xl_base"])
 def test_number_of_weights(name, normalization):
-    """The Transformer's and, for each self-attention, W_kR, u and v."""
+    """Those of the Transformer and, for each self-attention, W_kR, u and v."""
     model = models.build_translator(name, vocabulary=4_000, normalization=normalization)
     size = models.transformer_xl.SIZES[name]
     assert model.name == name
     assert count(model) == weights_by_formula(size, 4_000, normalization, distances=2)
 
 
-def test_memory_is_no_weight():
+def test_the_memory_is_not_a_weight():
     model = _build()
     before = count(model)
     model({"source": tokens(2, 3), "target": tokens(2, 3), "reset": np.ones(2, bool)})
@@ -288,7 +288,7 @@ def test_memory_is_no_weight():
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras', on writing a variable
 def test_weights_are_saved_and_loaded(tmp_path):
-    """For batches of another size too, and before there was a batch."""
+    """Also for batches of another size, and before the first batch."""
     model, other = _build(), _build(seed=1)
     model.save_weights(tmp_path / "a.weights.h5")
     inputs = {"source": tokens(2, 3), "target": tokens(2, 3), "reset": np.ones(2, bool)}
@@ -313,7 +313,7 @@ def test_the_seed_fixes_the_weights():
         assert a.ndim == 1 or not a.any() or (a != c).any()
 
 
-def test_fit_learns_what_only_memory_tells():
+def test_fit_learns_what_only_the_memory_holds():
     """The target of a second segment is the source of the first: guessing costs about 3, half the
     time."""
     model = TransformerXL(
@@ -339,7 +339,7 @@ def test_fit_learns_what_only_memory_tells():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(policy):
+def test_mixed_precision_is_close_to_float32(policy):
     expected = _build()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -361,7 +361,7 @@ def test_mixed_precision(policy):
     assert {v.dtype for v in model._kept["test"]} == {tf.as_dtype(model.compute_dtype), tf.int32}
 
 
-def test_other_batches_are_refused():
+def test_batches_of_another_size_are_refused():
     model = _build()
     inputs = {"source": tokens(2, 3), "target": tokens(2, 3), "reset": np.ones(2, bool)}
     model(inputs)

@@ -1,4 +1,4 @@
-"""Laws of translate.py: a line for a line, as the Translator has it; refusals in one line."""
+"""Laws of translate.py: one line for each line, as Translator gives it; refusals in one line."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ def pieces():
 
 
 def _finish(workdir, pieces, **keys):
-    """A run's files, with the keys of its model; returns the model."""
+    """Writes the files of a finished run with this model; returns the model."""
     workdir.mkdir()
     config = {"model": keys, "data": {"max_length": 20}}
     (workdir / "config.json").write_text(json.dumps(config))
@@ -36,7 +36,7 @@ def _finish(workdir, pieces, **keys):
     model = models.build_translator(**keys, vocabulary=400, seed=0)
     for weight in model.trainable_variables:
         if weight.name == "kernel":
-            weight.assign(3 * weight)  # so that what is said depends on what was read
+            weight.assign(3 * weight)  # so that the output depends on the input
     model.save_weights(workdir / "consensus.weights.h5")
     return model
 
@@ -51,23 +51,23 @@ def _run(*arguments, **options):
 
 
 def _lines(documents):
-    """As bytes, on one line each whatever is in them."""
+    """Each text as bytes of one line, whatever it contains."""
     return [
         " ".join(text.splitlines()).encode() + b"\n" for document in documents for text in document
     ]
 
 
-def test_lines_of_a_file_stand_for_themselves(tmp_path, pieces):
+def test_a_transformer_translates_each_line_by_itself(tmp_path, pieces):
     model = _finish(tmp_path / "run", pieces, name="transformer_tiny", dropout=0.0)
     file = tmp_path / "text"
-    file.write_bytes("\r\n".join(TEXT).encode())  # as Windows ends lines; no end of the last
+    file.write_bytes("\r\n".join(TEXT).encode())  # Windows line ends; none after the last line
     done = _run(tmp_path / "run", file, "--beams=2", "--alpha=0")
     assert (done.stderr, done.returncode) == (b"", 0)
     translator = Translator(model, vocabulary.load(pieces), max_length=20, beams=2, alpha=0)
     assert done.stdout.splitlines(keepends=True) == _lines([translator(TEXT)])
 
 
-def test_documents_from_standard_input(tmp_path, pieces):
+def test_a_transformer_xl_translates_documents_from_standard_input(tmp_path, pieces):
     keys = {"name": "transformer_xl_tiny", "memory_length": 16, "normalization": "pre"}
     model = _finish(tmp_path / "run", pieces, **keys)
     done = _run(tmp_path / "run", input="".join(line + "\n" for line in TEXT).encode())
@@ -76,10 +76,12 @@ def test_documents_from_standard_input(tmp_path, pieces):
     expected = _lines(translator.documents(DOCUMENTS))
     assert done.stdout.splitlines(keepends=True) == expected
     assert [line == b"\n" for line in expected] == [not line.strip() for line in TEXT]
-    assert expected != _lines([translator(TEXT)]), "a weak test"
+    assert expected != _lines([translator(TEXT)]), (
+        "memory must change a translation, or this tests nothing"
+    )
 
 
-def test_a_closed_pipe_ends_it_quietly(tmp_path, pieces):
+def test_a_closed_pipe_ends_the_program_without_a_message(tmp_path, pieces):
     _finish(tmp_path / "run", pieces, name="transformer_tiny")
     process = subprocess.Popen(
         [sys.executable, "translate.py", tmp_path / "run", "--beams=1"],
@@ -99,7 +101,7 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path, pieces):
 
 
 def _refused(capsys, *arguments):
-    """The one line on stderr."""
+    """The one line on stderr with which translate.py refuses its arguments."""
     assert translate.main(["./translate.py", *map(str, arguments)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -119,11 +121,11 @@ def _refused(capsys, *arguments):
         (["text", "--fast"], "unrecognized arguments: --fast"),
     ],
 )
-def test_bad_flags(flags, line, capsys):
+def test_bad_flags_are_refused(flags, line, capsys):
     assert _refused(capsys, "run", *flags) == line
 
 
-def test_bad_files(tmp_path, capsys):
+def test_text_files_that_cannot_be_read_are_refused(tmp_path, capsys):
     for name in translate.FILES:
         (tmp_path / name).touch()
     file = tmp_path / "text"
@@ -160,7 +162,7 @@ def test_a_damaged_file_of_the_run_is_named(name, content, tmp_path, pieces, cap
     assert _refused(capsys, run, file).startswith(f"{run / name} is damaged, or is not of")
 
 
-def test_a_run_of_images(tmp_path, capsys):
+def test_a_run_of_an_image_model_is_refused(tmp_path, capsys):
     for name in translate.FILES:
         (tmp_path / name).touch()
     config = {"model": {"name": "resnet20"}, "data": {"max_length": 20}}
@@ -173,7 +175,7 @@ def test_a_run_of_images(tmp_path, capsys):
     )
 
 
-def test_weights_of_another_run(tmp_path, pieces):
+def test_weights_of_another_run_are_refused(tmp_path, pieces):
     _finish(tmp_path / "run", pieces, name="transformer_tiny")
     (tmp_path / "run" / "vocabulary.model").write_bytes(vocabulary.train(SENTENCES, 390))
     done = _run(tmp_path / "run", input=b"one\n")

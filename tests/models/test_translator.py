@@ -1,4 +1,4 @@
-"""Laws of the translator: each sentence as if alone, documents with their memory, its limits."""
+"""Laws of the translator: sentences are independent, documents have a memory, its limits."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ DOCUMENTS = [["abc", "hgfed", "tt"], ["qr"], [], ["s", "", "tsrqp", "k", "c"], [
 
 
 class Letters:
-    """A token a letter; blanks are none."""
+    """A vocabulary with a token for each letter and none for blanks."""
 
     @staticmethod
     def encode(text):
@@ -31,8 +31,8 @@ class Letters:
 
 
 def _build(memory_length=None, seed=2):
-    """A Transformer, or a TransformerXL of that memory, with large weights: it says much, and not
-    always an end."""
+    """A Transformer, or a TransformerXL with this memory. Its weights are large, so that its output
+    varies and does not always end."""
     keys = {"normalization": "pre", "dropout": 0.1, "seed": 0, "name": "tested"}
     if memory_length is None:
         model = Transformer(3 + len(LETTERS), SIZE, **keys)
@@ -46,7 +46,7 @@ def _build(memory_length=None, seed=2):
 
 
 def _expected(model, documents, max_length=256):
-    """The tokens of each sentence, greedily, by a whole pass for each token."""
+    """The tokens of each sentence, decoded greedily with a whole pass for each token."""
 
     @tf.function(reduce_retracing=True)
     def read(source, target, memory):
@@ -65,8 +65,8 @@ def _expected(model, documents, max_length=256):
                 while EOS not in hypothesis and len(hypothesis) < len(ids) + 1 + 50:
                     logits, _ = read(source, tf.constant([[BOS, *hypothesis]]), memory)
                     hypothesis.append(EOS + int(tf.argmax(logits[0, -1, EOS:])))
-                spoken = [token for token in hypothesis if token != EOS]
-                _, memory = read(source, tf.constant([[BOS, *spoken]]), memory)
+                words = [token for token in hypothesis if token != EOS]
+                _, memory = read(source, tf.constant([[BOS, *words]]), memory)
             found[-1].append(hypothesis)
     return found
 
@@ -82,16 +82,16 @@ def _letters(documents):
 
 
 @pytest.mark.parametrize("memory_length", [None, 0, 5])
-def test_greedily_each_sentence_is_as_if_alone(memory_length):
+def test_a_greedy_translation_does_not_depend_on_other_sentences(memory_length):
     model = _build(memory_length)
     hypotheses = _expected(model, [[text] for text in TEXTS])
     ends = {EOS in tokens for (tokens,) in hypotheses if tokens}
-    assert ends == {True, False}, "a weak test"
+    assert ends == {True, False}, "some hypotheses must end and some must not"
     translator = Translator(model, Letters, beams=1)
     assert translator(TEXTS) == [text for (text,) in _letters(hypotheses)]
 
 
-def test_with_beams_each_sentence_is_as_if_alone():
+def test_a_beam_search_does_not_depend_on_other_sentences():
     model = _build(seed=1)
 
     @tf.function(input_signature=[tf.TensorSpec([1, None], tf.int32)])
@@ -105,7 +105,7 @@ def test_with_beams_each_sentence_is_as_if_alone():
         tokens, _ = search(tf.constant([[*Letters.encode(text), EOS]]))
         ids = [token for token in tokens[0, 0].numpy() if token > EOS]
         expected.append(Letters.decode(ids) if text.strip() else "")
-    assert len(set(expected)) > 4, "a weak test"
+    assert len(set(expected)) > 4, "translations must differ"
     assert Translator(model, Letters, beams=3, alpha=1.0)(TEXTS) == expected
 
 
@@ -118,7 +118,7 @@ def test_batches_and_order_change_nothing():
 
 
 def test_no_batch_has_more_than_batch_size_positions():
-    """Hypotheses are up to 50 longer than sources. Except one sentence that has more by itself."""
+    """Hypotheses are up to 50 longer than sources. A longer sentence is a batch of its own."""
     translator = Translator(_build(), Letters, beams=1, batch_size=110)
     batches, search = [], translator._search
 
@@ -135,7 +135,7 @@ def test_no_batch_has_more_than_batch_size_positions():
     assert len(batches) < len(texts)
 
 
-def test_what_is_too_long_is_cut():
+def test_sentences_longer_than_max_length_are_cut():
     model = _build()
     translator = Translator(model, Letters, beams=1, max_length=5)
     assert translator(["abcdefghij", "abcd", "abc"]) == translator(["abcd", "abcdq", "abc"])
@@ -143,7 +143,7 @@ def test_what_is_too_long_is_cut():
     assert [translator(["abcdefghij"])] == _letters(expected)
 
 
-def test_nothing_gives_nothing():
+def test_empty_input_gives_empty_output():
     translator = Translator(_build(5), Letters)
     assert translator([]) == translator.documents([]) == []
     assert translator(["", " ", "\t"]) == ["", "", ""]
@@ -154,17 +154,17 @@ def test_nothing_gives_nothing():
 
 
 @pytest.mark.parametrize(("memory_length", "batch_size"), [(3, 4096), (100, 1), (100, 4096)])
-def test_documents_sentence_by_sentence(memory_length, batch_size):
+def test_documents_equal_a_reference_that_goes_sentence_by_sentence(memory_length, batch_size):
     model = _build(memory_length)
     expected = _letters(_expected(model, DOCUMENTS))
     translator = Translator(model, Letters, beams=1, batch_size=batch_size)
     assert translator.documents(DOCUMENTS) == expected
     alone = translator([text for document in DOCUMENTS for text in document])
-    assert alone != [text for document in expected for text in document], "a weak test"
+    assert alone != [text for document in expected for text in document], "memory has no effect"
 
 
 @pytest.mark.parametrize("memory_length", [None, 0])
-def test_without_memory_sentences_of_a_document_stand_for_themselves(memory_length):
+def test_without_memory_a_document_is_translated_as_single_sentences(memory_length):
     translator = Translator(_build(memory_length), Letters)
     expected = [translator(document) for document in DOCUMENTS]
     assert translator.documents(DOCUMENTS) == expected
@@ -197,6 +197,6 @@ def test_one_trace_serves_all_texts_and_later_weights(memory_length):
         ({"alpha": float("nan")}, "alpha=nan must be 0 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(keys, line):
+def test_impossible_settings_are_refused(keys, line):
     with pytest.raises(UsageError, match=f"^{line}$"):
         Translator(_build(), Letters, **keys)

@@ -1,4 +1,4 @@
-"""Programs under a real MPI. Those that end well share one start of their number of ranks."""
+"""Programs under a real MPI. Programs that pass share one start for each number of ranks."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests import together
 
 PROGRAMS = Path(__file__).parent / "programs"
 HANG = 400.0  # seconds; ten times what a quiet machine needs
-AT_ONCE = 45.0  # seconds; less than any time out that would end a job that nothing else ends
+AT_ONCE = 45.0  # seconds; less than any timeout that would end the job without the error
 
 pytestmark = together.needs_mpi
 
@@ -24,14 +24,14 @@ RANKS = {
     "baselines": 4,  # each follows its update rule
     "horovod_agrees": 4,  # both backends of all-reduce give the same weights
     "fit": 3,  # Keras' fit and the Trainer
-    "ill": 3,  # a rank whose weights are not finite is healed, or left out
-    "recorded": 3,  # the exchanges of a real run are proven
+    "not_finite": 3,  # a rank whose weights are not finite recovers, or is left out
+    "recorded": 3,  # the record of a real run has no violations
     "reference": 2,  # two ranks fit like the reference
     "callbacks": 2,  # Keras' callbacks on several ranks
-    "signals_in_fit": 2,  # a signal ends all ranks, whatever they do
-    "leaves": 2,  # trainings that failed and were handled end nothing
-    "evaluate": 2,  # an evaluation delays nobody
-    "children": 2,  # processes that a rank starts are plain ones
+    "signals_in_fit": 2,  # a signal ends all ranks, at any moment
+    "leaves": 2,  # a failed training that was handled ends no program
+    "evaluate": 2,  # an evaluation delays no other rank
+    "children": 2,  # processes that a rank starts are not part of the job
 }
 MARKS = {name: [pytest.mark.matrix] for name in ("transport", "refused", "children")}
 MARKS["horovod_agrees"] = [
@@ -44,8 +44,8 @@ MARKS["horovod_agrees"] = [
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    """{name: (failure, seconds)} of all programs that are asked for."""
-    names = together.asked_for(request, test_a_program_passes)
+    """{name: (failure, seconds)} of all selected programs."""
+    names = together.selected_names(request, test_a_program_passes)
     program, found = [str(PROGRAMS / "checks.py")], {}
     for ranks in sorted({RANKS[name] for name in names}):
         same = [name for name in names if RANKS[name] == ranks]
@@ -101,8 +101,8 @@ def processes(program):
     return found
 
 
-def ends_together(ranks, program, *arguments):
-    """Output of a job of which a rank fails; it must end at once and leave nothing."""
+def output_of_failing_job(ranks, program, *arguments):
+    """The output of a job in which a rank fails; the job must end at once and leave no process."""
     code, output = start(ranks, program, *arguments)
     ended = time.time()
     assert code != 0, output
@@ -118,22 +118,22 @@ def ends_together(ranks, program, *arguments):
 
 
 @pytest.mark.matrix
-def test_a_rank_that_does_not_start_is_not_waited_for_ever():
-    output = ends_together(2, "never_starts.py")
+def test_a_rank_that_does_not_start_ends_the_job():
+    output = output_of_failing_job(2, "never_starts.py")
     assert re.search("rank 0 on .* waited 3 s for MPI to connect all 2 ranks", output), output
 
 
 def test_gather_names_the_rank_that_is_late():
-    output = ends_together(3, "late.py")
+    output = output_of_failing_job(3, "late.py")
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
 
 
 @pytest.mark.parametrize(
     "algorithm", ["allreduce", pytest.param("local_sgd", marks=pytest.mark.slow)]
 )
-def test_ranks_with_uneven_numbers_of_batches_end_with_both_numbers(algorithm):
-    output = ends_together(3, "uneven.py", algorithm)
-    # Whether they meet in an averaging, or where they ask each other once a second for signals.
+def test_uneven_numbers_of_batches_end_the_job_with_a_reason(algorithm):
+    output = output_of_failing_job(3, "uneven.py", algorithm)
+    # Ranks may wait in an averaging, or in the check for signals once a second.
     late, uneven = r"rank [12] waited 3 s for ranks \[[01, ]+\]", "must be the same on all ranks"
     elsewhere = r"rank \d is at 'the end of training', but rank 0 at|but rank 0 at 'the end of"
     assert re.search(f"{late}|{uneven}|{elsewhere}", output), output
@@ -141,7 +141,7 @@ def test_ranks_with_uneven_numbers_of_batches_end_with_both_numbers(algorithm):
 
 @pytest.mark.parametrize("where", ["data", pytest.param("exit", marks=pytest.mark.matrix)])
 def test_a_rank_that_fails_ends_the_job(where):
-    output = ends_together(2, "fails.py", where)
+    output = output_of_failing_job(2, "fails.py", where)
     if where == "exit":
         assert "rank 1 ended during training" in output
     else:
@@ -153,18 +153,18 @@ def test_a_rank_that_fails_ends_the_job(where):
 
 @pytest.mark.parametrize("where", ["before", "first", "swarm", "local_sgd", "elsewhere"])
 def test_a_rank_whose_program_ends_is_not_waited_for(where):
-    output = ends_together(2, "leaves.py", where)
-    told = {
+    output = output_of_failing_job(2, "leaves.py", where)
+    expected = {
         "before": "the start of training: rank 1 has left",
         "first": "the start of training: rank 0 has left",
         "swarm": "rank 0 left in the middle of training",
         "local_sgd": r"whose programs have ended|rank 1 has left",
         "elsewhere": r"rank 1 is at 'something else', but rank 0 at 'the start of training'",
     }
-    assert re.search(told[where], output), output
+    assert re.search(expected[where], output), output
 
 
-def test_one_rank_alone_trains_plainly(caplog):
+def test_one_rank_alone_trains_as_without_the_callback(caplog):
     import keras
 
     import swarm_tf

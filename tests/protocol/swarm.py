@@ -1,8 +1,8 @@
-"""A swarm of nodes without I/O: messages of several delivered in any order.
+"""A swarm of nodes without I/O, whose messages are delivered in any order.
 
-A small scheduler owns the nodes, a virtual clock and the mail. It picks at random what happens
-next: a message arrives, a node polls, a model trains. What must hold is that the mean of all
-models, counted as their communication copies, stays where it is, whatever the order.
+A small scheduler owns the nodes, a virtual clock and the messages in flight. It picks at random
+what happens next: a message arrives, a node polls, a model trains. Whatever the order, no exchange
+may move the mean of all models, which is computed from their communication copies.
 """
 
 import logging
@@ -19,31 +19,31 @@ from swarm_tf.protocol.node import Node
 FINGERPRINT = 0x5EED
 
 
-class Post:
-    """Messages as bytes on their way; delivers any of them, and injects faults on request."""
+class Network:
+    """Messages in flight, as bytes. It delivers any of them, and injects faults on request."""
 
     def __init__(self, rng, drop=0.0, duplicate=0.0, corrupt=0.0, in_order=False):
         self.rng, self.drop, self.duplicate, self.corrupt = rng, drop, duplicate, corrupt
-        self.in_order = in_order  # of each pair of nodes, as MPI keeps it
-        self.bag = []
+        self.in_order = in_order  # between two nodes, as MPI guarantees
+        self.in_flight = []
         self.injected = {"drop": 0, "duplicate": 0, "corrupt": 0}
 
     def send(self, outbox):
         for to, message in outbox:
             head, payload = wire.pack(message, FINGERPRINT)
-            self.bag.append((to, head, payload.copy()))
+            self.in_flight.append((to, head, payload.copy()))
 
     def take(self):
-        """One message, or None if it was lost: (receiver, Message)."""
-        at = int(self.rng.integers(len(self.bag)))
+        """Delivers one message: (receiver, Message), or None if it was lost."""
+        at = int(self.rng.integers(len(self.in_flight)))
         if self.in_order:
-            road = self._road(at)
-            at = next(k for k in range(len(self.bag)) if self._road(k) == road)
-        to, head, payload = self.bag[at]
+            link = self._link(at)
+            at = next(k for k in range(len(self.in_flight)) if self._link(k) == link)
+        to, head, payload = self.in_flight[at]
         if self._happens("duplicate", self.duplicate):
             payload = payload.copy()
         else:
-            del self.bag[at]
+            del self.in_flight[at]
         if self._happens("drop", self.drop):
             return None
         if self._happens("corrupt", self.corrupt):
@@ -55,8 +55,8 @@ class Post:
         except wire.Unreadable:
             return None
 
-    def _road(self, at):
-        to, head, _ = self.bag[at]
+    def _link(self, at):
+        to, head, _ = self.in_flight[at]
         return to, wire.unpack(head, FINGERPRINT)[0].sender
 
     def _happens(self, what, probability):
@@ -65,7 +65,7 @@ class Post:
         return happens
 
     def _damaged(self, head, payload):
-        # Mostly the payload: damage to the head is seen at once.
+        # Mostly the payload, since damage to the head is always detected.
         if len(payload) and self.rng.random() < 0.9:
             payload = payload.copy()
             for _ in range(int(self.rng.integers(1, 4))):
@@ -81,7 +81,7 @@ def channels(codec, lengths):
 
 
 class Observed(Node):
-    """A node on a clock, whose events are counted and logged as its driver does."""
+    """A node with a clock; it counts and logs events as the driver does."""
 
     def __init__(self, *args, clock=lambda: 0.0, **options):
         self.clock, self.counters, self._ended = clock, Counters(), []
@@ -113,7 +113,7 @@ class Observed(Node):
 
 
 def flat(term, length):
-    """The weights of a term, which is flat or in blocks."""
+    """The weights of a term that may be flat or in blocks."""
     return np.asarray(term).reshape(-1)[:length]
 
 
@@ -134,7 +134,7 @@ class Swarm:
     ):
         self.size, self.mode, self.now = size, mode, 0.0
         self.rng = np.random.default_rng(seed)
-        self.post = Post(self.rng, **(faults or {}))
+        self.network = Network(self.rng, **(faults or {}))
         self.lengths = [BLOCK + 100 if chunks == 1 else BLOCK] * chunks
         if faults:
             options.setdefault("repeat_seconds", 1.0)
@@ -172,7 +172,7 @@ class Swarm:
         return np.concatenate(parts)
 
     def drift(self):
-        """How far the mean is from where the local steps put it, over the largest weight."""
+        """How far exchanges have moved the mean, relative to the largest weight."""
         largest = max(np.abs(x).max() for model in self.models for x in model)
         return float(np.abs(self.total() - self.expected).max() / largest / self.size)
 
@@ -182,7 +182,7 @@ class Swarm:
         return float(np.sqrt(np.mean((flat - flat.mean(axis=0)) ** 2)))
 
     def train(self, rank, scale):
-        """A local step; it belongs to the mean from now on, though published later."""
+        """A local step, which counts for the expected mean once it is published."""
         before = np.concatenate(self.models[rank]).astype(np.float64)
         for x in self.models[rank]:
             x += (scale * self.rng.normal(size=x.shape)).astype(np.float32)
@@ -190,7 +190,7 @@ class Swarm:
         self.steps[rank] += 1
 
     def apply(self, rank):
-        """What `Member` does at a boundary: corrections into the model, and publish it."""
+        """What `Member` does at a boundary: apply corrections to the model and publish it."""
         node = self.nodes[rank]
         rounding = []
         for x, correction in zip(self.models[rank], node.replica.take(), strict=True):
@@ -198,45 +198,45 @@ class Swarm:
             if correction is not None:
                 exact += flat(correction, len(x))
                 x[:] = exact
-            with np.errstate(invalid="ignore"):  # Inf, in the tests of it
+            with np.errstate(invalid="ignore"):  # some tests have Inf
                 rounding.append(x - exact)
         node.replica.publish([tf.constant(x) for x in self.models[rank]])
-        # The one thing that may move the mean: float32 holds the sum of two numbers rounded.
+        # Only rounding may move the mean: float32 rounds the sum of two numbers.
         self.expected += self.unpublished[rank] + np.concatenate(rounding)
         self.unpublished[rank][:] = 0
 
-    def ask(self, rank, partner=None):
+    def request(self, rank, partner=None):
         if partner is None:
             partner = int(self.rng.choice(self.neighbors[rank]))
         self.nodes[rank].request(partner, self.steps[rank])
 
     def poll(self, rank):
-        self.post.send(self.nodes[rank].poll())
+        self.network.send(self.nodes[rank].poll())
 
     def deliver(self):
-        taken = self.post.take()
+        taken = self.network.take()
         if taken:
             to, message = taken
-            self.post.send(self.nodes[to].handle(message))
+            self.network.send(self.nodes[to].handle(message))
 
     def settle(self, turns=10_000):
-        """Everything that is under way, to its end."""
+        """Runs until no message is in flight and no exchange is unanswered."""
         for _ in range(turns):
             for rank in range(self.size):
                 self.poll(rank)
-            if not self.post.bag and not any(n.view.unanswered for n in self.nodes):
+            if not self.network.in_flight and not any(n.view.unanswered for n in self.nodes):
                 return
-            while self.post.bag:
+            while self.network.in_flight:
                 self.deliver()
             self.now += 0.5 if any(n.repeat_seconds for n in self.nodes) else 0.0
-        raise AssertionError("no end")
+        raise AssertionError("the exchanges do not end")
 
     def count(self, name):
         return sum(getattr(n.counters, name) for n in self.nodes)
 
     def run(self, exchanges, noise):
-        """Non-blocking nodes in a random interleaving, until so many exchanges happened."""
-        assert self.mode != "blocking", "see Blocking"
+        """Runs non-blocking nodes in a random interleaving, until so many exchanges are counted."""
+        assert self.mode != "blocking", "use Blocking"
         while self.count("exchanges") < exchanges:
             self.now += 0.05
             rank = int(self.rng.integers(self.size))
@@ -245,10 +245,10 @@ class Swarm:
                     self.train(rank, noise)
                 case 1 if self.nodes[rank].view.pending_step is None:
                     self.apply(rank)
-                    self.ask(rank)
+                    self.request(rank)
                 case 2:
                     self.poll(rank)
-                case _ if self.post.bag:
+                case _ if self.network.in_flight:
                     self.deliver()
                 case _:
                     self.poll(rank)
@@ -268,8 +268,8 @@ CODECS = {
     "lattice2": ("lattice", 2),
 }
 FAULTS = {"drop": 0.05, "duplicate": 0.05, "corrupt": 0.05}
-# Corrections that wait together are summed in float32, hardly more. One that is lost or applied
-# twice moves the mean by a thousand times as much.
+# Pending corrections are summed in float32, which rounds a little. A correction that is lost or
+# applied twice moves the mean a thousand times as far.
 ROUNDING = 2e-8
 
 
@@ -277,8 +277,8 @@ def pair(codec="float32", mode="nonblocking", **options):
     return Swarm(2, codecs.build(codec), mode, **options)
 
 
-def even(swarm):
-    """Give the nodes even integers as models, so that halves are exact."""
+def even_models(swarm):
+    """Gives the nodes even integers as weights, so that halves are exact; returns the models."""
     for rank, model in enumerate(swarm.models):
         for x in model:
             x[:] = 2 * swarm.rng.integers(-1000, 1000, size=x.shape)
@@ -287,11 +287,11 @@ def even(swarm):
     return [np.concatenate(m) for m in swarm.models]
 
 
-def exchange_of(swarm, rank, partner):
-    """A whole one; returns what its initiator says of it."""
-    swarm.ask(rank, partner)
-    if swarm.mode == "blocking":  # the partner has to come to its boundary too
-        swarm.ask(partner, rank)
+def run_exchange(swarm, rank, partner):
+    """Runs one exchange to its end; returns the initiator's ExchangeEnded."""
+    swarm.request(rank, partner)
+    if swarm.mode == "blocking":  # the partner must be at its boundary too
+        swarm.request(partner, rank)
     swarm.settle()
     for each in (rank, partner):
         swarm.nodes[each].leave_boundary()
@@ -301,55 +301,56 @@ def exchange_of(swarm, rank, partner):
 
 
 class Blocking(Swarm):
-    """Each node trains, stands at its boundary until the node says it is over, and trains on."""
+    """Nodes that train, wait at each boundary until it is settled, and train on."""
 
     def __init__(self, size, *args, boundaries=10, **options):
         super().__init__(size, *args, mode="blocking", **options)
-        self.left = [boundaries] * size
-        self.stands = [False] * size
+        self.boundaries_left = [boundaries] * size
+        self.at_boundary = [False] * size
 
     def turn(self, rank, noise):
         """What the training thread of `rank` does next."""
         node = self.nodes[rank]
-        if not self.left[rank]:
+        if not self.boundaries_left[rank]:
             return
-        if not self.stands[rank]:
+        if not self.at_boundary[rank]:
             self.train(rank, noise)
             self.apply(rank)
-            self.ask(rank)
-            self.stands[rank] = True
+            self.request(rank)
+            self.at_boundary[rank] = True
         elif node.view.may_go_on:
             if node.view.settled:
                 node.leave_boundary()
                 self.apply(rank)
-                self.stands[rank] = False
-                self.left[rank] -= 1
-                if not self.left[rank]:
+                self.at_boundary[rank] = False
+                self.boundaries_left[rank] -= 1
+                if not self.boundaries_left[rank]:
                     node.finish(self.steps[rank])
             else:
-                self.ask(rank)
+                self.request(rank)
 
     def run(self, noise=0.003, most=200_000, weights=None):
-        """Until all have passed all their boundaries."""
+        """Runs until all nodes have passed all their boundaries."""
         for _ in range(most):
-            self.now += 1e-4  # no deadline may help: 200,000 turns are 20 s
+            self.now += 1e-4  # so slow that no deadline can pass: 200,000 turns are 20 s
             rank = int(self.rng.choice(self.size, p=weights))
             match int(self.rng.integers(4)):
                 case 0:
                     self.turn(rank, noise)
                 case 1:
                     self.poll(rank)
-                case _ if self.post.bag:
+                case _ if self.network.in_flight:
                     self.deliver()
-            if not any(self.left):
+            if not any(self.boundaries_left):
                 self.settle()
                 for r in range(self.size):
                     self.apply(r)
                 return
         states = [n.gate.state.name for n in self.nodes]
-        raise AssertionError(f"no progress: {states}, left {self.left}")
+        raise AssertionError(f"no progress: {states}, left {self.boundaries_left}")
 
 
 def on_a_ring(swarm):
+    """Lets nodes exchange with their neighbours on a ring only."""
     n = swarm.size
     swarm.neighbors = {r: sorted({(r + 1) % n, (r - 1) % n}) for r in range(n)}

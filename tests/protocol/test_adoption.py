@@ -1,4 +1,4 @@
-"""A node whose model is not finite takes that of a neighbour."""
+"""A node whose model is not finite takes the model of a neighbour."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def test_a_node_that_is_not_finite_adopts_a_model(mode, faults, codec):
     swarm = Swarm(2, codecs.build(codec), mode, chunks=3, faults=faults)
     swarm.models[0][1][7] = np.nan
     swarm.apply(0)
-    swarm.ask(0, 1)
+    swarm.request(0, 1)
     swarm.nodes[1].finish(0)
     swarm.settle()
     assert not swarm.nodes[0].replica.finite
@@ -25,13 +25,13 @@ def test_a_node_that_is_not_finite_adopts_a_model(mode, faults, codec):
     adopted = swarm.nodes[0].take_adopted()
     assert swarm.nodes[0].take_adopted() is None
     for chunk, model in enumerate(adopted):
-        shown = sum(flat(t, BLOCK) for t in swarm.nodes[1].replica.terms(chunk))
-        np.testing.assert_array_equal(model, shown)
+        expected = sum(flat(t, BLOCK) for t in swarm.nodes[1].replica.terms(chunk))
+        np.testing.assert_array_equal(model, expected)
     assert swarm.nodes[0].counters.adoptions == 1
     assert not any(n.counters.exchanges for n in swarm.nodes)
 
 
-def test_nobody_adopts_a_model_that_is_not_finite():
+def test_no_node_adopts_a_model_that_is_not_finite():
     swarm = pair()
     for rank in range(2):
         swarm.models[rank][0][7] = np.inf

@@ -1,4 +1,4 @@
-"""Messages that arrive twice: each kind, early and late, where messages may be lost and not."""
+"""Messages of each kind that arrive twice, early or late, on a lossy or a reliable network."""
 
 import numpy as np
 import pytest
@@ -6,30 +6,31 @@ import pytest
 from swarm_tf.protocol.gate import State
 from swarm_tf.protocol.messages import Kind, Message, Reason
 from swarm_tf.protocol.node import MODES
-from tests.protocol.swarm import even, pair
+from tests.protocol.swarm import even_models, pair
 
 LOSSY, RELIABLE = 1.0, None
 transports = pytest.mark.parametrize("repeat_seconds", [LOSSY, RELIABLE], ids=["lossy", "reliable"])
 
 
 def sent(swarm, rank, kind):
-    """What a node sends now, of one kind."""
+    """The messages of one kind that a node sends now."""
     return [message for _, message in swarm.nodes[rank].poll() if message.kind is kind]
 
 
-def twice(swarm, rank, message):
+def handle_twice(swarm, rank, message):
     """The answers of a node to a message and to its copy."""
     return [[m for _, m in swarm.nodes[rank].handle(message)] for _ in range(2)]
 
 
-def same(one, other):
-    """Whether two answers are the same, number by number."""
+def assert_same_answer(one, other):
+    """Asserts that two answers are the same, number by number."""
     assert (one.kind, one.chunk, one.reason) == (other.kind, other.chunk, other.reason)
     if one.encoded is not None:
         np.testing.assert_array_equal(one.encoded.payload, other.encoded.payload)
 
 
 def models(swarm):
+    """The models after all corrections."""
     for rank in range(swarm.size):
         swarm.apply(rank)
     return [np.concatenate(model) for model in swarm.models]
@@ -39,7 +40,7 @@ def request_between(swarm):
     """The request of rank 0 to rank 1, which is ready to serve."""
     if swarm.mode == "blocking":
         swarm.nodes[1].finish(0)
-    swarm.ask(0, 1)
+    swarm.request(0, 1)
     (request,) = sent(swarm, 0, Kind.REQUEST)
     return request
 
@@ -48,14 +49,14 @@ def request_between(swarm):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_request_and_a_reply_are_applied_once(mode, repeat_seconds):
     swarm = pair(mode=mode, repeat_seconds=repeat_seconds)
-    a, b = even(swarm)
+    a, b = even_models(swarm)
     request = request_between(swarm)
-    (reply,), again = twice(swarm, 1, request)
+    (reply,), again = handle_twice(swarm, 1, request)
     if repeat_seconds is LOSSY:
-        same(*again, reply)
+        assert_same_answer(*again, reply)
     else:
         assert again == []
-    assert twice(swarm, 0, reply) == [[], []]
+    assert handle_twice(swarm, 0, reply) == [[], []]
     mine, theirs = models(swarm)
     np.testing.assert_array_equal(mine, (a + b) / 2)
     np.testing.assert_array_equal(theirs, b if mode == "pull" else (a + b) / 2)
@@ -66,24 +67,24 @@ def test_a_request_and_a_reply_are_applied_once(mode, repeat_seconds):
 
 
 @transports
-def test_a_request_of_an_exchange_before_the_latest_has_no_answer(repeat_seconds):
+def test_a_request_of_an_earlier_exchange_gets_no_answer(repeat_seconds):
     swarm = pair(repeat_seconds=repeat_seconds)
-    even(swarm)
+    even_models(swarm)
     first = request_between(swarm)
-    twice(swarm, 0, twice(swarm, 1, first)[0][0])
+    handle_twice(swarm, 0, handle_twice(swarm, 1, first)[0][0])
     second = request_between(swarm)
     assert second.exchange > first.exchange
     swarm.nodes[1].handle(second)
-    assert twice(swarm, 1, first) == [[], []]
+    assert handle_twice(swarm, 1, first) == [[], []]
 
 
 @transports
 def test_a_request_that_waits_is_queued_once(repeat_seconds):
     swarm = pair(mode="blocking", repeat_seconds=repeat_seconds)
-    a, b = even(swarm)
-    swarm.ask(0, 1)
+    a, b = even_models(swarm)
+    swarm.request(0, 1)
     (request,) = sent(swarm, 0, Kind.REQUEST)
-    assert twice(swarm, 1, request) == [[], []], "rank 1 trains"
+    assert handle_twice(swarm, 1, request) == [[], []], "rank 1 trains, so the request waits"
     assert len(swarm.nodes[1].gate.waiting) == 1
     swarm.nodes[1].finish(0)
     assert len(sent(swarm, 1, Kind.REPLY)) == 1
@@ -95,10 +96,10 @@ def test_a_refusal_ends_an_exchange_once(repeat_seconds):
     swarm = pair(repeat_seconds=repeat_seconds)
     request = request_between(swarm)
     swarm.nodes[1].close()
-    (refusal,), again = twice(swarm, 1, request)
+    (refusal,), again = handle_twice(swarm, 1, request)
     assert (refusal.kind, refusal.reason) == (Kind.REFUSE, Reason.CLOSED)
     assert len(again) == (repeat_seconds is LOSSY)
-    assert twice(swarm, 0, refusal) == [[], []]
+    assert handle_twice(swarm, 0, refusal) == [[], []]
     assert len(swarm.nodes[0].take_ended()) == 1
 
 
@@ -119,31 +120,31 @@ def test_a_cancellation_does_not_end_a_later_pairing(repeat_seconds):
 
 
 @transports
-def test_a_model_is_shown_as_often_as_it_is_asked_for_and_adopted_once(repeat_seconds):
+def test_a_model_is_sent_for_each_copy_of_a_request_and_adopted_once(repeat_seconds):
     swarm = pair(repeat_seconds=repeat_seconds)
     swarm.models[0][0][5] = np.nan
     swarm.apply(0)
     swarm.nodes[0].request(1, 0, adopt=True)
     (adopt,) = sent(swarm, 0, Kind.ADOPT)
-    (first,), (second,) = twice(swarm, 1, adopt)
-    same(first, second)
-    assert twice(swarm, 0, first) == [[], []]
+    (first,), (second,) = handle_twice(swarm, 1, adopt)
+    assert_same_answer(first, second)
+    assert handle_twice(swarm, 0, first) == [[], []]
     assert len(swarm.nodes[0].take_adopted()) == 1
     assert swarm.nodes[0].take_adopted() is None
     assert len(swarm.nodes[0].take_ended()) == 1
 
 
-def test_a_rank_is_gone_once_and_a_sign_of_life_is_answered_each_time():
+def test_a_rank_leaves_once_and_each_heartbeat_is_answered():
     swarm = pair()
     done = Message(Kind.DONE, 0, step=7, reason=Reason.FAILED)
-    assert twice(swarm, 1, done) == [[], []]
+    assert handle_twice(swarm, 1, done) == [[], []]
     assert swarm.nodes[1].counters.messages_dropped == 0
     assert swarm.nodes[1].view.failed == {0}
-    answers = twice(swarm, 1, Message(Kind.PING, 0))
+    answers = handle_twice(swarm, 1, Message(Kind.PING, 0))
     assert [[m.kind for m in out] for out in answers] == [[Kind.PONG], [Kind.PONG]]
 
 
-def test_an_old_message_does_not_set_the_steps_of_its_sender_back():
+def test_an_old_message_does_not_lower_the_step_of_its_sender():
     swarm = pair()
     for step in (5, 9, 5):
         swarm.nodes[1].handle(Message(Kind.PONG, 0, step=step))
@@ -153,16 +154,16 @@ def test_an_old_message_does_not_set_the_steps_of_its_sender_back():
 @transports
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("reason", [Reason.FAILED, Reason.LEFT])
-def test_a_request_of_a_rank_that_is_gone_is_not_served(mode, reason, repeat_seconds):
-    """Not even a copy of one that waited: this node must not average with nobody."""
+def test_a_request_of_a_rank_that_left_is_not_served(mode, reason, repeat_seconds):
+    """Nor is a copy of a request that waited: this node would average without a partner."""
     swarm = pair(mode=mode, repeat_seconds=repeat_seconds)
-    _, b = even(swarm)
-    swarm.ask(0, 1)
+    _, b = even_models(swarm)
+    swarm.request(0, 1)
     (request,) = sent(swarm, 0, Kind.REQUEST)
     if mode == "blocking":
-        assert twice(swarm, 1, request) == [[], []], "it waits"
+        assert handle_twice(swarm, 1, request) == [[], []], "the request waits"
     swarm.nodes[1].handle(Message(Kind.DONE, 0, reason=reason))
-    assert twice(swarm, 1, request) == [[], []]
+    assert handle_twice(swarm, 1, request) == [[], []]
     swarm.nodes[1].finish(0)
     assert sent(swarm, 1, Kind.REPLY) == []
     np.testing.assert_array_equal(models(swarm)[1], b)

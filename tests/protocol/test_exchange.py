@@ -1,18 +1,18 @@
-"""Single exchanges: exact averages, late answers, second copies."""
+"""Single exchanges: exact averages, late answers, copies of messages."""
 
 import logging
 
 import numpy as np
 import pytest
 
-from tests.protocol.swarm import ROUNDING, even, pair
+from tests.protocol.swarm import ROUNDING, even_models, pair
 
 
 @pytest.mark.parametrize("chunks", [1, 5])
-def test_an_exchange_is_the_exact_average(chunks):
+def test_an_exchange_gives_both_the_exact_average(chunks):
     swarm = pair(chunks=chunks)
-    a, b = even(swarm)
-    swarm.ask(0, 1)
+    a, b = even_models(swarm)
+    swarm.request(0, 1)
     swarm.settle()
     for rank in (0, 1):
         swarm.apply(rank)
@@ -22,9 +22,9 @@ def test_an_exchange_is_the_exact_average(chunks):
 def test_crossed_requests_average_once():
     for seed in range(20):
         swarm = pair(seed=seed, faults={"in_order": True})
-        a, b = even(swarm)
+        a, b = even_models(swarm)
         for rank in (0, 1):
-            swarm.ask(rank, 1 - rank)
+            swarm.request(rank, 1 - rank)
             swarm.poll(rank)
         swarm.settle()
         for rank in (0, 1):
@@ -37,29 +37,29 @@ def test_crossed_requests_average_once():
         assert swarm.nodes[1].view.pending_step is None
 
 
-def test_crossed_requests_in_any_order_keep_the_mean():
+def test_crossed_requests_keep_the_mean_in_any_order():
     for seed in range(20):
         swarm = pair(seed=seed)
         before = swarm.distance()
         for rank in (0, 1):
-            swarm.ask(rank, 1 - rank)
+            swarm.request(rank, 1 - rank)
             swarm.poll(rank)
         swarm.settle()
         assert swarm.drift() < ROUNDING
         for rank in (0, 1):
             swarm.apply(rank)
-        # A reply that overtakes a request lets both happen; never worse than before.
+        # If a reply overtakes a request both exchanges happen; models never end further apart.
         assert swarm.distance() <= before * 1.000001
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
 def test_a_late_answer_still_applies(mode, caplog):
     swarm = pair(mode=mode, timeout_seconds=10)
-    a, b = even(swarm)
+    a, b = even_models(swarm)
     initiator = swarm.nodes[0]
     if mode == "blocking":
-        swarm.nodes[1].finish(0)  # free to serve
-    swarm.ask(0, 1)
+        swarm.nodes[1].finish(0)  # so that rank 1 can serve
+    swarm.request(0, 1)
     swarm.poll(0)
     swarm.now += 11
     with caplog.at_level(logging.WARNING, "swarm_tf"):
@@ -82,11 +82,11 @@ def test_a_late_answer_still_applies(mode, caplog):
 
 def test_a_partner_that_has_not_answered_gets_no_second_request():
     swarm = pair(timeout_seconds=10)
-    swarm.ask(0, 1)
+    swarm.request(0, 1)
     swarm.poll(0)
     swarm.now += 11
     swarm.poll(0)
-    swarm.ask(0, 1)
+    swarm.request(0, 1)
     swarm.poll(0)
     (failed,) = swarm.nodes[0].take_ended()
     assert "rank 1 has not answered" in failed.failure
@@ -96,19 +96,19 @@ def test_a_partner_that_has_not_answered_gets_no_second_request():
 
 def test_copies_of_a_request_are_applied_once():
     swarm = pair(repeat_seconds=1.0)
-    a, b = even(swarm)
-    swarm.ask(0, 1)
+    a, b = even_models(swarm)
+    swarm.request(0, 1)
     swarm.poll(0)
-    (to, head, payload) = swarm.post.bag[0]
-    swarm.post.bag += [(to, head, payload.copy())] * 3
+    (to, head, payload) = swarm.network.in_flight[0]
+    swarm.network.in_flight += [(to, head, payload.copy())] * 3
     swarm.settle()
     for rank in (0, 1):
         swarm.apply(rank)
         np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
-    # And a copy that comes after the next exchange.
-    swarm.ask(0, 1)
+    # A copy that comes after the next exchange is ignored too.
+    swarm.request(0, 1)
     swarm.settle()
-    swarm.post.bag.append((to, head, payload.copy()))
+    swarm.network.in_flight.append((to, head, payload.copy()))
     swarm.settle()
     assert swarm.drift() == 0
 
@@ -116,7 +116,7 @@ def test_copies_of_a_request_are_applied_once():
 def test_an_exchange_reports_its_staleness_and_payload():
     swarm = pair(chunks=3)
     swarm.steps[0] = 17
-    swarm.ask(0, 1)
+    swarm.request(0, 1)
     swarm.settle()
     (exchange,) = swarm.nodes[0].take_ended()
     assert (exchange.partner, exchange.step, exchange.failure) == (1, 17, "")

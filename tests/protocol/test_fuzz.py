@@ -1,4 +1,4 @@
-"""Messages with a good CRC and bad fields: dropped and counted; node and thread go on."""
+"""Messages with a valid CRC and bad fields are dropped and counted; the thread goes on."""
 
 import time
 import zlib
@@ -17,7 +17,7 @@ from swarm_tf.transport.local import LocalNetwork
 
 FINGERPRINT = 7
 LENGTHS = [2 * BLOCK, BLOCK]
-NASTY = [0, 1, 2, 3, 7, 255, 2**16 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
+EDGE_VALUES = [0, 1, 2, 3, 7, 255, 2**16 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
 FIELDS = {  # of the header: place, bytes
     "version": (4, 1), "kind": (5, 1), "reason": (6, 1), "codec": (7, 1), "words": (8, 1),
     "dtype": (9, 1), "sender": (10, 2), "exchange": (12, 8), "chunk": (20, 4), "scales": (24, 4),
@@ -37,6 +37,7 @@ def _driver(transport, scale, codec, fingerprint=FINGERPRINT):
 
 
 def _copy(driver):
+    """The communication copy as one vector."""
     return np.concatenate(
         [
             np.sum([np.asarray(t).reshape(-1)[:n] for t in driver.replica.terms(c)], axis=0)
@@ -47,6 +48,7 @@ def _copy(driver):
 
 @pytest.fixture
 def victim():
+    """A network of three ranks, and the driver of rank 1, which gets the bad messages."""
     network = LocalNetwork(3)
     driver = _driver(network[1], 1.0, ("lattice", 8))
     driver.start()
@@ -102,7 +104,7 @@ def test_a_bad_field_changes_nothing(victim, what, kind):
     np.testing.assert_array_equal(_copy(driver), before)
 
 
-def test_a_rank_that_calls_itself_another_is_not_believed(victim):
+def test_a_message_with_a_wrong_sender_is_dropped(victim):
     network, driver = victim
     done = Message(Kind.DONE, 2, reason=Reason.LEFT)
     network[0].send(1, *wire.pack(done, FINGERPRINT))
@@ -116,12 +118,12 @@ def test_a_rank_that_calls_itself_another_is_not_believed(victim):
 
 
 def _mutated(rng, head, payload):
-    """A valid message with some fields of its header or bytes changed, and a good CRC again."""
+    """A valid message of which some fields or bytes are changed, with a valid CRC again."""
     head = bytearray(head[:-4])
     for _ in range(int(rng.integers(1, 4))):
         if rng.random() < 0.7:
             place, size = FIELDS[str(rng.choice(list(FIELDS)))]
-            value = NASTY[rng.integers(len(NASTY))] % 2 ** (8 * size)
+            value = EDGE_VALUES[rng.integers(len(EDGE_VALUES))] % 2 ** (8 * size)
             head[place : place + size] = value.to_bytes(size, "little")
         else:
             head[rng.integers(len(head))] = int(rng.integers(256))
@@ -135,11 +137,11 @@ def _mutated(rng, head, payload):
 
 
 @pytest.mark.parametrize("nodes", [100, pytest.param(250, marks=pytest.mark.slow)])
-def test_messages_that_are_mutated(nodes):
-    """Handled on this thread, as the communication thread does it, so that it takes seconds.
+def test_mutated_messages_are_dropped_or_change_little(nodes):
+    """This thread handles them as the communication thread does, so that the test takes seconds.
 
-    A new node takes over after every few hundred, since one that has seen a late exchange ignores
-    all earlier ones of that sender.
+    After every few hundred messages a new node takes over, since a node that has seen a high
+    exchange number ignores all lower numbers of that sender.
     """
     rng = np.random.default_rng(0)
     dropped = averaged = 0
@@ -148,7 +150,7 @@ def test_messages_that_are_mutated(nodes):
         dropped += driver.counters.messages_dropped
         averaged += driver.counters.exchanges + driver.counters.exchanges_served
     assert dropped > 200 * nodes
-    assert averaged > 0.4 * nodes, "messages that were changed harmlessly are averaged"
+    assert averaged > 0.4 * nodes, "too few of the harmless changes were averaged"
 
 
 def _mutated_messages(rng, count):
@@ -169,7 +171,7 @@ def _mutated_messages(rng, count):
     driver.request(0, 3)
     for number in range(count):
         head, payload = heads[rng.integers(len(heads))]
-        # Most heads are refused before anything costs; a payload is copied by the network.
+        # Most messages are refused by their header, which is cheap; the network copies payloads.
         network[0].send(1, *_mutated(rng, head, payload))
         if number % 100 == 99:
             thread.turn()
@@ -177,8 +179,8 @@ def _mutated_messages(rng, count):
             driver.check()
     y = _copy(driver)
     assert np.isfinite(y).all()
-    assert np.abs(y - 1).max() < 0.1, "only what a real exchange would do"
-    # And a normal exchange, with a rank that has sent nothing yet.
+    assert np.abs(y - 1).max() < 0.1, "further than a real exchange would move it"
+    # Then a normal exchange works, with a rank that has sent nothing yet.
     other = _driver(network[2], 3.0, ("lattice", 8))
     before = _copy(driver) + _copy(other)
     other.request(1, 1)
@@ -195,8 +197,8 @@ def _mutated_messages(rng, count):
     return driver
 
 
-def test_two_trainings_on_one_transport_do_not_hear_each_other():
-    """Two callbacks in one list, two models in one loop: messages go to whose they are."""
+def test_two_trainings_on_one_transport_get_only_their_own_messages():
+    """As with two callbacks in one list, or two models in one loop."""
     network = LocalNetwork(2)
     drivers = {
         (rank, f): _driver(network[rank], 1.0 + rank + f, ("float32", 8), fingerprint=f)

@@ -15,8 +15,8 @@ def _request(sender):
     return Message(Kind.REQUEST, sender, 1)
 
 
-def _standing(state, partner=None):
-    """A blocking node in `state`, taken there by its own methods."""
+def _gate_in(state, partner=None):
+    """A blocking gate in `state`, brought there by its own methods."""
     gate = Gate(RANK, blocking=True)
     if state is not State.TRAINING:
         gate.reach_boundary()
@@ -37,13 +37,13 @@ def _standing(state, partner=None):
         (State.FREE, HIGHER, True),
         (State.REQUESTING, LOWER, False),
         (State.REQUESTING, HIGHER, Reason.BUSY),
-        (State.PAIRED, LOWER, True),  # its partner: further chunks
+        (State.PAIRED, LOWER, True),  # its partner sends further chunks
         (State.PAIRED, HIGHER, False),
     ],
 )
 @pytest.mark.parametrize("crossed", [False, True])
-def test_blocking_table(state, sender, verdict, crossed):
-    assert _standing(state, partner=LOWER).admit(_request(sender), crossed) is verdict
+def test_a_blocking_gate_admits_requests_as_in_the_table(state, sender, verdict, crossed):
+    assert _gate_in(state, partner=LOWER).admit(_request(sender), crossed) is verdict
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_blocking_table(state, sender, verdict, crossed):
     [
         (LOWER, False, True),
         (HIGHER, False, True),
-        (LOWER, True, True),  # the lower rank's request stands for both
+        (LOWER, True, True),  # the lower rank's request counts for both
         (HIGHER, True, Reason.CROSSED),
     ],
 )
 @pytest.mark.parametrize("method", ["reach_boundary", "leave_boundary", "start_request", None])
-def test_not_blocking_admits_all_but_crossed_requests(sender, crossed, verdict, method):
+def test_a_nonblocking_gate_admits_all_but_crossed_requests(sender, crossed, verdict, method):
     gate = Gate(RANK, blocking=False)
     if method:
         getattr(gate, method)()
@@ -70,7 +70,7 @@ def test_of_two_crossed_requests_exactly_one_is_served():
 
 
 def test_waiting_ranks_form_no_cycle():
-    # An asking node lets only lower ranks wait, so every chain of waiting ranks rises.
+    # A requesting node lets only lower ranks wait, so ranks rise along every chain of waiting.
     for rank in range(4):
         for sender in set(range(4)) - {rank}:
             gate = Gate(rank, blocking=True)
@@ -80,7 +80,7 @@ def test_waiting_ranks_form_no_cycle():
             assert waits == (sender < rank)
 
 
-def test_a_boundary_from_end_to_end():
+def test_the_states_of_a_gate_at_one_boundary():
     gate = Gate(RANK, blocking=True)
     gate.reach_boundary()
     assert (gate.state, gate.settled) == (State.FREE, False)
@@ -95,7 +95,7 @@ def test_a_boundary_from_end_to_end():
 
 
 def test_a_busy_partner_leaves_the_boundary_open():
-    gate = _standing(State.REQUESTING)
+    gate = _gate_in(State.REQUESTING)
     gate.end_exchange(settles=False)
     assert gate.state is State.FREE
     assert not gate.settled
@@ -112,14 +112,14 @@ def test_a_late_exchange_does_not_stop_training():
     assert gate.state is State.TRAINING
 
 
-def test_reaching_twice_keeps_what_happened_at_the_boundary():
-    gate = _standing(State.FREE)
+def test_reaching_a_boundary_twice_keeps_it_settled():
+    gate = _gate_in(State.FREE)
     gate.end_exchange(settles=True)
     gate.reach_boundary()
     assert gate.settled
 
 
-def test_only_true_failures_count_as_failures():
+def test_crossed_and_busy_requests_are_not_failures():
     harmless = {reason for reason in Reason if not reason.is_failure}
     assert harmless == {Reason.NONE, Reason.CROSSED, Reason.BUSY}
 
@@ -129,6 +129,6 @@ def test_every_reason_names_the_rank(reason):
     assert "rank 17" in reason.sentence(17)
 
 
-def test_the_diagram_in_the_documents_is_that_of_the_table():
+def test_the_diagram_in_the_docs_is_that_of_the_gate():
     page = Path(__file__).parents[2] / "docs" / "protocol.md"
     assert diagram() in page.read_text()

@@ -19,10 +19,10 @@ def test_mean_stays_over_hundreds_of_exchanges(name):
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "lattice16", "lattice8", "lattice4"])
-def test_mean_stays_with_loss_doubles_disorder_and_damage(name):
+def test_mean_stays_with_lost_doubled_reordered_and_damaged_messages(name):
     swarm = Swarm(4, codecs.build(*CODECS[name]), seed=1, faults=FAULTS)
     swarm.run(400, noise=0.003)
-    assert min(swarm.post.injected.values()) > 30
+    assert min(swarm.network.injected.values()) > 30
     assert swarm.drift() < ROUNDING
     assert swarm.distance() < 0.05
 
@@ -46,7 +46,7 @@ def test_mean_stays_at_any_moment(size, name):
 
 
 def test_deadlines_that_pass_do_not_move_the_mean():
-    # The mail is slower than the timeout: many exchanges are given up, and end late.
+    # Messages take longer than the timeout: many exchanges are given up, and end late.
     swarm = Swarm(4, codecs.build("lattice", 4), seed=4, timeout_seconds=0.2)
     given_up = 0
     for _ in range(10):
@@ -57,7 +57,7 @@ def test_deadlines_that_pass_do_not_move_the_mean():
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_models_meet_without_noise(name):
+def test_models_converge_without_local_steps(name):
     swarm = Swarm(4, codecs.build(*CODECS[name]), seed=5)
     before = swarm.distance()
     swarm.run(150, noise=0)

@@ -1,19 +1,19 @@
-"""Signs of life, the end of a node's steps, and nodes that leave."""
+"""Heartbeats, nodes that finish their steps, and nodes that leave."""
 
 import numpy as np
 import pytest
 
 from swarm_tf import codec as codecs
 from swarm_tf.protocol.messages import Kind, Reason
-from tests.protocol.swarm import CODECS, Swarm, even, exchange_of, pair
+from tests.protocol.swarm import CODECS, Swarm, even_models, pair, run_exchange
 
 
 @pytest.mark.parametrize("reason", [Reason.FAILED, Reason.LEFT])
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking", "pull"])
-def test_one_that_parts_is_waited_for_by_nobody(mode, reason):
+def test_no_node_waits_for_a_node_that_left(mode, reason):
     swarm = Swarm(3, codecs.build("float32"), mode)
     for rank in (0, 1):
-        swarm.ask(rank, 2)
+        swarm.request(rank, 2)
         swarm.poll(rank)
     swarm.nodes[2].leave_swarm(reason)
     assert not swarm.nodes[2].view.has_announced
@@ -29,20 +29,20 @@ def test_one_that_parts_is_waited_for_by_nobody(mode, reason):
         assert exchange.failure
         node.leave_boundary()
         swarm.apply(rank)
-        swarm.ask(rank, 2)
+        swarm.request(rank, 2)
         swarm.poll(rank)
-        assert node.view.may_go_on, "an exchange with it is over at once"
+        assert node.view.may_go_on, "an exchange with a node that left ends at once"
     before = swarm.now
     for rank in (0, 1):
         swarm.nodes[rank].finish(1)
     swarm.nodes[0].leave_boundary()
-    swarm.ask(0, 1)
+    swarm.request(0, 1)
     swarm.settle()
     assert swarm.now == before
     assert swarm.count("exchanges") >= 1
 
 
-def test_a_signal_that_comes_while_one_waits_for_others_reaches_them():
+def test_a_signal_to_a_node_that_waits_at_the_end_reaches_the_others():
     swarm = pair()
     swarm.nodes[0].finish(5)
     swarm.settle()
@@ -52,7 +52,7 @@ def test_a_signal_that_comes_while_one_waits_for_others_reaches_them():
     assert swarm.nodes[1].view.stop_requested
 
 
-def test_a_finished_node_tells_all_and_asks_after_the_missing():
+def test_a_finished_node_announces_it_and_sends_heartbeats_to_the_others():
     swarm = Swarm(3, codecs.build("float32"))
     swarm.nodes[0].finish(5)
     out = swarm.nodes[0].poll()
@@ -70,7 +70,7 @@ def test_a_finished_node_tells_all_and_asks_after_the_missing():
     assert swarm.nodes[0].membership.last_seen[1] == (2.0, 7)
 
 
-def test_a_lost_done_is_asked_for():
+def test_a_lost_done_message_is_made_up_for_by_heartbeats():
     swarm = Swarm(2, codecs.build("float32"))
     for node in swarm.nodes:
         node.finish(1)
@@ -81,7 +81,7 @@ def test_a_lost_done_is_asked_for():
 
 
 @pytest.mark.parametrize("announced", ["at once", "on a heartbeat"])
-def test_a_signal_to_one_ends_all(announced):
+def test_a_signal_to_one_node_stops_all(announced):
     swarm = Swarm(3, codecs.build("float32"))
     swarm.nodes[0].finish(5, stop=True)
     if announced == "on a heartbeat":
@@ -94,7 +94,7 @@ def test_a_signal_to_one_ends_all(announced):
     assert all(node.view.stop_requested for node in swarm.nodes)
 
 
-def test_who_is_done_ends_nobody_else():
+def test_a_node_that_is_done_stops_no_other():
     swarm = Swarm(3, codecs.build("float32"))
     swarm.nodes[0].finish(5)
     swarm.settle()
@@ -103,27 +103,27 @@ def test_who_is_done_ends_nobody_else():
 
 @pytest.mark.parametrize("name", ["float32", "lattice8"])
 @pytest.mark.parametrize("chunks", [1, 5])
-def test_one_that_ended_earlier_follows_and_holds_nobody_back(name, chunks):
+def test_a_node_that_finished_earlier_follows_and_does_not_move_others(name, chunks):
     swarm = Swarm(2, codecs.build(*CODECS[name]), chunks=chunks)
     a, b = (np.concatenate(m) for m in swarm.models)
     swarm.nodes[1].finish(50)
     swarm.settle()  # node 0 knows of it
-    far = np.abs(a - b).max()
+    distance = np.abs(a - b).max()
     for step in (51, 60, 70, 80, 90):
         swarm.steps[0] = step
-        assert not exchange_of(swarm, 0, 1).failure
+        assert not run_exchange(swarm, 0, 1).failure
         np.testing.assert_array_equal(np.concatenate(swarm.models[0]), a)
         now = np.abs(np.concatenate(swarm.models[1]) - a).max()
-        assert now < 0.6 * far
-        far = now
+        assert now < 0.6 * distance
+        distance = now
 
 
-def test_one_that_ended_later_weighs_as_any_other():
+def test_a_node_that_finished_at_no_earlier_step_is_averaged_as_usual():
     swarm = pair()
-    a, b = even(swarm)
+    a, b = even_models(swarm)
     swarm.nodes[1].finish(50)
     swarm.settle()
     swarm.steps[0] = 50
-    exchange_of(swarm, 0, 1)
+    run_exchange(swarm, 0, 1)
     for model in swarm.models:
         np.testing.assert_array_equal(np.concatenate(model), (a + b) / 2)

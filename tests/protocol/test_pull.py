@@ -1,4 +1,4 @@
-"""Mode pull: the initiator alone changes."""
+"""Mode pull: only the initiator changes."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ def test_pull_changes_only_the_initiator(codec, chunks):
     swarm = pair(codec, "pull", chunks=chunks)
     for _ in range(3):
         a, b = (np.concatenate(m) for m in swarm.models)
-        swarm.ask(0, 1)
+        swarm.request(0, 1)
         swarm.settle()
         for rank in (0, 1):
             swarm.apply(rank)
         np.testing.assert_array_equal(np.concatenate(swarm.models[1]), b)
         np.testing.assert_allclose(np.concatenate(swarm.models[0]), (a + b) / 2, atol=0.004)
         assert np.abs(np.concatenate(swarm.models[0]) - a).max() > 0.001
-    # The answer's model counts; a lattice begins with an exact exchange.
+    # Replies carry the payload; a lattice begins with an exact exchange.
     bytes_a_weight = 4 + 4 + 4 if codec == "float32" else 4 + 1 + 1
     blocks = sum(codecs.blocks_of(length) for length in swarm.lengths)
     assert swarm.count("payload_bytes") == bytes_a_weight * blocks * BLOCK
@@ -34,17 +34,17 @@ def test_pull_with_faults_is_still_an_average():
     assert swarm.distance() < before / 1000
 
 
-def test_pull_both_read_when_both_ask_at_once():
-    """Each read changes its reader only, so none can stand for both."""
+def test_two_pulls_that_cross_are_both_served():
+    """Each pull changes its initiator only, so one cannot replace the other."""
     swarm = pair(mode="pull")
     before = swarm.models[1][0] - swarm.models[0][0]
     for rank in (0, 1):
-        swarm.ask(rank, 1 - rank)
+        swarm.request(rank, 1 - rank)
         swarm.poll(rank)
     swarm.settle()
     for rank in (0, 1):
         swarm.apply(rank)
     assert swarm.count("exchanges") == 2
-    # The first to read stands in the middle; the second reads it there, or where it was.
+    # The first initiator moves to the middle; the second reads that model or the one before.
     after = swarm.models[1][0] - swarm.models[0][0]
     assert np.all(np.abs(after) <= np.abs(before) / 4 + 1e-6)

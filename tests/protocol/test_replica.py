@@ -12,8 +12,8 @@ from swarm_tf.protocol.replica import Replica
 
 
 @pytest.fixture
-def hasty():
-    """Threads change every 10 microseconds, so that they meet in every gap."""
+def fast_thread_switches():
+    """Threads switch every 10 microseconds, so that every interleaving occurs."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -25,7 +25,7 @@ def _decoded(correction, accepted=True):
 
 
 class _Adding(Channel):
-    """Takes what its partner sends for the correction itself."""
+    """A channel that takes what the partner sends as the correction itself."""
 
     def __init__(self, length):
         super().__init__([], length)
@@ -48,6 +48,7 @@ def _copy(replica, chunk):
 
 
 def _fresh(*lengths):
+    """A replica that has published zeros."""
     replica = _replica(*lengths)
     replica.publish([tf.zeros([n]) for n in lengths])
     return replica
@@ -61,7 +62,7 @@ def test_the_copy_is_what_was_published():
     assert replica.take() == [None, None]
 
 
-def test_corrections_add_up_and_show_at_once():
+def test_corrections_add_up_and_are_visible_at_once():
     replica = _fresh(3, 2)
     for value in (1, 2, 4):
         _add(replica, 0, value)
@@ -91,7 +92,7 @@ def test_publishing_the_corrected_model_counts_each_correction_once():
     np.testing.assert_array_equal(taken, np.full(3, 2))
 
 
-def test_what_was_taken_stays_as_it_was():
+def test_corrections_that_were_taken_do_not_change():
     replica = _fresh(2)
     _add(replica, 0, 1)
     taken = replica.take()
@@ -101,14 +102,14 @@ def test_what_was_taken_stays_as_it_was():
     np.testing.assert_array_equal(taken[0], [1, 1])
 
 
-def test_a_correction_is_computed_again_if_its_ground_was_taken():
-    """The training thread takes while the correction is being computed."""
-    taken, grounds = [], []
+def test_a_correction_is_recomputed_if_the_one_below_it_was_taken():
+    """The training thread takes corrections while another one is being computed."""
+    taken, bases = [], []
 
     class Taken(_Adding):
         def decode(self, own, other, onto=None, allowed=None):
-            grounds.append(onto)
-            if len(grounds) == 2:  # the second correction, on top of the first
+            bases.append(onto)
+            if len(bases) == 2:  # the second correction, on top of the first
                 taken.extend(replica.take())
             return super().decode(own, other, onto, allowed)
 
@@ -116,16 +117,16 @@ def test_a_correction_is_computed_again_if_its_ground_was_taken():
     replica.publish([tf.zeros([2])])
     _add(replica, 0, 1)
     _add(replica, 0, 2)
-    assert len(grounds) == 3
-    assert grounds[2] is None
+    assert len(bases) == 3
+    assert bases[2] is None
     np.testing.assert_array_equal(taken[0], [1, 1])
     np.testing.assert_array_equal(_copy(replica, 0), [3, 3])
     replica.publish([taken[0]])
     np.testing.assert_array_equal(replica.take()[0], [2, 2])
 
 
-def _hammer(work, boundaries, lengths, step=1):
-    """`boundaries` boundaries of the training thread, or more, against `work` in another.
+def _stress(work, boundaries, lengths, step=1):
+    """Runs at least `boundaries` boundaries on this thread while `work` runs on another.
 
     The model starts at 0, and each boundary adds one local step of `step` to every weight.
     """
@@ -156,9 +157,9 @@ def _hammer(work, boundaries, lengths, step=1):
     return replica, model, steps
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("fast_thread_switches")
 def test_no_correction_is_lost_between_two_threads():
-    """Each of 1,000 corrections ends in the model exactly once, whatever the interleaving."""
+    """The model gets each of 1,000 corrections exactly once, whatever the interleaving."""
     corrections, lengths = 500, (4, 3)
 
     def work(replica):
@@ -166,7 +167,7 @@ def test_no_correction_is_lost_between_two_threads():
             _add(replica, 0, float(n % 7))
             _add(replica, 1, -1.0)
 
-    replica, model, steps = _hammer(work, 200, lengths)
+    replica, model, steps = _stress(work, 200, lengths)
     totals = (sum(n % 7 for n in range(corrections)), -corrections)
     for n, total in enumerate(totals):
         np.testing.assert_array_equal(_copy(replica, n), np.full(lengths[n], steps + total))
@@ -175,9 +176,9 @@ def test_no_correction_is_lost_between_two_threads():
         np.testing.assert_array_equal(held, np.full(lengths[n], steps + totals[n]))
 
 
-@pytest.mark.usefixtures("hasty")
-def test_the_copy_never_shows_a_correction_twice_or_not_at_all():
-    """Base, applying and pending sum to all corrections so far, at every moment."""
+@pytest.mark.usefixtures("fast_thread_switches")
+def test_the_copy_always_contains_each_correction_exactly_once():
+    """At every moment its terms add up to all corrections so far."""
 
     def work(replica):
         for n in range(1, 151):
@@ -185,5 +186,5 @@ def test_the_copy_never_shows_a_correction_twice_or_not_at_all():
             for _ in range(3):
                 np.testing.assert_array_equal(_copy(replica, 0), np.full(5, n))
 
-    replica, _, _ = _hammer(work, 50, (5,), step=0)
+    replica, _, _ = _stress(work, 50, (5,), step=0)
     np.testing.assert_array_equal(_copy(replica, 0), np.full(5, 150))

@@ -30,7 +30,7 @@ def _reply():
     return Message(Kind.REPLY, 65535, 7, 1, 9, encoded=_encoded(), accepted=accepted)
 
 
-def _there_and_back(message):
+def _round_trip(message):
     head, payload = wire.pack(message, FINGERPRINT)
     assert isinstance(head, bytes)
     assert payload.dtype == np.uint8
@@ -68,37 +68,37 @@ def _assert_same(a, b):
     ],
     ids=lambda m: f"{m.kind.name}-{m.sender}-{m.reason.name}",
 )
-def test_every_kind_survives(message):
-    _assert_same(message, _there_and_back(message))
+def test_every_kind_of_message_survives_the_wire(message):
+    _assert_same(message, _round_trip(message))
 
 
 @pytest.mark.parametrize(("name", "bits"), CODECS)
 @pytest.mark.parametrize("length", [1, BLOCK, 3 * BLOCK + 1, 9 * BLOCK])
-def test_every_codec_survives(name, bits, length):
+def test_messages_of_every_codec_survive_the_wire(name, bits, length):
     message = _request(name=name, bits=bits, length=length)
-    _assert_same(message, _there_and_back(message))
+    _assert_same(message, _round_trip(message))
 
 
-def test_accepted_survives_any_number_of_blocks():
+def test_accepted_survives_the_wire_for_any_number_of_blocks():
     rng = np.random.default_rng(0)
     for blocks in (1, 7, 8, 9, 64, 65):
         encoded = _encoded(length=blocks * BLOCK)
         accepted = rng.random(blocks) < 0.5
         message = Message(Kind.REPLY, 0, encoded=encoded, accepted=accepted)
-        np.testing.assert_array_equal(_there_and_back(message).accepted, accepted)
+        np.testing.assert_array_equal(_round_trip(message).accepted, accepted)
 
 
-def test_a_question_carries_no_payload():
+def test_a_request_without_payload_survives_the_wire():
     encoded = _encoded(name="bfloat16")
     message = Message(Kind.REQUEST, 0, 1, encoded=encoded.without_payload())
     _, payload = wire.pack(message, FINGERPRINT)
     assert len(payload) == 0
-    _assert_same(message, _there_and_back(message))
+    _assert_same(message, _round_trip(message))
 
 
-def test_what_arrived_decodes():
+def test_a_received_payload_is_decoded():
     codec, encoded = codecs.build("lattice", 4), _encoded(bits=4)
-    arrived = _there_and_back(Message(Kind.REQUEST, 0, encoded=encoded)).encoded
+    arrived = _round_trip(Message(Kind.REQUEST, 0, encoded=encoded)).encoded
     decoded = codec.decode(encoded, arrived)
     accepted, spread = decoded.accepted, decoded.spread
     assert accepted.all()
@@ -133,13 +133,13 @@ def test_random_bytes_are_unreadable():
 
 
 @pytest.mark.parametrize("other", [0, FINGERPRINT - 1, FINGERPRINT ^ 2**63])
-def test_another_fingerprint_is_unreadable(other):
+def test_a_message_with_another_fingerprint_is_unreadable(other):
     head, _ = wire.pack(_request(), FINGERPRINT)
     with pytest.raises(wire.Unreadable, match=r"rank 3 .*another version, model or configuration"):
         wire.unpack(head, other)
 
 
-def test_another_version_is_unreadable(monkeypatch):
+def test_a_message_of_another_version_is_unreadable(monkeypatch):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION + 1)
     head, _ = wire.pack(_request(), FINGERPRINT)
     monkeypatch.undo()
@@ -147,7 +147,7 @@ def test_another_version_is_unreadable(monkeypatch):
         wire.unpack(head, FINGERPRINT)
 
 
-def test_a_payload_that_is_cut_is_unreadable():
+def test_a_truncated_payload_is_unreadable():
     head, payload = wire.pack(_request(name="float32"), FINGERPRINT)
     message, size = wire.unpack(head, FINGERPRINT)
     assert size == len(payload)
@@ -164,7 +164,7 @@ def test_nothing_is_unpickled(monkeypatch):
     for name in ("loads", "load", "Unpickler"):
         monkeypatch.setattr(pickle, name, bomb)
     monkeypatch.setattr(np, "load", bomb)
-    _assert_same(_reply(), _there_and_back(_reply()))
+    _assert_same(_reply(), _round_trip(_reply()))
     with pytest.raises(wire.Unreadable):
         wire.unpack(dangerous, FINGERPRINT)
     head, _ = wire.pack(_request(name="float32", length=64), FINGERPRINT)

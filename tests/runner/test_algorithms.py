@@ -1,4 +1,4 @@
-"""Which class a configuration names, and what it is given."""
+"""Which algorithm a configuration builds, and with which arguments."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_every_name_builds_its_class(name):
 
 @pytest.mark.parametrize("name", config.algorithms())
 def test_keys_and_arguments_have_the_same_defaults(name):
-    """Who trains with `model.fit` and who runs train.py gets the same."""
+    """So `model.fit` and train.py train alike."""
     by_arguments = config.algorithms()[name]()
     by_keys = algorithms.build(run_config(name), 100)
     assert by_arguments.settings == by_keys.settings | {"seed": 0}
@@ -51,7 +51,7 @@ def test_slots_that_an_algorithm_keeps_local_are_not_averaged():
         config.algorithms()["noloco"](average_optimizer=True)
 
 
-def test_the_switch_is_a_fraction_of_the_run():
+def test_local_sgd_switches_at_a_fraction_of_the_run():
     settings = run_config("local_sgd", local_sgd=config.LocalSGDConfig(switch=0.25))
     algorithm = algorithms.build(settings, 1000)
     assert algorithm.switch_step == 250

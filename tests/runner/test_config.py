@@ -1,4 +1,4 @@
-"""The dataclasses of a run as plain values, and what follows from them."""
+"""The configuration of a run as plain values, and what is computed from it."""
 
 import json
 
@@ -14,7 +14,7 @@ def make(**train):
     )
 
 
-def test_dictionary_survives_json():
+def test_a_configuration_as_a_dictionary_survives_json():
     plain = c.to_dict(make())
     assert json.loads(json.dumps(plain)) == plain
 

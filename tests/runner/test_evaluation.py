@@ -1,4 +1,4 @@
-"""Recalibration finds the statistics that the data have under the weights at hand."""
+"""Recalibration sets moving statistics to those of the data under the current weights."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def test_moving_statistics_become_the_mean_over_the_batches():
     assert layer.momentum == 0.9
 
 
-def test_it_leaves_weights_and_other_models_alone():
+def test_a_model_without_statistics_stays_as_it_was():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     before = model.get_weights()
     evaluation.recalibrate(model, [(tf.ones([2, 4]), None)])

@@ -41,7 +41,7 @@ def refusal(*argv):
     return str(error.value)
 
 
-def test_without_overrides(path):
+def test_without_overrides_the_file_decides(path):
     run, workdir = parse(path)
     assert (run.model.name, run.swarm.bits, workdir) == ("resnet8", 8, "w")
 
@@ -66,7 +66,7 @@ def test_without_overrides(path):
         ),
     ],
 )
-def test_override(path, arguments, key, value):
+def test_an_override_changes_one_key(path, arguments, key, value):
     run, _ = parse(path, *arguments)
     changed = config.flatten(config.to_dict(run))
     assert changed.pop(key) == value
@@ -81,7 +81,7 @@ def test_order_of_flags_does_not_matter(path):
     assert (run.swarm.bits, workdir) == (4, "w")
 
 
-def test_argument_of_the_file(path):
+def test_a_file_may_take_an_argument(path):
     assert parse(f"{path}:resnet20")[0].model.name == "resnet20"
 
 
@@ -115,17 +115,17 @@ def test_a_path_may_have_colons(tmp_path, argument):
         ("stray", "unexpected argument stray; use train.py --config="),
     ],
 )
-def test_refused_argument(path, argument, words):
+def test_wrong_arguments_are_refused(path, argument, words):
     assert words in refusal(f"--config={path}", "--workdir=w", argument)
 
 
-def test_missing_flags(path):
+def test_missing_flags_are_refused(path):
     assert "--config is missing; use train.py --config=" in refusal("--workdir=w")
     assert "--workdir is missing" in refusal(f"--config={path}")
     assert "Missing value for flag --workdir" in refusal(f"--config={path}", "--workdir")
 
 
-def test_missing_file_suggests_its_neighbour(path):
+def test_a_missing_file_suggests_a_similar_name(path):
     line = refusal(f"--config={path.replace('small', 'smal')}", "--workdir=w")
     assert line.endswith(f"smal.py is not a file; did you mean {path}?")
 
@@ -140,7 +140,7 @@ def test_missing_file_suggests_its_neighbour(path):
         (SOURCE.replace("epochs=", "epoch="), "unexpected keyword argument 'epoch'"),
     ],
 )
-def test_broken_file(tmp_path, source, words):
+def test_a_broken_file_is_refused(tmp_path, source, words):
     file = tmp_path / "broken.py"
     file.write_text(source)
     assert words in refusal(f"--config={file}", "--workdir=w")
@@ -162,6 +162,6 @@ def test_every_recipe_is_valid(file):
         validate(run, size)
 
 
-def test_the_page_of_keys_is_the_code_s():
+def test_the_documented_keys_are_those_of_the_code():
     """If it fails: python -m swarm_tf.runner.keys > docs/configuration.md."""
     assert (CONFIGS.parent / "docs" / "configuration.md").read_text() == keys.page()

@@ -26,7 +26,7 @@ SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
 class Disk:
-    """Of 4 MiB, where the test may mount one; elsewhere a limit on the size of files stands in."""
+    """A disk of 4 MiB where the test may mount one, else a limit on the size of files."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir()
@@ -40,7 +40,7 @@ class Disk:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     def fill(self) -> None:
-        """To the last byte."""
+        """Fills the disk to the last byte."""
         if not self.mounted:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._before[1]))
             return
@@ -73,7 +73,7 @@ def model() -> keras.Model:
     return keras.Sequential([keras.Input((30,)), keras.layers.Dense(300)])
 
 
-def test_a_file_is_there_whole_or_as_it_was(disk):
+def test_a_file_is_written_whole_or_stays_as_it_was(disk):
     path = disk.path / "file"
     files.write(path, b"old")
     disk.fill()
@@ -102,7 +102,7 @@ def test_lines_and_events_are_left_out_with_one_warning_each(disk, caplog):
     assert len(caplog.messages) <= 2
 
 
-def test_a_result_that_cannot_be_written_is_an_error_after_all_else(disk):
+def test_a_result_that_cannot_be_written_is_an_error_at_the_end(disk):
     writer = metrics.MetricsWriter(disk.path)
     disk.fill()
     writer.weights(model())
@@ -114,7 +114,7 @@ def test_a_result_that_cannot_be_written_is_an_error_after_all_else(disk):
     assert disk.names() == {"metrics.jsonl"}
 
 
-def test_a_result_is_tried_again_at_the_end(disk):
+def test_a_result_that_could_not_be_written_is_retried_at_the_end(disk):
     trained = model()
     with metrics.MetricsWriter(disk.path) as writer:
         disk.fill()
@@ -125,7 +125,7 @@ def test_a_result_is_tried_again_at_the_end(disk):
     assert (other.get_weights()[0] == trained.get_weights()[0]).all()
 
 
-def test_the_first_error_is_not_lost(disk):
+def test_an_error_of_the_training_is_not_hidden_by_a_full_disk(disk):
     def fails():
         with metrics.MetricsWriter(disk.path) as writer:
             disk.fill()
@@ -151,12 +151,14 @@ def test_configuration_that_cannot_be_written_is_refused(disk):
 
 
 class Full(io.StringIO):
+    """A stream to a full disk."""
+
     def flush(self):
         with open("/dev/full", "w") as full:
             full.write("x")
 
 
-def test_progress_that_nobody_can_see_ends_nothing(caplog, monkeypatch):
+def test_progress_that_cannot_be_printed_does_not_end_the_run(caplog, monkeypatch):
     monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
     progress = Progress(Full())
     for _ in range(3):
@@ -165,7 +167,7 @@ def test_progress_that_nobody_can_see_ends_nothing(caplog, monkeypatch):
 
 
 def test_two_ranks_train_to_the_end_on_a_disk_that_fills_up(disk):
-    """From the first line of metrics on; where nothing can be mounted, for large files only."""
+    """The disk is full from the first line of metrics on; without a mount, for large files only."""
 
     def limit():
         if not disk.mounted:
@@ -205,7 +207,7 @@ def test_two_ranks_train_to_the_end_on_a_disk_that_fills_up(disk):
     lines = [line for line in errors.splitlines() if line.startswith("train.py: ")]
     assert len(lines) == 1
     assert "consensus.weights.h5" in lines[0]
-    assert "epoch 4.0" in output  # it went on to the end
+    assert "epoch 4.0" in output  # training went on to the end
     assert not {"consensus.weights.h5", ".consensus.weights.h5.tmp"} & disk.names()
     for line in (disk.path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)

@@ -48,7 +48,7 @@ def lines(workdir):
     return [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_line_is_on_disk_before_the_writer_closes(tmp_path):
+def test_a_line_is_on_disk_before_the_writer_closes(tmp_path):
     writer = metrics.MetricsWriter(tmp_path)
     writer.log(10, loss=np.float32(0.5), epoch=1, note="warm")
     (line,) = lines(tmp_path)
@@ -59,7 +59,7 @@ def test_line_is_on_disk_before_the_writer_closes(tmp_path):
     writer.close()
 
 
-def test_what_json_cannot_say_becomes_null(tmp_path):
+def test_nan_and_inf_become_null(tmp_path):
     with metrics.MetricsWriter(tmp_path) as writer:
         writer.log(1, loss=math.nan, other=np.float32(np.inf), many=[np.int64(1), -math.inf])
     (line,) = lines(tmp_path)
@@ -91,7 +91,7 @@ def test_summary_has_every_field_and_leaves_no_temporary_file(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.jsonl", "summary.json"}
 
 
-def test_config(tmp_path):
+def test_the_configuration_is_written_as_json(tmp_path):
     with metrics.MetricsWriter(tmp_path) as writer:
         writer.config({"swarm": {"bits": 8}})
     assert strict((tmp_path / "config.json").read_text()) == {"swarm": {"bits": 8}}
@@ -104,7 +104,7 @@ def test_an_earlier_run_moves_aside_with_all_its_files(tmp_path, caplog):
             writer.config({"number": number})
             writer.file("vocabulary", str(number).encode())
             writer.log(1, loss=1.0)
-            if number:  # the first was cut off
+            if number:  # the first run was interrupted
                 writer.summary(SUMMARY)
     assert "previous-1" in caplog.text
     assert "previous-2" in caplog.text
@@ -142,13 +142,13 @@ def test_workdir_is_created(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "/sub"])
-def test_workdir_that_is_a_file(tmp_path, below):
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, below):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(UsageError, match=f"--workdir={file}{below} cannot be written"):
         metrics.check_writable(f"{file}{below}")
 
 
-def test_workdir_where_nothing_can_be_created():
+def test_a_workdir_that_cannot_be_created_is_refused():
     with pytest.raises(UsageError, match="--workdir=/proc/x cannot be written"):
         metrics.MetricsWriter("/proc/x")

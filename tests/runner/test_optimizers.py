@@ -1,4 +1,4 @@
-"""Optimizers: learning rates over a rank's own steps, and what decay leaves alone."""
+"""Optimizers: learning rates over a rank's own steps, clipping and weight decay."""
 
 import keras
 import numpy as np
@@ -14,18 +14,18 @@ def rates(steps: int, per_epoch: int, **fields) -> np.ndarray:
     return np.array([float(rate(i) if callable(rate) else rate) for i in range(steps)])
 
 
-def test_constant():
+def test_the_constant_schedule_keeps_the_rate():
     np.testing.assert_allclose(rates(5, 5), 0.5)
 
 
-def test_step_falls_at_the_given_fractions_of_the_run():
+def test_the_step_schedule_falls_at_the_given_fractions_of_the_run():
     got = rates(100, 10, schedule="step", step_boundaries=(0.5, 0.75), step_factor=0.1)
     np.testing.assert_allclose(got[:50], 0.5)
     np.testing.assert_allclose(got[51:75], 0.05)
     np.testing.assert_allclose(got[76:], 0.005)
 
 
-def test_cosine_ends_at_zero():
+def test_the_cosine_schedule_ends_at_zero():
     got = rates(101, 10, schedule="cosine")
     expected = 0.25 * (1 + np.cos(np.pi * np.arange(101) / 101))
     np.testing.assert_allclose(got, expected, atol=1e-6)
@@ -55,7 +55,7 @@ def test_inverse_square_root_of_a_warm_up_shorter_than_a_step_falls_at_once():
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "adamw"])
-def test_gradients_are_clipped_by_their_length_over_all_weights(name):
+def test_gradients_are_clipped_by_their_global_norm(name):
     config = OptimizerConfig(name=name, learning_rate=1.0, clip_norm=2.0)
     optimizer = optimizers.build(config, steps=10, steps_per_epoch=10)
     assert optimizer.global_clipnorm == 2.0
@@ -74,7 +74,7 @@ def test_adam_takes_its_constants():
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
-def test_decay_pulls_kernels_only_unless_it_is_to_pull_all(decay_all):
+def test_weight_decay_applies_to_kernels_only_or_to_all_weights(decay_all):
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, momentum=0.0, decay_all=decay_all)
     optimizer = optimizers.build(config, steps=10, steps_per_epoch=10)
     model = keras.Sequential(

@@ -1,4 +1,4 @@
-"""The line on the screen: rewritten on a terminal, else one for each epoch."""
+"""The progress line: rewritten on a terminal, else printed once an epoch."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ def test_status_fits_a_terminal():
     assert len(LINE) < 80
 
 
-def test_plain_stream_gets_a_line_an_epoch(monkeypatch):
+def test_a_plain_stream_gets_one_line_an_epoch(monkeypatch):
     monkeypatch.delenv("SWARM_TF_LIVE", raising=False)
     stream = io.StringIO()
     progress = Progress(stream)

@@ -1,4 +1,4 @@
-"""Who tests the model on the way, when."""
+"""Which ranks evaluate the model during training, and when."""
 
 from types import SimpleNamespace
 
@@ -9,12 +9,14 @@ from swarm_tf.runner import run
 
 
 class Watch:
-    """What a log calls, in order."""
+    """Records the calls of a log, in order."""
 
     def __init__(self, monkeypatch, algorithm):
         self.calls = []
-        monkeypatch.setattr(run.evaluation, "evaluate", lambda *_: self.calls.append("test") or {})
-        monkeypatch.setattr(run.world, "gather", lambda *_: self.calls.append("meet"))
+        monkeypatch.setattr(
+            run.evaluation, "evaluate", lambda *_: self.calls.append("evaluate") or {}
+        )
+        monkeypatch.setattr(run.world, "gather", lambda *_: self.calls.append("gather"))
         train = SimpleNamespace(evaluate_every=2.0, log_every=10)
         self.run = SimpleNamespace(
             algorithm=algorithm,
@@ -25,7 +27,7 @@ class Watch:
         )
 
     def epochs(self, progress, stop=False):
-        """Four epochs of ten steps, on rank 0 if there is a line of progress."""
+        """Ends four epochs of ten steps; on rank 0 if `progress` is not None."""
         log = run._Log(self.run, progress)
         model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
         model.compile("sgd")
@@ -42,18 +44,20 @@ PROGRESS = SimpleNamespace(end_epoch=lambda _: None)
 
 
 @pytest.mark.parametrize("progress", [PROGRESS, None])
-def test_every_rank_of_a_swarm_tests_its_own_model(monkeypatch, progress):
-    """One that tested alone would fall behind; nobody waits, and the end has its own test."""
+def test_every_rank_of_a_swarm_evaluates_its_own_model(monkeypatch, progress):
+    """A rank that evaluated alone would fall behind. The evaluation at the end is another one."""
     watch = Watch(monkeypatch, SimpleNamespace(synchronous=False))
-    assert watch.epochs(progress) == ["test"]
+    assert watch.epochs(progress) == ["evaluate"]
 
 
-@pytest.mark.parametrize(("progress", "calls"), [(PROGRESS, ["test", "meet"]), (None, ["meet"])])
-def test_ranks_in_step_wait_for_rank_0(monkeypatch, progress, calls):
+@pytest.mark.parametrize(
+    ("progress", "calls"), [(PROGRESS, ["evaluate", "gather"]), (None, ["gather"])]
+)
+def test_synchronous_ranks_wait_while_rank_0_evaluates(monkeypatch, progress, calls):
     watch = Watch(monkeypatch, SimpleNamespace(synchronous=True))
     assert watch.epochs(progress) == calls
 
 
-def test_nobody_tests_once_the_training_is_to_end(monkeypatch):
+def test_no_rank_evaluates_once_training_is_to_stop(monkeypatch):
     watch = Watch(monkeypatch, SimpleNamespace(synchronous=False))
     assert watch.epochs(PROGRESS, stop=True) == []

@@ -1,4 +1,4 @@
-"""A rank that is slow on purpose trains the same, and sleeps in proportion."""
+"""A rank that is slowed down trains the same, and sleeps in proportion to its computing."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from tests.test_trainer import batches, make
 
 
 class Watched(Slowdown):
-    """Notes what it would sleep."""
+    """Records the computing time of each step, and does not sleep."""
 
     def __init__(self, factor):
         super().__init__(factor)
@@ -22,7 +22,7 @@ class Watched(Slowdown):
 
 
 @pytest.mark.parametrize("fit", [True, False])
-def test_it_sleeps_once_a_step_and_changes_nothing(fit):
+def test_a_slow_rank_sleeps_once_a_step_and_trains_the_same(fit):
     plain, slow, watched = make(), make(), Watched(3.0)
     Trainer(plain).fit(batches(), steps=10, steps_per_epoch=5)
     if fit:
@@ -46,7 +46,7 @@ def test_the_sleep_is_the_rest_of_the_longer_step(monkeypatch):
 
 
 def test_none_gradients_stay_none():
-    """A weight that takes no part in the loss."""
+    """A weight that does not affect the loss has the gradient None."""
     unused = keras.layers.Dense(2)
     inputs = keras.Input([3])
     model = keras.Model(inputs, [keras.layers.Dense(1)(inputs), unused(inputs)])

@@ -37,7 +37,7 @@ def summary(workdir: Path) -> dict:
     return json.loads((workdir / "summary.json").read_text())
 
 
-def test_alone_without_mpi_it_trains_and_writes_all_files(tmp_path):
+def test_one_rank_without_mpi_trains_and_writes_all_files(tmp_path):
     done = train(
         1,
         DIGITS,
@@ -56,7 +56,7 @@ def test_alone_without_mpi_it_trains_and_writes_all_files(tmp_path):
     assert {"config", "metrics", "consensus", "summary", "events"} <= names
 
 
-def test_three_ranks_swarm_with_every_option_on(tmp_path):
+def test_three_ranks_train_with_every_option_on(tmp_path):
     done = train(
         3,
         DIGITS,
@@ -80,8 +80,8 @@ def test_three_ranks_swarm_with_every_option_on(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["allreduce", pytest.param("dpsgd", marks=pytest.mark.slow)])
-def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
-    """Two ranks, a slow one among them; rank 0 evaluates on the way, and the others wait."""
+def test_a_baseline_trains_the_same_recipe(tmp_path, algorithm):
+    """Two ranks, one of them slow; rank 0 evaluates during training, and the other one waits."""
     done = train(
         2,
         DIGITS,
@@ -107,7 +107,7 @@ def test_a_rival_trains_the_same_recipe(tmp_path, algorithm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["blocking", "pull"])
-def test_the_other_modes_train_too(tmp_path, mode):
+def test_blocking_and_pull_train_too(tmp_path, mode):
     done = train(
         2,
         DIGITS,
@@ -170,8 +170,8 @@ def test_two_ranks_train_on_a_set_that_is_streamed(tmp_path):
     assert summary(tmp_path / "run")["epochs"] == pytest.approx(24 * 8 / 60)
 
 
-@pytest.mark.slow  # a model that has hardly learned translates for ever
-def test_ranks_translate_their_parts_of_the_test_split_and_the_score_is_that_of_one(tmp_path):
+@pytest.mark.slow  # a model that has hardly learned takes long to translate
+def test_two_ranks_that_share_the_test_split_have_the_score_of_one(tmp_path):
     recipe = "configs/number_words_transformer_xl.py"
     short = ["--config.train.max_steps=40", "--config.data.train_examples=2000"]
     done = train(2, f"--config={recipe}", f"--workdir={tmp_path}", *short)
@@ -190,7 +190,7 @@ def test_ranks_translate_their_parts_of_the_test_split_and_the_score_is_that_of_
     assert alone.keys() == names
     for name in ("loss", "accuracy", "perplexity"):
         assert final[name] == pytest.approx(alone[name], rel=1e-4)
-    # Rounding depends on what is in a batch, and of two beams as good as each other decides.
+    # Rounding depends on the batch, and decides between two beams of equal score.
     assert final["bleu"] == pytest.approx(alone["bleu"], abs=1)
     assert alone["loss"] == pytest.approx(math.log(alone["perplexity"]), rel=1e-4)
 
@@ -238,9 +238,9 @@ for case, flags in cases.items():
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
-    """What each of two ranks returned and said in each case: [{case: (code, text)}].
+    """What each of two ranks returned and printed in each case: [{case: (code, text)}].
 
-    One start for all: a rank that was refused can go on.
+    One start serves all cases, since a rank can go on after a refusal.
     """
     report = tmp_path_factory.mktemp("refused")
     (report / "program.py").write_text(REFUSED)
@@ -259,7 +259,7 @@ def refusals(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2_on_every_rank(refusals, case):
+def test_bad_input_gives_one_line_and_exit_code_2_on_every_rank(refusals, case):
     _, words = BAD[case]
     codes, texts = zip(*(rank[case] for rank in refusals), strict=True)
     assert codes == (2, 2)
@@ -280,7 +280,7 @@ def test_bad_input_is_one_line_and_exit_code_2_on_every_rank(refusals, case):
     ],
     ids=["bits", "hypercube of 6"],
 )
-def test_a_job_that_is_refused_ends_with_that_line_and_code_2(tmp_path, ranks, flags, words):
+def test_a_refused_job_ends_with_one_line_and_exit_code_2(tmp_path, ranks, flags, words):
     mark = f"--workdir={tmp_path / 'left'}"
     done = train(ranks, DIGITS, mark, *flags)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Every impossible value is refused before training, with one line that says the way out."""
+"""Every impossible value is refused before training, with one line that says what is allowed."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ def test_defaults_are_valid(size):
         {"optimizer__name": "adamw", "optimizer__weight_decay": 0.01},
     ],
 )
-def test_accepted(overrides):
+def test_possible_values_are_accepted(overrides):
     validate(make(**overrides), 4)
 
 
@@ -115,7 +115,7 @@ def test_accepted(overrides):
         ({"optimizer__step_boundaries": ("half",)}, "must be a tuple of numbers such as"),
     ],
 )
-def test_impossible_value(overrides, line):
+def test_an_impossible_value_is_refused_in_one_line(overrides, line):
     with pytest.raises(UsageError) as refusal:
         validate(make(**overrides), 1)
     assert line in str(refusal.value)
@@ -173,7 +173,7 @@ def test_impossible_value(overrides, line):
         ),
     ],
 )
-def test_impossible_combination(overrides, size, line):
+def test_an_impossible_combination_is_refused_in_one_line(overrides, size, line):
     with pytest.raises(UsageError) as refusal:
         validate(make(**overrides), size)
     assert line in str(refusal.value)
@@ -181,7 +181,7 @@ def test_impossible_combination(overrides, size, line):
 
 
 def test_every_key_with_a_choice_or_a_range_has_a_rule():
-    """A new number or string must come with what is allowed; only booleans are free."""
+    """A new number or string needs a rule of what is allowed; only booleans need none."""
     for section in (c.RunConfig, *(f.type for f in dataclasses.fields(c.RunConfig))):
         if dataclasses.is_dataclass(section):
             for field in options.fields(section):
@@ -195,7 +195,7 @@ def test_every_key_is_an_option():
     assert [key.name for key in keys_of(make())] == list(keys)
 
 
-def test_keys_of_another_task_stay_at_their_defaults():
+def test_keys_of_another_task_must_keep_their_defaults():
     model = c.ModelConfig(name="resnet8", memory_length=4)
     options.check_unused(model, "model", "translation")
     with pytest.raises(UsageError) as refusal:
@@ -204,7 +204,7 @@ def test_keys_of_another_task_stay_at_their_defaults():
     assert str(refusal.value) == line
 
 
-def test_a_number_of_numpy_becomes_one_of_python():
+def test_numpy_numbers_become_python_numbers():
     config = make(swarm__bits=np.int64(4), optimizer__learning_rate=np.float32(0.5))
     validate(config, 2)
     assert type(config.swarm.bits) is int

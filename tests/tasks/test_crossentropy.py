@@ -23,7 +23,7 @@ def drawn(request):
     return labels, logits, rng.integers(0, 2, request.param).astype(np.float32)
 
 
-def test_without_smoothing_it_is_the_log_probability_of_the_label(drawn):
+def test_without_smoothing_it_is_minus_the_log_probability_of_the_label(drawn):
     labels, logits, _ = drawn
     _, expected = entropies(labels, logits)
     np.testing.assert_allclose(crossentropy(labels, logits), expected, rtol=1e-5, atol=1e-5)
@@ -38,7 +38,7 @@ def test_smoothing_mixes_the_label_with_all_classes(drawn):
     np.testing.assert_allclose(crossentropy(labels, logits, 0.1), reference, rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_is_a_mean_over_weights_not_over_places(drawn):
+def test_the_loss_is_the_weighted_mean(drawn):
     labels, logits, weights = drawn
     every, own = entropies(labels, logits)
     mixed = 0.8 * own + 0.2 * every.mean(axis=-1)

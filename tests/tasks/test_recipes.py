@@ -1,4 +1,4 @@
-"""Every recipe says what it is, and is one that a run accepts."""
+"""Every recipe documents itself, is valid, and trains."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ def load(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_it_opens_with_what_a_reader_looks_for(recipe):
+def test_a_recipe_opens_with_its_paper_command_hardware_and_metric(recipe):
     text = load(recipe).__doc__
     lines = {line.split(":")[0] for line in text.splitlines()}
     assert {"Paper", "Run", "Hardware", "Metric"} <= lines
@@ -35,7 +35,7 @@ def test_it_opens_with_what_a_reader_looks_for(recipe):
 
 @pytest.mark.parametrize("algorithm", c.algorithms())
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_it_is_valid_with_either_algorithm(recipe, algorithm):
+def test_a_recipe_is_valid_with_every_algorithm(recipe, algorithm):
     config = load(recipe).get_config()
     config.algorithm = algorithm
     validate(config, 1 if algorithm == "single" else 8)
@@ -43,7 +43,7 @@ def test_it_is_valid_with_either_algorithm(recipe, algorithm):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_swarm_takes_the_schedule_of_the_sequential_recipe_stretched(recipe):
+def test_a_swarm_stretches_the_schedule_of_the_sequential_recipe(recipe):
     """The rate at any fraction of the run is that of the sequential run at the same fraction."""
     config = load(recipe).get_config()
     per_epoch = 4000
@@ -60,7 +60,7 @@ def test_the_swarm_takes_the_schedule_of_the_sequential_recipe_stretched(recipe)
     assert rates("swarm") == pytest.approx(rates("single"), rel=0.05)
 
 
-# What stands in for the sets of the recipes: a few examples with the shapes of the real ones, or
+# Stand-ins for the sets of the recipes: a few examples with the shapes of the real ones, or
 # enough words for the real vocabulary.
 STANDINS = {
     "cifar10": (tfds_standin.images((32, 32, 3), 10, id="x"), {"train": 40, "test": 10}),
@@ -107,7 +107,7 @@ def train(ranks: int, recipe: str, workdir: Path, *flags: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.large
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_ranks_train_it_at_full_size(recipe, tmp_path):
+def test_two_ranks_train_a_recipe_at_full_size(recipe, tmp_path):
     config = load(recipe).get_config()
     data_dir = str(tmp_path / "tfds")
     prepare(config.data.name, data_dir)
@@ -132,8 +132,8 @@ def test_two_ranks_train_it_at_full_size(recipe, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.large
-def test_a_swarm_learns_to_say_numbers(tmp_path):
-    """Of 500 numbers that were not trained on, more than 95 % come out right to the letter."""
+def test_a_swarm_learns_to_translate_numbers(tmp_path):
+    """Of 500 numbers that were not trained on, more than 95 % are translated exactly."""
     summary = train(4, "number_words_transformer_xl", tmp_path / "run")
     assert summary["final"]["exact_match"] > 0.95
     assert summary["exchanges_failed"] == 0

@@ -1,4 +1,4 @@
-"""Which task a configuration means, and what the score of a translation is."""
+"""Which task a configuration selects, and how translations are scored."""
 
 import pytest
 
@@ -48,14 +48,14 @@ NUMBERS = {"name": "number_words", "vocabulary_size": 400}
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(model, data, line, tmp_path):
+def test_keys_that_do_not_fit_the_task_are_refused_in_one_line(model, data, line, tmp_path):
     with pytest.raises(UsageError) as refusal:
         tasks.build(make(model, data), str(tmp_path))
     assert line in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_the_key_task_chooses_and_says_which_models_it_has(tmp_path):
+def test_the_key_task_selects_the_task_and_its_models(tmp_path):
     config = make({"name": "resnet8"}, DIGITS)
     config.task = "classification"
     assert tasks.build(config, str(tmp_path)).model.name == "resnet8"
@@ -67,7 +67,7 @@ def test_the_key_task_chooses_and_says_which_models_it_has(tmp_path):
         tasks.build(config, str(tmp_path))
 
 
-def test_scores_are_bleu_as_its_signature_says_and_counts_exact_matches():
+def test_scores_are_bleu_and_the_share_of_exact_matches():
     references = ["The cat sat on the mat today.", "Ein Satz, wie er im Buche steht."]
     result = translation.scores(references, references)
     assert result["bleu"] == pytest.approx(100)

@@ -1,4 +1,4 @@
-"""All tokens count alike, in whatever batches they come; against sums in NumPy, float64."""
+"""All tokens count equally, whatever their batches; compared with sums in NumPy, float64."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def batches():
 
 
 def expected(batches):
-    """By name: means over all tokens that are not padding."""
+    """The metrics by name: means over all tokens that are not padding."""
     loss = entropy = right = count = 0.0
     for labels, logits, weights in batches:
         log_probs = logits.astype(np.float64)
@@ -58,7 +58,7 @@ def test_means_are_over_tokens(batches):
         assert float(metric.result()) == pytest.approx(expected(batches)[metric.name], rel=1e-5)
 
 
-def test_keras_reports_them_and_no_other_loss(batches):
+def test_keras_reports_the_token_metrics_and_no_other_loss(batches):
     """`evaluate` of a model that gives its input back, over batches of different shapes."""
     model = keras.Sequential([keras.Input((None, VOCABULARY)), keras.layers.Identity()])
     model.compile(loss=Crossentropy(SMOOTHING), weighted_metrics=metrics(), jit_compile=False)

@@ -35,7 +35,7 @@ def in_threads(size, action, hang=HANG):
 
 
 class Quadratic:
-    """A member that descends |x - target|^2 / 2; every rank has another target."""
+    """A member that minimizes |x - target|^2 / 2; every rank has another target."""
 
     def __init__(self, transport, codec=("float32", 8), mode="nonblocking", size=3000, **options):
         self.rng = np.random.default_rng([7, transport.rank])

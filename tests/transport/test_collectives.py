@@ -1,4 +1,4 @@
-"""Means and swaps between ranks as threads."""
+"""Means and sendrecv between ranks as threads."""
 
 import threading
 
@@ -12,7 +12,7 @@ from tests.transport.ranks import in_threads
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("length", [0, 1, 4, 1001])
-def test_mean_is_the_mean_and_the_same_bits_everywhere(size, length):
+def test_the_mean_is_right_and_has_the_same_bits_on_all_ranks(size, length):
     network = LocalNetwork(size)
     rows = np.random.default_rng(0).normal(size=[size, length]).astype(np.float32)
 
@@ -26,15 +26,15 @@ def test_mean_is_the_mean_and_the_same_bits_everywhere(size, length):
     assert len({mean.tobytes() for mean in means}) == 1
 
 
-def test_a_mean_costs_the_least_that_is_possible():
-    """2 (N - 1) / N times the array, from each rank."""
+def test_a_mean_sends_the_fewest_possible_bytes():
+    """Each rank sends 2 (N - 1) / N times the array."""
     network = LocalNetwork(4)
     in_threads(4, lambda rank: collectives.average(network[rank], [np.zeros(1000, np.float32)], 10))
     assert [network[rank].bytes_sent for rank in range(4)] == [2 * 3 * 1000] * 4
 
 
-def test_swap_takes_any_pattern():
-    """Rank 0 to all, all to rank 0; rank 1 also to rank 2."""
+def test_sendrecv_takes_any_pattern():
+    """Rank 0 sends to all, all send to rank 0, rank 1 also sends to rank 2."""
     network = LocalNetwork(3)
     out = {0: [1, 2], 1: [0, 2], 2: [0]}
 
@@ -53,7 +53,7 @@ def test_swap_takes_any_pattern():
     ]
 
 
-def test_jobs_in_the_background_may_start_in_any_order():
+def test_background_collectives_may_start_in_any_order():
     network = LocalNetwork(3)
     turns = [(0, 1, 2), (2, 1, 0), (1, 2, 0)]
 
@@ -79,7 +79,7 @@ def test_a_missing_rank_is_named():
         collectives.average(network[1], [np.zeros(5, np.float32)], 0.1)
 
 
-def test_a_failure_in_the_background_is_raised_by_its_waiter():
+def test_wait_raises_the_failure_of_a_background_collective():
     network = LocalNetwork(2)
     background = collectives.Background(0)
     background.start()
@@ -92,7 +92,7 @@ def test_a_failure_in_the_background_is_raised_by_its_waiter():
         background.submit(collectives.mean(network[0], np.zeros(5, np.float32), 0, 1))
 
 
-def test_stop_lets_jobs_finish():
+def test_stop_lets_background_collectives_finish():
     network = LocalNetwork(2)
     background = collectives.Background(0)
     background.start()

@@ -21,8 +21,8 @@ MODES = ("nonblocking", "blocking", "pull")
 # The network.
 
 
-def _pass(faults, count=4000):
-    """What arrives of `count` numbered messages from rank 0 to rank 1."""
+def _send(faults, count=4000):
+    """Sends `count` numbered messages from rank 0 to rank 1; returns those that arrive."""
     network = LocalNetwork(2, faults)
     for k in range(count):
         network[0].send(1, k.to_bytes(8, "little"), np.full(8, k % 251, np.uint8))
@@ -31,33 +31,34 @@ def _pass(faults, count=4000):
 
 
 def _close_to(share, probability, count=4000):
+    """Whether a share is within five standard errors of the probability."""
     return abs(share - probability) <= 5 * np.sqrt(probability * (1 - probability) / count)
 
 
 def test_without_faults_everything_arrives_in_order():
-    arrived = _pass(Faults(), 500)
+    arrived = _send(Faults(), 500)
     assert [int.from_bytes(h, "little") for h, _ in arrived] == list(range(500))
     assert all((p == k % 251).all() for k, (_, p) in enumerate(arrived))
     assert LocalNetwork(2).repeat_seconds is None
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5])
-def test_drops_as_often_as_asked(probability):
-    arrived = _pass(Faults(drop=probability))
+def test_messages_are_dropped_with_the_given_probability(probability):
+    arrived = _send(Faults(drop=probability))
     assert _close_to(1 - len(arrived) / 4000, probability)
     assert len({h for h, _ in arrived}) == len(arrived)
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5])
-def test_duplicates_as_often_as_asked(probability):
-    arrived = _pass(Faults(duplicate=probability))
+def test_messages_are_duplicated_with_the_given_probability(probability):
+    arrived = _send(Faults(duplicate=probability))
     assert _close_to(len(arrived) / 4000 - 1, probability)
     assert len({h for h, _ in arrived}) == 4000
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5])
-def test_corrupts_one_bit_as_often_as_asked(probability):
-    arrived = _pass(Faults(corrupt=probability))
+def test_one_bit_is_flipped_with_the_given_probability(probability):
+    arrived = _send(Faults(corrupt=probability))
     assert len(arrived) == 4000
     wrong = 0
     for k, (head, payload) in enumerate(arrived):
@@ -87,7 +88,7 @@ def test_the_sender_may_reuse_its_buffer():
     assert network[1].receive()[0][2].tolist() == [1, 1, 1, 1]
 
 
-def test_collectives():
+def test_gather_average_and_broadcast():
     network = LocalNetwork(4)
 
     def action(rank):
@@ -106,7 +107,7 @@ def test_collectives():
         assert roots[0].tolist() == [1.0] * 5
 
 
-def test_mean_has_the_same_bits_everywhere():
+def test_the_mean_has_the_same_bits_on_all_ranks():
     network = LocalNetwork(3)
 
     def action(rank):
@@ -158,7 +159,7 @@ def _ring(size):
 
 
 def _drift(ranks):
-    """Mean model against the mean of all local steps: all started at zero."""
+    """Distance of the mean model from the mean of all local steps; models start at zero."""
     models = np.mean([own.x.astype(np.float64) for own in ranks], axis=0)
     return np.abs(models - np.mean([own.moved for own in ranks], axis=0)).max()
 
@@ -182,9 +183,9 @@ FAULTS = {
 @pytest.mark.parametrize("faults", FAULTS)
 @pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 4)])
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
-def test_mean_of_threads_that_train(mode, codec, faults):
+def test_training_keeps_the_mean_and_brings_models_together(mode, codec, faults):
     network = LocalNetwork(4, FAULTS[faults], repeat_seconds=0.02)
-    # After 8 steps at most a rank waits for its exchange: enough are sure on a busy machine.
+    # A rank waits for its exchange after at most 8 steps, so a busy machine has enough of them.
     ranks = _train(network, 40, mode=mode, codec=codec, max_staleness=8)
     assert _drift(ranks) < 2e-6  # of weights up to 3, rounded at each of 40 steps
     assert _count(ranks, "exchanges") >= 10
@@ -196,7 +197,7 @@ def test_mean_of_threads_that_train(mode, codec, faults):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 8)])
-def test_a_ring_of_eight_that_all_initiate_at_once(mode, codec):
+def test_all_eight_ranks_of_a_ring_initiate_at_once(mode, codec):
     together = threading.Barrier(8)
     began = [False] * 8
 
@@ -211,13 +212,13 @@ def test_a_ring_of_eight_that_all_initiate_at_once(mode, codec):
     )
     if mode != "pull":
         assert _drift(ranks) < 2e-6
-    # All eight ask, and an exchange answers two of them if they cross.
+    # All eight request; two requests that cross are one exchange.
     assert _count(ranks, "exchanges") >= 4
     assert _count(ranks, "exchanges_failed") == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_two_ranks_with_one_step_a_boundary(mode):
+def test_two_ranks_exchange_after_every_step(mode):
     ranks = _train(LocalNetwork(2), 100, period=1, mode=mode)
     if mode != "pull":
         assert _drift(ranks) < 2e-6
@@ -237,20 +238,20 @@ def test_a_rank_that_stopped_early_follows_the_one_that_trains_on(mode):
         steps = 4 if rank else 120
         for step in range(1, steps + 1):
             own.step()
-            time.sleep(0.02)  # 2.4 s: in mode pull it asks once a second
+            time.sleep(0.02)  # 2.4 s: in mode pull a finished rank requests once a second
             own.member.boundary(step, lambda: 1 - rank)
         own.member.finish(steps, neighbors=[1 - rank])
         return own
 
     trains_on, stopped = in_threads(2, action)
-    # It is at its own target; were it averaged with the other one, it would be far from there.
+    # The training rank is at its target; an average with the other would keep it far from there.
     apart = np.abs(trains_on.target - stopped.target).mean()
     assert np.abs(trains_on.x - trains_on.target).mean() < 0.01 * apart
     assert np.abs(stopped.x - trains_on.x).mean() < (0.5 if mode == "pull" else 0.05) * apart
 
 
-def test_uneven_speeds_stop_nobody():
-    """A rank that stands still in its first step until the others have taken all of theirs."""
+def test_a_rank_that_stands_still_stops_no_other():
+    """Rank 2 stands still in its first step until the others have taken all their steps."""
     others = threading.Semaphore(0)
     steps, waited = [0] * 4, []
 
@@ -268,8 +269,8 @@ def test_uneven_speeds_stop_nobody():
 
 
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
-def test_a_rank_that_falls_silent_is_named(mode):
-    network, all_told = LocalNetwork(3), threading.Barrier(3)
+def test_a_rank_that_stops_answering_is_named(mode):
+    network, all_reported = LocalNetwork(3), threading.Barrier(3)
 
     def action(rank):
         own = Quadratic(network[rank], mode=mode, timeout_seconds=2.5)
@@ -285,16 +286,16 @@ def test_a_rank_that_falls_silent_is_named(mode):
             with pytest.raises(TimeoutError) as caught:
                 own.member.finish(3)
             error = str(caught.value)
-        all_told.wait(60)
+        all_reported.wait(60)
         own.member.driver.stop()
         return error
 
     errors = in_threads(3, action)
-    # Rank 1 asked the silent one; in blocking mode rank 0 may have waited for rank 1 alone.
+    # Rank 1 requested from the silent rank 2; in blocking mode rank 0 may wait for rank 1 alone.
     assert errors[1].startswith("rank 1 waited 2.5 s")
     assert "for rank 2 to" in errors[1]
     assert errors[0].startswith("rank 0 waited 2.5 s")
-    if mode == "nonblocking":  # in blocking mode rank 0 may have come to rank 1 each time
+    if mode == "nonblocking":  # in blocking mode it may name rank 1
         assert "for rank 2 to" in errors[0]
 
 
@@ -331,8 +332,8 @@ def test_staleness_is_counted_in_local_steps():
         assert 2 <= counters.staleness_mean <= 8
 
 
-def test_a_second_training_hears_nothing_of_the_first(monkeypatch):
-    """`model.fit` twice: messages that are late in the first are none of the second's."""
+def test_a_second_training_ignores_messages_of_the_first(monkeypatch):
+    """As if `model.fit` ran twice: late messages of the first training reach the second."""
     network, sent = LocalNetwork(2), []
     deliver = network.deliver
     monkeypatch.setattr(
@@ -350,7 +351,7 @@ def test_a_second_training_hears_nothing_of_the_first(monkeypatch):
 
 @pytest.mark.parametrize("partner", [0, 2, None])
 def test_a_partner_that_is_no_neighbour_is_refused(partner):
-    """Rank 0 itself, one across the ring, or nothing: nobody would answer."""
+    """Rank 0 itself, a rank across the ring, or None: none of them would answer."""
     network = LocalNetwork(4)
 
     class Wrong(SwarmCallback):

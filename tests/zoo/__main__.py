@@ -1,8 +1,8 @@
 """Runs specimens on this rank, one after another: `-m zoo REPORT NAME...`.
 
 REPORT is a directory; rank r writes r.jsonl: for each specimen a line when it begins and one when
-it is over, with what failed. After a training that failed both ranks end: what is left of it must
-not be taken for a fault of the next one.
+it is over, with the failure. After a training that failed both ranks end, so that what it leaves
+cannot make the next specimen fail.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import swarm_tf
 from zoo import pair, specimens, watch
 
 DEADLINE = 150.0  # seconds; the slowest need a few on a quiet machine
-AFTER_A_FAILURE = 15.0  # how long a rank that failed waits for the other one
+AFTER_A_FAILURE = 15.0  # how long a rank that failed waits for the other rank
 
 
 def main(report: Path, names: list[str]) -> None:
-    # Two devices, for programs that want several; they share the one thread.
+    # Two devices, for programs that need several; they share one thread.
     cpu = tf.config.list_physical_devices("CPU")[0]
     two = [tf.config.LogicalDeviceConfiguration() for _ in range(2)]
     tf.config.set_logical_device_configuration(cpu, two)
@@ -49,15 +49,17 @@ def main(report: Path, names: list[str]) -> None:
             write(begins=name)
             faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
             began = time.monotonic()
-            failure, broken = run(every[name])
+            failure, training_failed = run(every[name])
             write(over=name, failure=failure, seconds=round(time.monotonic() - began, 2))
             try:
-                waits = AFTER_A_FAILURE if broken else pair.SECONDS
-                broken = any(pair.exchange(broken, "the end of the specimen", waits))
+                seconds = AFTER_A_FAILURE if training_failed else pair.SECONDS
+                training_failed = any(
+                    pair.exchange(training_failed, "the end of the specimen", seconds)
+                )
             except TimeoutError:
-                broken = True
+                training_failed = True
             faulthandler.cancel_dump_traceback_later()
-            if broken:
+            if training_failed:
                 os._exit(3)
 
 

@@ -21,31 +21,31 @@ def fit(callback):
 
 @specimen
 def numpy_integers():
-    """As they come out of a search."""
+    """As a search for hyperparameters gives them."""
     fit(swarm(np.int64(4), np.int32(8), seed=np.int64(3), timeout_seconds=np.float32(60)))
 
 
 @slow_specimen
 def numpy_switches():
-    """numpy.bool."""
+    """Switches of type numpy.bool."""
     fit(swarm(average_optimizer=np.bool_(True), average_statistics=np.True_))
 
 
 @specimen
 def a_graph():
-    """Of networkx, on the ranks."""
+    """A networkx graph of the ranks as topology."""
     fit(swarm(topology=nx.path_graph(2)))
 
 
 @slow_specimen
 def random_local_steps():
-    """Geometric, with mean 3."""
+    """Numbers of local steps are geometric, with mean 3."""
     fit(swarm(local_steps=3, local_steps_distribution="geometric"))
 
 
 @specimen
 def fractions_and_booleans():
-    """Numbers that are none."""
+    """Fractions, booleans and strings in place of numbers."""
     for options, pattern in [
         ({"local_steps": 2.5}, r"local_steps=2\.5 must be"),
         ({"local_steps": True}, "local_steps=True must be"),
@@ -71,14 +71,14 @@ def fractions_and_booleans():
 
 @specimen
 def a_copy():
-    """A callback is a rank's place among the others, and there is one."""
+    """A callback cannot be copied, since a rank has one place among the others."""
     with refused("can't be copied"):
         copy.deepcopy(swarm())
 
 
 @specimen
 def other_arguments_on_one_rank():
-    """All ranks are told which, and go on."""
+    """All ranks are told which arguments differ, and can train afterwards."""
     for options, pattern in [
         ({"bits": 4 + 4 * swarm_tf.rank()}, r"^swarm\.bits must be the same on all ranks"),
         ({"local_steps": 2 + swarm_tf.rank()}, r"^swarm\.local_steps must be the same"),

@@ -61,11 +61,11 @@ def _specimens(name):
         else:
             fit(callback)
 
-    # A plain model is in other tests of each algorithm too.
+    # Other tests of each algorithm have a plain model too.
     for function, words in (
         (plain, "a plain model"),
         (gan, "a GAN of two optimizers"),
-        (float16, "mixed_float16, whose ranks leave out steps of their own: refused if in step"),
+        (float16, "mixed_float16, where each rank skips other steps: refused if ranks are in step"),
     ):
         function.__name__ = f"{name}_{function.__name__}"
         function.__doc__ = f"{name}: {words}."

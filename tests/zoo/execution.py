@@ -1,4 +1,4 @@
-"""Eager, compiled, in blocks of steps; ways to exchange."""
+"""Eager, compiled, in blocks of steps; modes and codecs of the exchange."""
 
 import keras
 import tensorflow as tf
@@ -31,7 +31,7 @@ def jit_compile():
 
 @slow_specimen
 def jit_compile_and_unbuilt():
-    """Built within it."""
+    """The model is built within the XLA program."""
     fit(jit_compile=True, build=False)
 
 
@@ -49,7 +49,7 @@ def eight_steps_per_execution():
 
 @slow_specimen
 def eight_steps_per_execution_and_unbuilt():
-    """The ranks meet after the first block."""
+    """The ranks join after the first block."""
     fit(build=False, steps_per_execution=8)
 
 
@@ -90,7 +90,7 @@ def one_device_strategy():
 
 @specimen
 def mirrored_strategy():
-    """Several replicas in one process are not seen by the library."""
+    """The library does not support several replicas in one process."""
     devices = tf.config.list_logical_devices("CPU")
     if len(devices) < 2:
         raise AssertionError(f"the zoo starts TensorFlow with two CPU devices, not {len(devices)}")

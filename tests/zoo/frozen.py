@@ -1,4 +1,4 @@
-"""Frozen layers, and models that are compiled again with others frozen."""
+"""Frozen layers, and models that are compiled again with other layers frozen."""
 
 import keras
 from keras import layers
@@ -27,7 +27,7 @@ def fit(model, callback=None, **options):
 
 @slow_specimen
 def frozen_before_compile():
-    """Ranks had other bases, and have rank 0's after."""
+    """Ranks start with different bases, and end with rank 0's."""
     model = network()
     model.get_layer("base").trainable = False
     model.compile("adam", "mse")
@@ -45,7 +45,7 @@ def frozen_after_compile():
 
 @specimen
 def frozen_batch_normalization():
-    """Its statistics stand still, and are equal."""
+    """Its statistics do not move, and are equal."""
     model = network()
     model.get_layer("norm").trainable = False
     model.compile("adam", "mse")
@@ -65,7 +65,7 @@ def frozen_all_but_the_bias():
 
 @specimen
 def fine_tuning():
-    """The recipe: train the head, thaw the base, compile with a smaller rate, train on."""
+    """The usual recipe: train the head, unfreeze the base, compile at a smaller rate, train on."""
     model = network()
     model.get_layer("base").trainable = False
     model.compile("adam", "mse")
@@ -82,7 +82,7 @@ def fine_tuning():
 
 @slow_specimen
 def fine_tuning_with_one_callback():
-    """The same callback for all three."""
+    """The same callback is used for all three trainings."""
     model, callback = network(), swarm()
     for frozen in ("base", "head", "norm"):
         for layer in model.layers:

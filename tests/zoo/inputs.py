@@ -1,4 +1,4 @@
-"""How data comes."""
+"""Kinds of input data."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def dataset():
 
 @slow_specimen
 def arrays():
-    """NumPy, shuffled by Keras, with a part of it for validation."""
+    """NumPy arrays that Keras shuffles, with a part for validation."""
     x, y = numbers()
     network().fit(
         x, y, batch_size=BATCH, epochs=2, validation_split=0.2, verbose=0, callbacks=[swarm()]
@@ -46,7 +46,7 @@ def generator():
 
 @specimen
 def generator_and_unbuilt_model():
-    """Of an unbuilt model Keras learns the shapes from it."""
+    """Keras builds an unbuilt model from the shapes that the generator gives."""
 
     def batches():
         x, y = numbers()
@@ -69,19 +69,19 @@ class Batches(keras.utils.PyDataset):
 
 @slow_specimen
 def py_dataset():
-    """keras.utils.PyDataset."""
+    """Data is a keras.utils.PyDataset."""
     network().fit(Batches(), verbose=0, callbacks=[swarm()])
 
 
 @slow_specimen
 def py_dataset_with_threads():
-    """Two threads read it."""
+    """Two threads read the data set."""
     network().fit(Batches(workers=2), verbose=0, callbacks=[swarm()])
 
 
 @slow_specimen
 def py_dataset_with_processes():
-    """Two processes read it, which are forked from a rank."""
+    """Two processes, forked from a rank, read the data set."""
     data = Batches(workers=2, use_multiprocessing=True)
     history = network().fit(data, epochs=2, verbose=0, callbacks=[swarm()])
     assert len(history.epoch) == 2, f"ended after {len(history.epoch)} of 2 epochs"
@@ -89,20 +89,20 @@ def py_dataset_with_processes():
 
 @slow_specimen
 def tf_data():
-    """Shuffled, batched, prefetched."""
+    """A tf.data set that is shuffled, batched and prefetched."""
     network().fit(dataset().shuffle(100).prefetch(2), epochs=2, verbose=0, callbacks=[swarm()])
 
 
 @slow_specimen
 def unknown_cardinality():
-    """tf.data that was filtered."""
+    """A filtered tf.data set, whose length is unknown."""
     data = dataset().unbatch().filter(lambda x, y: x[0] > -1).batch(BATCH)
     network().fit(data, epochs=2, verbose=0, callbacks=[swarm()])
 
 
 @slow_specimen
 def sample_weights():
-    """A third element of tf.data, zero for some."""
+    """Sample weights as third element of tf.data, some of them zero."""
     x, y = numbers()
     weights = (np.arange(len(x)) % 3 > 0).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, y, weights)).batch(BATCH)
@@ -111,7 +111,7 @@ def sample_weights():
 
 @slow_specimen
 def dictionaries():
-    """Inputs and outputs by name."""
+    """Inputs and outputs are named."""
     a, b = keras.Input([INPUTS], name="a"), keras.Input([INPUTS], name="b")
     out = layers.Dense(1, name="out")(layers.Add()([a, layers.Dense(INPUTS)(b)]))
     model = keras.Model({"a": a, "b": b}, {"out": out})
@@ -122,7 +122,7 @@ def dictionaries():
 
 @slow_specimen
 def class_weights():
-    """Labels are integers."""
+    """Labels are integers, and classes have weights."""
     x, y = numbers()
     model = network(keras.losses.SparseCategoricalCrossentropy(from_logits=True), outputs=3)
     labels = np.digitize(y[:, 0], [-1.0, 1.0])
@@ -134,7 +134,7 @@ def class_weights():
 
 @slow_specimen
 def ragged_length():
-    """Batches of words, each of a length of its own."""
+    """Batches of words; each batch has another length."""
     rng = np.random.default_rng([3, swarm_tf.rank()])
     data = [rng.integers(0, 20, [BATCH, rng.integers(2, 9)]).astype("int32") for _ in range(40)]
     targets = [(x % 3 == 0).mean(axis=1, keepdims=True).astype("float32") for x in data]
@@ -153,7 +153,7 @@ def ragged_length():
 
 @specimen
 def few_batches():
-    """Fewer than the steps between two exchanges: only the end makes one model of all."""
+    """Fewer than the steps between two exchanges: only the end makes models equal."""
     x, y = numbers(2 * BATCH)
     network().fit(x, y, batch_size=BATCH, verbose=0, callbacks=[swarm(local_steps=4)])
     check(averages=False)
@@ -161,7 +161,7 @@ def few_batches():
 
 @slow_specimen
 def validation_every_epoch():
-    """With validation data and metrics."""
+    """Validation data and metrics in every epoch."""
     x, y = numbers()
     network(metrics=["mae"]).fit(
         x, y, batch_size=BATCH, epochs=3, validation_data=(x[:16], y[:16]), verbose=0,

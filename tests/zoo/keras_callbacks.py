@@ -29,35 +29,35 @@ def fit(*callbacks, model=None, x=None, epochs=4, **options):
     return model
 
 
-def worsening():
-    """An early stop whose best epoch is the first, on each rank with other weights."""
+def restoring_the_first_epoch():
+    """Early stopping whose best epoch is the first, with other weights on each rank."""
     return kc.EarlyStopping("loss", mode="max", patience=2, restore_best_weights=True)
 
 
 @slow_specimen
 def early_stopping_after_ours():
-    """The weights that it restores are what the mean is taken of."""
+    """The mean is taken of the weights that early stopping restores."""
     callback = swarm()
-    fit(callback, worsening(), LastLook(callback))
+    fit(callback, restoring_the_first_epoch(), LastLook(callback))
 
 
 @slow_specimen
 def early_stopping_before_ours():
-    """The same."""
+    """The mean is taken of the restored weights in this order too."""
     callback = swarm()
-    fit(worsening(), callback, LastLook(callback))
+    fit(restoring_the_first_epoch(), callback, LastLook(callback))
 
 
 @slow_specimen
 def early_stopping_on_one_rank():
-    """Rank 1's losses do not fall: it stops first, and serves on."""
+    """Rank 1's losses do not fall: it stops first, and still serves rank 0."""
     mine = kc.EarlyStopping("loss", min_delta=0.0 if RANK() == 0 else 1e9, patience=1)
     fit(swarm(), mine)
 
 
 @slow_specimen
 def model_checkpoint():
-    """Each rank on a path of its own, every epoch; what was saved can be read."""
+    """Each rank saves to its own path every epoch; the files can be read."""
     path = pair.directory() / f"{RANK()}-{{epoch}}.keras"
     fit(swarm(), kc.ModelCheckpoint(path))
     assert keras.models.load_model(str(path).format(epoch=4)).built
@@ -65,7 +65,7 @@ def model_checkpoint():
 
 @slow_specimen
 def backup_and_restore_after_ours():
-    """A training that failed in epoch 2 goes on there, on both ranks with rank 0's weights."""
+    """A training that failed in epoch 2 resumes there, on both ranks with rank 0's weights."""
     path = pair.directory() / str(RANK())
     seen = []
 
@@ -83,13 +83,13 @@ def backup_and_restore_after_ours():
 
 @slow_specimen
 def learning_rate_scheduler():
-    """By epoch."""
+    """The schedule sets the rate at each epoch."""
     fit(swarm(), kc.LearningRateScheduler(lambda epoch, rate: rate * 0.5))
 
 
 @slow_specimen
 def reduce_on_plateau():
-    """Decided by each rank's own loss."""
+    """Each rank's own loss decides."""
     fit(swarm(), kc.ReduceLROnPlateau("loss", patience=1, min_delta=10.0))
 
 
@@ -105,7 +105,7 @@ def terminate_on_nan():
 
 @slow_specimen
 def nan_in_one_batch():
-    """Rank 1 has one inf in the middle: it takes rank 0's model and goes on."""
+    """Rank 1 has one inf in mid-training: it takes rank 0's model and goes on."""
     x, _ = numbers()
     if RANK() == 1:
         x[10 * BATCH, 0] = np.inf
@@ -114,7 +114,7 @@ def nan_in_one_batch():
 
 @slow_specimen
 def nan_in_the_last_batch():
-    """Nothing comes after it that could mend it: the mean is rank 0's."""
+    """No exchange follows that could repair it, so the mean is rank 0's."""
     x, _ = numbers()
     if RANK() == 1:
         x[-1, 0] = np.inf
@@ -123,7 +123,7 @@ def nan_in_the_last_batch():
 
 @slow_specimen
 def nan_with_adam():
-    """Slots are NaN too, and begin anew."""
+    """The slots become NaN too, and are reset."""
     x, _ = numbers()
     if RANK() == 1:
         x[10 * BATCH, 0] = np.inf
@@ -133,7 +133,7 @@ def nan_with_adam():
 
 @specimen
 def weights_loaded_by_a_callback():
-    """In on_train_begin, after ours, on rank 0 only: all start from them."""
+    """They are loaded in on_train_begin, after ours, on rank 0 only: all ranks start from them."""
 
     class Load(kc.Callback):
         def on_train_begin(self, logs=None):
@@ -145,7 +145,7 @@ def weights_loaded_by_a_callback():
 
 @specimen
 def weights_set_by_a_callback_at_the_end():
-    """In on_train_end, after ours: the mean is taken of them."""
+    """They are set in on_train_end, after ours: the mean is taken of them."""
 
     class Round(kc.Callback):
         def on_train_end(self, logs=None):
@@ -165,7 +165,7 @@ def swap_ema_weights():
 
 @slow_specimen
 def logs():
-    """CSVLogger, LambdaCallback, History; a file for each rank."""
+    """CSVLogger, LambdaCallback and History, with a file for each rank."""
     path = pair.directory() / f"{RANK()}.csv"
     losses = []
     noted = kc.LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]))
@@ -176,7 +176,7 @@ def logs():
 
 @specimen
 def two_of_ours_in_one_list():
-    """A mistake that does no harm, or is refused."""
+    """A mistake that has no effect, or is refused."""
     try:
         fit(swarm(), swarm(local_steps=2))
     except swarm_tf.UsageError as error:

@@ -1,4 +1,4 @@
-"""Layers with state of their own."""
+"""Layers with their own state."""
 
 import keras
 import numpy as np
@@ -42,7 +42,7 @@ def batch_normalization_without_statistics():
 
 @specimen
 def a_batch_normalization_of_ones_own():
-    """Whose variance is called running_var, and falls fast."""
+    """A custom batch norm, whose variance is called running_var and falls fast."""
 
     class Own(kl.Layer):
         def build(self, shape):
@@ -80,13 +80,13 @@ def a_batch_normalization_of_ones_own():
 
 @slow_specimen
 def synchronized_batch_normalization():
-    """synchronized=True means replicas of tf.distribute; here there is one."""
+    """synchronized=True is about replicas of tf.distribute, of which there is one."""
     fit([kl.BatchNormalization(synchronized=True)])
 
 
 @slow_specimen
 def group_and_layer_normalization():
-    """Without statistics."""
+    """Normalizations without moving statistics."""
     fit([kl.GroupNormalization(2), kl.LayerNormalization(), kl.UnitNormalization()])
 
 
@@ -98,14 +98,14 @@ def spectral_normalization():
 
 @slow_specimen
 def constraints_and_regularizers():
-    """Norms of the weights are held."""
+    """A constraint limits the norm of the weights."""
     dense = kl.Dense(8, kernel_constraint="max_norm", kernel_regularizer="l2")
     fit([dense, kl.ActivityRegularization(0.01)])
 
 
 @slow_specimen
 def dropout():
-    """Seeds differ between ranks, and stay so."""
+    """Seeds differ between ranks, and stay different."""
     noise = kl.Dropout(0.3, seed=swarm_tf.rank())
     model = fit([noise, kl.GaussianNoise(0.1, seed=swarm_tf.rank() + 5)])
     check()
@@ -143,13 +143,13 @@ def fit_words(*hidden, optimizer="adam", loss="mse", **options):
 
 @slow_specimen
 def embedding():
-    """Gradients are sparse."""
+    """An embedding has sparse gradients."""
     fit_words(kl.Flatten())
 
 
 @slow_specimen
 def embedding_with_masks():
-    """mask_zero, and a bidirectional LSTM."""
+    """An embedding with mask_zero, and a bidirectional LSTM."""
     model = keras.Sequential(
         [kl.Embedding(20, 8, mask_zero=True), kl.Bidirectional(kl.LSTM(4)), kl.Dense(1)]
     )
@@ -160,7 +160,7 @@ def embedding_with_masks():
 
 @slow_specimen
 def recurrent():
-    """GRU, LSTM and a cell."""
+    """A GRU, an LSTM and an RNN cell."""
     fit_words(
         kl.GRU(4, return_sequences=True),
         kl.LSTM(4, return_sequences=True, recurrent_dropout=0.1),

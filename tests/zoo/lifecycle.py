@@ -1,4 +1,4 @@
-"""Many trainings in one program; those that fail or stop; models that go to files and come back."""
+"""Many trainings in one program, trainings that fail or stop, models saved and loaded."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def fit(model, *callbacks, epochs=1, **options):
 
 
 class Raises(keras.callbacks.Callback):
-    """An error after some batches, as of a trial that is pruned."""
+    """Raises an error after some batches, as a pruned trial does."""
 
     def __init__(self, error, after=6):
         super().__init__()
@@ -46,7 +46,7 @@ class Raises(keras.callbacks.Callback):
 
 @specimen
 def again_with_the_same_callback():
-    """Two fits in a row go on from each other."""
+    """The second of two trainings goes on from the first."""
     model, callback = network(), swarm()
     fit(model, callback)
     check()
@@ -57,7 +57,7 @@ def again_with_the_same_callback():
 
 @slow_specimen
 def again_with_a_new_callback():
-    """initial_epoch, as after a pause."""
+    """The training goes on with initial_epoch, as after a pause."""
     model = network()
     fit(model, epochs=1)
     check()
@@ -67,7 +67,7 @@ def again_with_a_new_callback():
 
 @specimen
 def the_same_callback_for_another_model():
-    """Of another size."""
+    """The second model has another size."""
     callback = swarm()
     for width in (8, 12, 8):
         fit(network(width), callback)
@@ -85,7 +85,7 @@ def without_a_check_in_between():
 
 @specimen
 def weights_set_between_trainings():
-    """By rank 0 only: the second one starts equal."""
+    """Only rank 0 sets weights: the second training starts equal."""
     model = network()
     fit(model)
     check()
@@ -96,7 +96,7 @@ def weights_set_between_trainings():
 
 @slow_specimen
 def a_rank_trains_alone_in_between():
-    """Without the callback."""
+    """Rank 1 trains without the callback in between."""
     model = network()
     fit(model)
     check()
@@ -108,7 +108,7 @@ def a_rank_trains_alone_in_between():
 
 @specimen
 def zero_epochs():
-    """Nothing is trained, and nobody waits."""
+    """Nothing is trained, and no rank waits."""
     model = network()
     fit(model, epochs=0)
     check(averages=False)
@@ -156,7 +156,7 @@ def clone_model():
 
 @slow_specimen
 def an_error_on_both_ranks():
-    """It was handled; the next training has nothing of it."""
+    """An error that was handled has no effect on the next training."""
     for _ in range(2):
         with failing(RuntimeError, "pruned"):
             fit(network(), swarm(), Raises(RuntimeError("pruned")))
@@ -166,7 +166,7 @@ def an_error_on_both_ranks():
 
 @specimen
 def an_error_and_the_same_callback():
-    """And the same model."""
+    """After an error the same callback trains the same model."""
     model, callback = network(), swarm()
     with failing(RuntimeError, "pruned"):
         fit(model, callback, Raises(RuntimeError("pruned")))
@@ -175,7 +175,7 @@ def an_error_and_the_same_callback():
 
 @slow_specimen
 def an_error_before_the_first_batch():
-    """Of a callback that stands after ours."""
+    """A callback that comes after ours fails in on_train_begin."""
 
     class Early(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -205,7 +205,7 @@ def an_error_on_one_rank():
 
 @specimen
 def an_interrupt():
-    """KeyboardInterrupt, as in a notebook; then it goes on."""
+    """A KeyboardInterrupt, as in a notebook; then the training goes on."""
     model = network()
     with failing(KeyboardInterrupt):
         fit(model, swarm(), Raises(KeyboardInterrupt()))
@@ -226,7 +226,7 @@ def stopped_on_one_rank():
 
 @slow_specimen
 def a_bad_shape():
-    """The data does not fit the model: Keras says so on both ranks; the next training is well."""
+    """The data does not fit the model: Keras says so on both ranks; the next training works."""
     x, y = numbers()
     with failing(ValueError, "shape"):
         network().fit(x[:, :3], y, verbose=0, callbacks=[swarm()])
@@ -238,7 +238,7 @@ def a_bad_shape():
 
 @slow_specimen
 def save_load_continue():
-    """Rank 0 saves, both load and go on, optimizer and all."""
+    """Rank 0 saves; both ranks load the model with its optimizer and go on."""
     path = pair.directory() / "model.keras"
     model = network(optimizer=keras.optimizers.SGD(0.01, momentum=0.9))
     fit(model)
@@ -253,7 +253,7 @@ def save_load_continue():
 
 @specimen
 def load_on_one_rank():
-    """Rank 0 loads, rank 1 has a new one: it has rank 0's weights, slots and steps."""
+    """Rank 0 loads a model, rank 1 has a new one, which gets rank 0's weights, slots and steps."""
     path = pair.directory() / "model.keras"
     model = network()
     x, y = numbers()
@@ -268,7 +268,7 @@ def load_on_one_rank():
 
 @slow_specimen
 def load_weights_on_one_rank():
-    """All start from them."""
+    """Both ranks start from the weights that rank 0 loads."""
     path = pair.directory() / "model.weights.h5"
     model = network()
     if RANK() == 0:
@@ -283,7 +283,7 @@ def load_weights_on_one_rank():
 
 @specimen
 def resumed_on_one_rank():
-    """Rank 0's schedule stands at step 24: both go on with the same rate."""
+    """Rank 0's schedule is at step 24: both ranks go on with the same rate."""
     decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     model = network(optimizer=keras.optimizers.SGD(decay, momentum=0.9))
     x, y = numbers()
@@ -298,7 +298,7 @@ def resumed_on_one_rank():
 
 @slow_specimen
 def resumed_gan_on_one_rank():
-    """Of optimizers that the model's own is not: equal, or refused in words."""
+    """Optimizers that compile() does not know become equal, or are refused."""
     from zoo.train_steps import GAN
 
     gan = GAN()

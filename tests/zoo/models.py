@@ -1,4 +1,4 @@
-"""How a model is written."""
+"""Ways to write a model."""
 
 import keras
 import numpy as np
@@ -16,13 +16,13 @@ def fit(model, loss="mse", optimizer="sgd", **options):
 
 @slow_specimen
 def sequential():
-    """keras.Sequential with its input."""
+    """A keras.Sequential with its input."""
     fit(keras.Sequential([keras.Input([INPUTS]), layers.Dense(8, "relu"), layers.Dense(1)]))
 
 
 @slow_specimen
 def sequential_without_input():
-    """Is built by its first batch."""
+    """A keras.Sequential that its first batch builds."""
     fit(keras.Sequential([layers.Dense(8, "relu"), layers.Dense(1)]))
 
 
@@ -64,13 +64,13 @@ class Subclassed(keras.Model):
 
 @specimen
 def subclassed_unbuilt():
-    """Has no weights before its first batch."""
+    """A model without weights before its first batch."""
     fit(Subclassed())
 
 
 @slow_specimen
 def subclassed_built():
-    """Was called once before."""
+    """A model that was called once before training."""
     model = Subclassed()
     model(np.zeros([1, INPUTS], "float32"))
     fit(model)
@@ -78,7 +78,7 @@ def subclassed_built():
 
 @specimen
 def subclassed_that_says_it_is_built():
-    """`self.built = True` in __init__ silences Keras' warning; its layers are not."""
+    """`self.built = True` in __init__ silences Keras' warning, but the layers are not built."""
 
     class Hasty(Subclassed):
         def __init__(self):
@@ -107,7 +107,7 @@ def a_layer_that_is_built_late():
 
 @slow_specimen
 def layers_made_in_build():
-    """As a layer of one's own makes them."""
+    """A model that makes its layers in build(), as custom layers do."""
 
     class Built(keras.Model):
         def build(self, shape):
@@ -124,7 +124,7 @@ def layers_made_in_build():
 
 @specimen
 def layers_made_in_call():
-    """Keras itself refuses them, on both ranks; the next training is well."""
+    """Keras itself refuses them, on both ranks; the next training works."""
 
     class Lazy(keras.Model):
         def __init__(self):
@@ -143,7 +143,7 @@ def layers_made_in_call():
 
 @specimen
 def a_layer_of_ones_own():
-    """With weights, and state that it moves itself, in lists."""
+    """A custom layer with weights in a list, and state that it updates itself."""
 
     class Own(layers.Layer):
         def build(self, shape):
@@ -161,7 +161,7 @@ def a_layer_of_ones_own():
 
 @specimen
 def one_scalar_weight():
-    """A model of a single number."""
+    """A model with a single number as weight."""
 
     class Scalar(keras.Model):
         def __init__(self):
@@ -176,8 +176,8 @@ def one_scalar_weight():
 
 
 @slow_specimen
-def one_weight_in_a_vector():
-    """shape [1]"""
+def one_matrix():
+    """A model whose only variable is a matrix of shape [6, 1]."""
     fit(keras.Sequential([keras.Input([INPUTS]), layers.Dense(1, use_bias=False)]))
 
 
@@ -191,25 +191,25 @@ def _of_size(count):
 
 @slow_specimen
 def a_block_less_one():
-    """1023 weights, where a block of the codec has 1024."""
+    """1023 weights; a block of the codec has 1024."""
     fit(_of_size(1023))
 
 
 @slow_specimen
 def a_block():
-    """1024 weights."""
+    """1024 weights, exactly a block of the codec."""
     fit(_of_size(1024))
 
 
 @slow_specimen
 def a_block_and_one():
-    """1025 weights."""
+    """1025 weights, one more than a block of the codec."""
     fit(_of_size(1025))
 
 
 @specimen
 def no_weights():
-    """Has nothing to average."""
+    """A model that has nothing to average."""
     model = keras.Sequential([keras.Input([1]), layers.Rescaling(2.0)])
     model.compile("sgd", "mse")
     x, y = numbers()
@@ -219,7 +219,7 @@ def no_weights():
 
 @specimen
 def no_trainable_weights():
-    """Has nothing to average either."""
+    """A model with frozen weights only has nothing to average either."""
     model = keras.Sequential([keras.Input([INPUTS]), layers.Dense(1, trainable=False)])
     model.compile("sgd", "mse")
     x, y = numbers()
@@ -229,7 +229,7 @@ def no_trainable_weights():
 
 @specimen
 def complex_weights():
-    """Cannot be averaged."""
+    """Complex weights cannot be averaged."""
 
     class Complex(layers.Layer):
         def build(self, shape):

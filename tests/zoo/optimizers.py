@@ -1,4 +1,4 @@
-"""Every optimizer of Keras, each with its slots at home and averaged."""
+"""Every optimizer of Keras, each with local and with averaged slots."""
 
 import keras
 import numpy as np
@@ -31,8 +31,8 @@ OPTIMIZERS = {
 }
 
 
-# One of each kind of slot; the others are slow. Slots at home are those of many other specimens.
-AT_HOME: set[str] = set()
+# One of each kind of slot; the others are slow. Many other specimens have local slots.
+LOCAL: set[str] = set()
 AVERAGED = {"adam", "rmsprop_centered", "adafactor", "schedule_free"}
 
 
@@ -59,22 +59,22 @@ def fit(optimizer, epochs=2, model=None, **options):
 
 
 def _specimens(name):
-    def slots_at_home():
+    def local_slots():
         fit(OPTIMIZERS[name]())
 
     def slots_averaged():
         averaged = fit(OPTIMIZERS[name](), average_optimizer=True)
         check()
-        # What one rank alone never has below zero must not be there in a swarm. Opposite targets:
-        # the momentum of a bias may happen to have one sign.
+        # A slot that is never negative on one rank alone must not be so in a swarm. One rank trains
+        # on opposite targets too, since the momentum of a bias may happen to have one sign.
         alone = [_lowest_alone(OPTIMIZERS[name](), sign) for sign in (1, -1)]
         for (path, least), *least_alone in zip(averaged.items(), *alone, strict=True):
             assert least >= 0 or min(least_alone) < 0, f"{path} falls to {least:g}"
 
-    slots_at_home.__name__, slots_averaged.__name__ = name, f"{name}_averaged"
-    slots_at_home.__doc__ = f"{name}, whose slots stay at home."
+    local_slots.__name__, slots_averaged.__name__ = name, f"{name}_averaged"
+    local_slots.__doc__ = f"{name}, whose slots stay local."
     slots_averaged.__doc__ = f"{name}, whose slots are averaged, and do not become negative."
-    specimen(slots_at_home, slow=name not in AT_HOME)
+    specimen(local_slots, slow=name not in LOCAL)
     specimen(slots_averaged, slow=name not in AVERAGED)
 
 
@@ -104,13 +104,13 @@ def ema():
 
 @slow_specimen
 def ema_overwrite_frequency():
-    """... and every five steps."""
+    """The moving average takes the weights' place every five steps."""
     fit(every.Adam(0.01, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=5))
 
 
 @slow_specimen
 def ema_averaged():
-    """It is a slot."""
+    """The moving average is a slot, and is averaged as slots are."""
     fit(every.Adam(0.01, use_ema=True, ema_momentum=0.9), average_optimizer=True)
 
 
@@ -122,19 +122,19 @@ def gradient_accumulation():
 
 @slow_specimen
 def gradient_accumulation_averaged():
-    """Gradients that wait for their step stay at home."""
+    """Accumulated gradients are not averaged."""
     fit(every.Adam(0.01, gradient_accumulation_steps=3), average_optimizer=True)
 
 
 @slow_specimen
 def clipnorm():
-    """Each gradient is cut."""
+    """The norm of each gradient is clipped."""
     fit(every.SGD(0.05, clipnorm=0.1))
 
 
 @slow_specimen
 def global_clipnorm_and_weight_decay():
-    """All gradients are cut together; biases do not decay."""
+    """The global norm of all gradients is clipped; biases do not decay."""
     optimizer = every.AdamW(0.01, weight_decay=0.1, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     fit(optimizer)
@@ -142,14 +142,14 @@ def global_clipnorm_and_weight_decay():
 
 @slow_specimen
 def learning_rate_schedule():
-    """Cosine, with a warm-up."""
+    """A cosine schedule with warm-up."""
     schedule = every.schedules.CosineDecay(0.0, 40, warmup_target=0.05, warmup_steps=8)
     fit(every.SGD(schedule, momentum=0.9))
 
 
 @slow_specimen
 def learning_rate_schedule_averaged():
-    """... with averaged slots."""
+    """A schedule with averaged slots."""
     fit(every.Adam(every.schedules.ExponentialDecay(0.01, 10, 0.9)), average_optimizer=True)
 
 
@@ -164,7 +164,7 @@ def multi_optimizer():
 
 @specimen
 def an_optimizer_of_ones_own():
-    """A subclass with a slot under a name that nobody knows, which may not become negative."""
+    """A custom optimizer with a slot of unknown name, which must not become negative."""
 
     class Own(every.Optimizer):
         def build(self, variables):

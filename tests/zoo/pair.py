@@ -1,4 +1,4 @@
-"""The two ranks of the zoo, over a communicator of its own: it does not trust what it tests."""
+"""Messages between the zoo's two ranks, on their own communicator, without the library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def exchange(value: Any, what: str, seconds: float = SECONDS) -> list[Any]:
     """The values of both ranks, in their order.
 
     Raises:
-      TimeoutError: the other one does not come.
+      TimeoutError: the other rank does not call this.
     """
     communicator, other = _communicator(), 1 - swarm_tf.rank()
     request = communicator.isend(value, other)
@@ -38,13 +38,13 @@ def exchange(value: Any, what: str, seconds: float = SECONDS) -> list[Any]:
     theirs = message.recv()
     while not request.test()[0]:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: rank {other} has not taken this rank's part")
+            raise TimeoutError(f"{what}: rank {other} has not received this rank's value")
         time.sleep(0.002)
     return [value, theirs] if other else [theirs, value]
 
 
 def directory() -> Path:
-    """A new one, the same on both ranks, where the zoo's report is."""
+    """A new directory beside the zoo's report, the same on both ranks."""
     mine = tempfile.mkdtemp(dir=sys.argv[1]) if swarm_tf.rank() == 0 else ""
     shared, _ = exchange(mine, "a directory")
     return Path(shared)

@@ -1,4 +1,4 @@
-"""Types of weights: mixed and pure, scaled losses, quantized layers."""
+"""Types of weights: mixed and pure precision, scaled losses, quantized layers."""
 
 import keras
 import numpy as np
@@ -34,49 +34,49 @@ def under(policy, **options):
 
 @slow_specimen
 def mixed_bfloat16():
-    """Computes in bfloat16."""
+    """The model computes in bfloat16."""
     under("mixed_bfloat16")
 
 
 @slow_specimen
 def mixed_float16():
-    """Computes in float16; compile() scales the loss, and steps that overflow are left out."""
+    """The model computes in float16; compile() scales the loss, steps that overflow are skipped."""
     under("mixed_float16")
 
 
 @specimen
 def mixed_float16_averaged():
-    """... with averaged slots; each rank's scale is its own."""
+    """Slots are averaged; each rank keeps its own loss scale."""
     under("mixed_float16", optimizer=keras.optimizers.Adam(0.01), average_optimizer=True)
 
 
 @specimen
 def pure_bfloat16():
-    """Weights of 8 bits of precision."""
+    """Weights have 8 bits of precision."""
     under("bfloat16")
 
 
 @slow_specimen
 def pure_float16():
-    """Weights of 11 bits of precision."""
+    """Weights have 11 bits of precision."""
     under("float16")
 
 
 @slow_specimen
 def pure_bfloat16_averaged():
-    """Slots have the weights' type."""
+    """Averaged slots have the type of the weights."""
     under("bfloat16", average_optimizer=True)
 
 
 @specimen
 def float64():
-    """Weights of float64, equal to the last bit."""
+    """float64 weights are equal to the last bit."""
     under("float64")
 
 
 @slow_specimen
 def one_layer_of_float64():
-    """Among others of float32."""
+    """One layer has float64 weights, the others float32."""
     model = keras.Sequential(
         [keras.Input([INPUTS]), layers.Dense(8, "relu", dtype="float64"), layers.Dense(1)]
     )
@@ -94,7 +94,7 @@ def lora():
 
 @specimen
 def int8_base_and_lora():
-    """model.quantize("int8"), then LoRA: ranks had other bases, and have rank 0's after."""
+    """model.quantize("int8"), then LoRA: ranks start with different bases, end with rank 0's."""
     model = network()
     model.layers[0].quantize("int8")
     model.layers[0].enable_lora(2)
@@ -108,13 +108,13 @@ def int8_model():
     model = fit(network())
     check()
     model.quantize("int8")
-    said = model.predict(np.ones([1, INPUTS], "float32"), verbose=0)
-    assert_equal_on_ranks(said, "what the quantized model says")
+    predicted = model.predict(np.ones([1, INPUTS], "float32"), verbose=0)
+    assert_equal_on_ranks(predicted, "what the quantized model predicts")
 
 
 @specimen
 def float8():
-    """Dense layers that compute in float8, whose scales are replaced, not stepped."""
+    """Dense layers compute in float8; their scales are replaced instead of updated by a step."""
     model = network()
     model.quantize("float8")
     fit(model)
@@ -122,7 +122,7 @@ def float8():
 
 @slow_specimen
 def float8_averaged():
-    """... with averaged slots."""
+    """float8 with averaged slots."""
     model = network()
     model.quantize("float8")
     fit(model, optimizer=keras.optimizers.Adam(0.01), average_optimizer=True)

@@ -1,4 +1,4 @@
-"""Layers that adapt to data: on each rank's own shard they learn other things.
+"""Layers that adapt to data, and learn something else on each rank's shard.
 
 What they learn must be the same on all ranks, or be refused.
 """
@@ -15,19 +15,19 @@ from zoo.watch import assert_equal_on_ranks, check, swarm
 
 @specimen
 def normalization():
-    """Mean and variance are variables: ranks have rank 0's, and say the same."""
+    """Mean and variance are variables: ranks get rank 0's, and predict the same."""
     x, y = numbers()
     x = x * (1 + swarm_tf.rank()) + 5 * swarm_tf.rank()
     normalize = layers.Normalization()
     normalize.adapt(x)
     model = keras.Sequential([keras.Input([INPUTS]), normalize, layers.Dense(1)])
     model.compile("sgd", "mse")
-    model.predict(x[:8], verbose=0)  # traced before the ranks meet
+    model.predict(x[:8], verbose=0)  # traced before the ranks join
     model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[swarm()])
     check()
     ones = np.ones([1, INPUTS], "float32")
     assert_equal_on_ranks(model.predict(ones, verbose=0), "what the model predicts")
-    assert_equal_on_ranks(model(ones), "what the model says when it is called")
+    assert_equal_on_ranks(model(ones), "what the model returns when it is called")
 
 
 SENTENCES = [
@@ -54,7 +54,7 @@ def _sentences(repeat=32):
 
 @specimen
 def text_vectorization_of_each_shard():
-    """The same word is another number on each rank."""
+    """The same word has another number on each rank."""
     vectorize = layers.TextVectorization(max_tokens=30, output_sequence_length=6)
     vectorize.adapt(SENTENCES[swarm_tf.rank()])
     with refused("vocabulary"):
@@ -63,7 +63,7 @@ def text_vectorization_of_each_shard():
 
 @specimen
 def text_vectorization_of_all():
-    """Adapted to the same text everywhere."""
+    """The layer is adapted to the same text on all ranks."""
     vectorize = layers.TextVectorization(max_tokens=30, output_sequence_length=6)
     vectorize.adapt(SENTENCES[0] + SENTENCES[1])
     _words_model(vectorize, 30).fit(_sentences(), verbose=0, callbacks=[swarm()])
@@ -71,7 +71,7 @@ def text_vectorization_of_all():
 
 @slow_specimen
 def string_lookup_of_each_shard():
-    """Vocabularies of equal length."""
+    """Vocabularies differ, but have equal lengths."""
     lookup = layers.StringLookup(vocabulary=[["a", "b", "c"], ["c", "b", "a"]][swarm_tf.rank()])
     text = ["a", "b", "c", "a"] * 24
     data = tf.data.Dataset.from_tensor_slices((text, np.ones([96, 1], "float32"))).batch(4)
@@ -85,7 +85,7 @@ def string_lookup_of_each_shard():
 
 @slow_specimen
 def integer_lookup_and_hashing():
-    """The same on all ranks; hashing has nothing to learn."""
+    """The lookup is the same on all ranks; hashing learns nothing."""
     inputs = keras.Input([1], dtype="int64")
     a = layers.IntegerLookup(vocabulary=[1, 2, 3, 5, 8])(inputs)
     b = layers.Hashing(8)(inputs)
@@ -100,7 +100,7 @@ def integer_lookup_and_hashing():
 
 @specimen
 def discretization_of_each_shard():
-    """Bounds are learned, and are no variables."""
+    """The layer learns bounds that are not variables."""
     x, y = numbers()
     x = x[:, :1] + 3 * swarm_tf.rank()
     bins = layers.Discretization(num_bins=4)
@@ -115,7 +115,7 @@ def discretization_of_each_shard():
 
 @specimen
 def adapted_outside_of_the_model():
-    """In the pipeline of data, where the library cannot see it; the model is averaged."""
+    """The layer is in the data pipeline, where the library cannot see it; the model is averaged."""
     x, y = numbers()
     normalize = layers.Normalization()
     normalize.adapt(x)

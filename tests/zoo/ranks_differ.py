@@ -1,4 +1,4 @@
-"""What is not the same on all ranks: it works, or is refused with the first difference."""
+"""Programs that differ between ranks: they work, or are refused with the first difference."""
 
 import time
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 import swarm_tf
-from zoo.specimens import BATCH, INPUTS, numbers, refused, slow_specimen, specimen, told
+from zoo.specimens import BATCH, INPUTS, logged, numbers, refused, slow_specimen, specimen
 from zoo.watch import check, swarm
 
 RANK = swarm_tf.rank
@@ -30,7 +30,7 @@ def fit(model, rows=24 * BATCH, *callbacks, epochs=1, **options):
 
 @slow_specimen
 def names():
-    """Rank 0 built another model before, so Keras counts its names on: no matter."""
+    """Rank 0 built another model before, so its variables have other names, which may differ."""
     if RANK() == 0:
         network()
     fit(network())
@@ -38,7 +38,7 @@ def names():
 
 @specimen
 def widths():
-    """Another model on rank 1."""
+    """A layer has another width on rank 1."""
     with refused(r"must be the same on all ranks.*kernel.*\(6, 8\).*rank 0.*\(6, 9\).*rank 1"):
         fit(network(8 + RANK()))
     fit(network())
@@ -46,7 +46,7 @@ def widths():
 
 @specimen
 def depths():
-    """A layer more on rank 1."""
+    """Rank 1 has one more layer."""
     extra = [layers.Dense(1)] if RANK() else []
     model = keras.Sequential([keras.Input([INPUTS]), layers.Dense(1), *extra])
     model.compile("sgd", "mse")
@@ -56,7 +56,7 @@ def depths():
 
 @specimen
 def types():
-    """A layer of float64 on rank 1."""
+    """A layer has float64 weights on rank 1."""
     with refused("must be the same on all ranks.*float32.*float64"):
         fit(network(dtype="float64" if RANK() else None))
 
@@ -82,7 +82,7 @@ def optimizers_of_other_kinds():
 
 @specimen
 def learning_rates():
-    """Another rate on rank 1: it has rank 0's."""
+    """Rank 1 has another rate, and gets rank 0's."""
     model = network(optimizer=keras.optimizers.SGD(0.01 if RANK() == 0 else 0.5))
     fit(model)
     check()
@@ -104,7 +104,7 @@ def algorithms():
 
 @slow_specimen
 def seeds():
-    """keras.utils.set_random_seed with a seed for each rank, and with one for all."""
+    """keras.utils.set_random_seed with another seed on each rank, and with the same."""
     for seed in (RANK(), 0):
         keras.utils.set_random_seed(seed)
         fit(network())
@@ -113,25 +113,25 @@ def seeds():
 
 @specimen
 def half_the_batches():
-    """Rank 1 is done sooner, and serves rank 0 until it is done."""
+    """Rank 1 finishes sooner, and serves rank 0 until rank 0 has finished."""
     fit(network(), (24 - 12 * RANK()) * BATCH, epochs=2)
 
 
 @slow_specimen
 def half_the_batches_and_unbuilt():
-    """The same for a model that its first batch builds."""
+    """Rank 1 has half the batches, of a model that its first batch builds."""
     fit(network(build=False), (24 - 12 * RANK()) * BATCH)
 
 
 @slow_specimen
 def more_epochs():
-    """On rank 1."""
+    """Rank 1 trains for more epochs."""
     fit(network(), epochs=1 + 2 * RANK())
 
 
 @slow_specimen
 def other_batch_sizes():
-    """On rank 1."""
+    """Rank 1 has smaller batches."""
     x, y = numbers()
     network().fit(x, y, batch_size=8 - 4 * RANK(), verbose=0, callbacks=[swarm()])
 
@@ -144,7 +144,7 @@ def empty_or_not():
 
 @specimen
 def no_batches():
-    """Rank 1 has none: rank 0 trains, and nobody waits."""
+    """Rank 1 has no batches: rank 0 trains, and no rank waits."""
     network().fit(empty_or_not(), verbose=0, callbacks=[swarm()])
     check(averages=False)
 
@@ -158,7 +158,7 @@ def no_batches_and_unbuilt():
 
 @specimen
 def no_batches_to_build_from():
-    """In a loop of one's own rank 1 never calls its model: all are told, and nobody waits."""
+    """In a custom loop rank 1 never calls its model: all ranks are told so, and none waits."""
     model, callback = network(build=False), swarm()
     x, y = numbers()
     with refused("rank 1: .*no batches"):
@@ -173,7 +173,7 @@ def no_batches_to_build_from():
 
 @slow_specimen
 def a_slow_rank():
-    """Rank 1 takes longer to start and for each step; nobody waits before the end."""
+    """Rank 1 takes longer to start and for each step; no rank waits before the end."""
 
     class Slow(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -187,7 +187,7 @@ def a_slow_rank():
 
 @specimen
 def built_on_one_rank():
-    """Rank 0 has called its model before, rank 1 has not."""
+    """Rank 0 has called its model before the training, rank 1 has not."""
     model = network(build=False)
     if RANK() == 0:
         model(np.zeros([1, INPUTS], "float32"))
@@ -196,17 +196,17 @@ def built_on_one_rank():
 
 @specimen
 def the_same_data():
-    """A forgotten .shard: all ranks are told in one line."""
+    """A forgotten .shard: a warning says so in one line."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=[24 * BATCH, INPUTS]).astype("float32")
     data = tf.data.Dataset.from_tensor_slices((x, x[:, :1])).batch(BATCH)
-    with told("same (data|batch)"):
+    with logged("same (data|batch)"):
         network().fit(data, verbose=0, callbacks=[swarm()])
 
 
 @specimen
 def a_thread():
-    """Training in a thread that is not the main one."""
+    """The training runs in another thread than the main thread."""
     import threading
 
     failures = []

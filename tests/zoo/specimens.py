@@ -1,4 +1,4 @@
-"""What a specimen is, and the data that most train on."""
+"""What a specimen is, and the data on which most of them train."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import swarm_tf
 from zoo import pair
 
 SPECIMENS: dict[str, Callable[[], None]] = {}
-"""By "file.function"."""
+"""All specimens, by "file.function"."""
 
 SLOW: set[str] = set()
-"""Those of a large family that are run when the code changes that they are about."""
+"""Specimens of large families, which run when the code that they test changes."""
 
 
 def specimen(function: Callable[[], None], *, slow: bool = False) -> Callable[[], None]:
@@ -33,11 +33,11 @@ def specimen(function: Callable[[], None], *, slow: bool = False) -> Callable[[]
 
 
 slow_specimen = functools.partial(specimen, slow=True)
-"""One of a large family, of which another one is in `make test`: run when its code changes."""
+"""A specimen of a large family of which `make test` runs another; `make slow` runs this one."""
 
 
 def collect() -> dict[str, Callable[[], None]]:
-    """All specimens, in the order of files and within one as written."""
+    """All specimens, in the order of the files, and within a file in the order of its text."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if not module.name.startswith(("test_", "_")):
             importlib.import_module(f"zoo.{module.name}")
@@ -45,12 +45,12 @@ def collect() -> dict[str, Callable[[], None]]:
 
 
 SHOWN: list[str] = []
-"""What a specimen has shown so far: one that shows nothing is no specimen."""
+"""What a specimen has verified so far. One that verifies nothing fails."""
 
 
 @contextmanager
 def refused(pattern: str) -> Iterator[None]:
-    """What stands in it must be refused on this rank, by one line that matches."""
+    """The block must be refused on this rank, with one line that matches."""
     try:
         yield
     except swarm_tf.UsageError as error:
@@ -72,15 +72,15 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def told(pattern: str) -> Iterator[None]:
-    """The library's log on one rank at least must have a line that matches."""
+def logged(pattern: str) -> Iterator[None]:
+    """During the block at least one rank must log a line that matches."""
     handler, log = _Lines(), logging.getLogger("swarm_tf")
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-    every = [line for lines in pair.exchange(handler.lines, "what was told") for line in lines]
+    every = [line for lines in pair.exchange(handler.lines, "the log lines") for line in lines]
     assert any(re.search(pattern, line) for line in every), f"{pattern!r} is not among {every}"
 
 
@@ -95,7 +95,7 @@ def numbers(rows: int = BATCHES * BATCH, inputs: int = INPUTS) -> tuple[np.ndarr
 
 
 def words(rows: int = BATCHES * BATCH, length: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's part: int32 [rows, length] below 20 and float32 [rows, 1]."""
+    """This rank's part of the data: int32 [rows, length] below 20 and float32 [rows, 1]."""
     rng = np.random.default_rng([8, swarm_tf.rank()])
     x = rng.integers(0, 20, [rows, length]).astype(np.int32)
     return x, (x % 3 == 0).sum(axis=1, keepdims=True).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Starts two ranks for all specimens that are asked for, and makes a test of each."""
+"""Starts two ranks for all selected specimens, and makes a test of each."""
 
 import pytest
 
@@ -10,8 +10,8 @@ pytestmark = together.needs_mpi
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    """{name: (failure, seconds)} of all specimens that are asked for."""
-    names = together.asked_for(request, test_specimen)
+    """{name: (failure, seconds)} of all selected specimens."""
+    names = together.selected_names(request, test_specimen)
     return together.run(2, ["-m", "zoo"], names, tmp_path_factory.mktemp("zoo"))
 
 

@@ -1,4 +1,4 @@
-"""Training steps and loops of one's own."""
+"""Custom training steps and loops."""
 
 import keras
 import tensorflow as tf
@@ -27,7 +27,7 @@ class OwnStep(keras.Model):
 
 @slow_specimen
 def own_train_step():
-    """compute_loss, tape, optimizer.apply."""
+    """A step with compute_loss, a tape and optimizer.apply."""
     x = keras.Input([INPUTS])
     model = OwnStep(x, layers.Dense(1)(layers.Dense(8, "relu")(x)))
     model.compile("adam", "mse")
@@ -104,7 +104,7 @@ def fit_gan(callback, times=1):
 
 @slow_specimen
 def gan():
-    """Two optimizers; the model's own never steps."""
+    """Two optimizers; the optimizer of compile() never steps."""
     fit_gan(swarm())
 
 
@@ -116,7 +116,7 @@ def gan_with_more_discriminator_steps():
 
 @specimen
 def gan_with_averaged_slots():
-    """Of both optimizers."""
+    """The slots of both optimizers are averaged."""
     fit_gan(swarm(average_optimizer=True))
 
 
@@ -151,7 +151,7 @@ class VAE(keras.Model):
 
 @specimen
 def vae():
-    """No call(), x only."""
+    """A model without call(), trained on inputs without labels."""
     vae = VAE()
     vae.compile(keras.optimizers.Adam(0.01))
     vae.fit(
@@ -163,7 +163,7 @@ def vae():
 
 @specimen
 def two_optimizers_in_one_step():
-    """One for each half of the weights, in a tuple."""
+    """A tuple of two optimizers, one for each half of the weights."""
 
     class Pair(keras.Sequential):
         def compile(self, *both):
@@ -186,7 +186,7 @@ def two_optimizers_in_one_step():
 
 @slow_specimen
 def contrastive():
-    """Two optimizers, of which the model's own steps too; layers in lists (Keras' "SimCLR")."""
+    """Two optimizers of a model with two parts (Keras' example "SimCLR")."""
 
     class Contrastive(keras.Model):
         def __init__(self):
@@ -254,7 +254,7 @@ def train_on_batch_with_the_callback_alone():
 
 @specimen
 def gan_by_train_on_batch():
-    """The classic: a compiled discriminator, frozen within a compiled whole."""
+    """The older style: a compiled discriminator, frozen within a compiled whole model."""
     discriminator, generator = network(), network(INPUTS)
     discriminator.compile("adam", "mse")
     x = keras.Input([INPUTS])
@@ -298,7 +298,7 @@ def gradient_tape():
 
 @specimen
 def two_models_in_one_loop():
-    """Each with a callback of its own."""
+    """Each model has its own callback."""
     models, callbacks = [network(), network()], [swarm(), swarm(local_steps=2)]
     for model, callback in zip(models, callbacks, strict=True):
         model.compile("sgd", "mse")
@@ -315,7 +315,7 @@ def two_models_in_one_loop():
 
 @slow_specimen
 def swarm_tf_trainer():
-    """The library's own loop."""
+    """The library's Trainer."""
     model = network()
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
     data = tf.data.Dataset.from_tensor_slices(numbers()).batch(BATCH).repeat()
@@ -324,7 +324,7 @@ def swarm_tf_trainer():
 
 @slow_specimen
 def trainer_with_a_gan():
-    """The library's own loop, two optimizers."""
+    """The library's Trainer with two optimizers."""
     gan = GAN()
     gan.compile(keras.optimizers.Adam(1e-3), keras.optimizers.RMSprop(1e-3))
     data = tf.data.Dataset.from_tensor_slices(numbers()[0]).batch(BATCH).repeat()
@@ -333,7 +333,7 @@ def trainer_with_a_gan():
 
 @slow_specimen
 def trainer_with_a_vae():
-    """The library's own loop, no call(), x only."""
+    """The library's Trainer on a model without call(), without labels."""
     vae = VAE()
     vae.compile(keras.optimizers.Adam(0.01))
     data = tf.data.Dataset.from_tensor_slices(numbers()[0]).batch(BATCH).repeat()

@@ -1,10 +1,10 @@
-"""Watched algorithms: what they leave is compared over ranks and with NumPy.
+"""Watched algorithms: their results are compared between ranks and with NumPy.
 
 Of every training, unless a specimen says otherwise:
 
     it averages        the ranks have exchanged something
     starts equal       every variable but the states of seed generators, weights and optimizers',
-                       was the same on both ranks, in its own type, when they had met
+                       was the same on both ranks, in its own type, once they had joined
     ends equal         all weights are the same bits on both ranks
     the right mean     they are NumPy's mean of what the ranks held before the last averaging
     finite             all of them
@@ -29,10 +29,10 @@ from zoo import pair, specimens
 
 @dataclass
 class Training:
-    """What was seen of one training."""
+    """What was recorded of one training."""
 
     model: keras.Model
-    slots: bool  # are averaged too
+    slots: bool  # whether they are averaged too
     at_start: list[str] = field(default_factory=list)
     before: list[np.ndarray] = field(default_factory=list)
     exchanges: int = 0
@@ -42,11 +42,11 @@ class Training:
         self.at_start = described([*self.model.weights, *optimizer_variables(self.model)])
 
     def look(self) -> None:
-        """What the last mean is taken of."""
+        """Keeps the weights of which the last mean is taken."""
         self.before = [wide(v) for v in self.averaged()]
 
     def averaged(self) -> list[keras.Variable]:
-        """The floats among the weights, frozen ones too: their mean is what they all are."""
+        """The float weights, frozen ones too: equal on all ranks, they equal their mean."""
         variables = list(self.model.weights)
         if self.slots:
             variables += optimizer_slots(self.model)
@@ -54,11 +54,11 @@ class Training:
 
 
 TRAININGS: list[Training] = []
-"""Those not yet checked."""
+"""Trainings that are not yet checked."""
 
 
 class _Watched:
-    """What is in front of an `Algorithm` to watch it, by the hooks that it has for its users."""
+    """A mixin before an `Algorithm` that watches it through its public hooks."""
 
     training: Training | None = None
 
@@ -78,7 +78,7 @@ class _Watched:
 
 @functools.cache
 def watched(algorithm: type) -> type:
-    """The class, watched."""
+    """A subclass that is watched."""
     return type(algorithm.__name__, (_Watched, algorithm), {})
 
 
@@ -88,7 +88,7 @@ def swarm(*arguments: Any, **options: Any) -> swarm_tf.SwarmCallback:
 
 
 class LastLook(keras.callbacks.Callback):
-    """Stands behind callbacks that change the weights at the end of a training."""
+    """Comes after callbacks that change the weights at the end of a training, and looks again."""
 
     def __init__(self, watching: Any) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class LastLook(keras.callbacks.Callback):
 
 @contextmanager
 def failing(kind: type[BaseException], text: str = "") -> Iterator[None]:
-    """The training in it must end by such an error, and need not be right."""
+    """The training in the block must end by such an error, and is not checked."""
     try:
         yield
     except kind as error:
@@ -113,14 +113,14 @@ def failing(kind: type[BaseException], text: str = "") -> Iterator[None]:
 
 
 def check(*, equal: bool = True, averages: bool = True, goes_on: bool = False) -> None:
-    """Hold all trainings since the last check to what must be true of them.
+    """Checks all trainings since the last check.
 
-    A training that goes on from an earlier one of the same model, which nobody has changed since,
-    starts with equal weights, but each rank keeps its optimizer's slots.
+    A training that goes on from an earlier one of the same, unchanged model starts with equal
+    weights, but each rank keeps its optimizer's slots.
 
     Args:
-      goes_on: the first one goes on from one that was checked before.
-      equal: they end equal, at the right mean; of the last training of each model.
+      goes_on: the first training goes on from one that was checked before.
+      equal: the last training of each model ends equal on both ranks, at the right mean.
       averages: the ranks have exchanged something.
     """
     last = {id(training.model): training for training in TRAININGS}
@@ -145,8 +145,8 @@ def check(*, equal: bool = True, averages: bool = True, goes_on: bool = False) -
     TRAININGS.clear()
     every = pair.exchange(mine, "the check of their trainings")
     counts = [len(one) for one in every]
-    assert len(set(counts)) == 1, f"rank 0 has met in {counts[0]} trainings, rank 1 in {counts[1]}"
-    assert counts[0], "the ranks have never met in a training"
+    assert len(set(counts)) == 1, f"rank 0 joined {counts[0]} trainings, rank 1 {counts[1]}"
+    assert counts[0], "the ranks have joined no training"
     specimens.SHOWN.append("trainings")
     for number, (zero, one) in enumerate(zip(*every, strict=True)):
         _check_training(f"training {number}: ", zero, one, averages)
@@ -166,7 +166,7 @@ def _check_training(what: str, zero: Any, one: Any, averages: bool) -> None:
     for path, dtype, a, b, after in of:
         assert np.isfinite(after).all(), f"{what}{path} is not finite at the end"
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            continue  # a rank that is not finite has no part in the mean
+            continue  # a rank that is not finite is left out of the mean
         allowed = 2 * float(ml_dtypes.finfo(dtype).eps) * np.maximum(np.abs(a), np.abs(b)) + 1e-30
         off = np.abs(after - (a + b) / 2) - allowed
         assert (off <= 0).all(), f"{what}{path} is not the mean: {off.max():g} off"
@@ -174,7 +174,7 @@ def _check_training(what: str, zero: Any, one: Any, averages: bool) -> None:
 
 
 def assert_same(what: str, zero: list[str], one: list[str]) -> None:
-    """The same variables with the same values on both ranks; paths may be other ones."""
+    """Asserts equal variables on both ranks; their paths may differ."""
     assert len(zero) == len(one), f"{what}: {len(zero)} and {len(one)} variables"
     differ = [a for a, b in zip(zero, one, strict=True) if a.split("|")[1:] != b.split("|")[1:]]
     count = f"{len(differ)} of {len(zero)} variables"
@@ -182,13 +182,13 @@ def assert_same(what: str, zero: list[str], one: list[str]) -> None:
 
 
 def assert_equal_on_ranks(value: Any, what: str) -> None:
-    """The same on both ranks, bit for bit."""
+    """Asserts that a value is the same on both ranks, bit for bit."""
     zero, one = pair.exchange(np.asarray(value).tobytes(), what)
     assert zero == one, f"{what} differs between the ranks"
 
 
 def described(variables: list[keras.Variable]) -> list[str]:
-    """path|type|shape|digest of each."""
+    """path|type|shape|digest of each variable."""
     found = []
     for v in variables:
         value = np.asarray(keras.ops.convert_to_numpy(v.value))
@@ -206,7 +206,7 @@ def is_float(variable: keras.Variable) -> bool:
 
 
 def optimizers(model: keras.Model) -> Iterator[keras.Optimizer]:
-    """Those that are attributes of the model, or in a list or dictionary that is one."""
+    """The optimizers in attributes of the model, or in lists or dictionaries in them."""
     seen = []
     for value in list(vars(model).values()):
         values = value.values() if isinstance(value, dict) else value
@@ -221,7 +221,7 @@ def optimizer_variables(model: keras.Model) -> list[keras.Variable]:
 
 
 def optimizer_slots(model: keras.Model) -> list[keras.Variable]:
-    """What optimizers remember of each weight; not what they have yet to apply."""
+    """What optimizers keep for each weight, without gradients that are not yet applied."""
     waiting = set()
     for one in optimizers(model):
         inner = getattr(one, "inner_optimizer", one)

@@ -1,4 +1,4 @@
-"""Crops of encoded images against Pillow, and the law of the random ones."""
+"""Crops of encoded images against Pillow, and the distribution of random crops."""
 
 import functools
 import io
@@ -34,24 +34,24 @@ def _windows(height, width, draws):
     return tf.map_fn(lambda seed: crops.random(shape, seed), seeds).numpy()
 
 
-def test_random_windows_keep_their_area_and_aspect():
+def test_random_windows_have_the_given_areas_and_aspect_ratios():
     row, column, height, width = _windows(375, 500, 2000).T
     assert min(row.min(), column.min()) >= 0
     assert (row + height).max() <= 375
     assert (column + width).max() <= 500
     area, aspect = height * width / (375 * 500), width / height
-    rounding = 2 / height.min()  # of the sides to whole pixels
+    rounding = 2 / height.min()  # of the sides, to whole pixels
     assert area.min() > 0.08 * (1 - rounding)
     assert area.min() < 0.12
     assert area.max() > 0.9
     assert aspect.min() > 3 / 4 * (1 - rounding)
     assert aspect.max() < 4 / 3 * (1 + rounding)
-    # Aspects are even over the range, but for windows too high for this broad image.
+    # Aspect ratios are uniform, but for windows too high for this wide image.
     counts, _ = np.histogram(aspect[area < 0.4], 4, (3 / 4, 4 / 3))
     assert counts.min() > 0.7 * counts.mean()
 
 
-def test_random_windows_lie_anywhere():
+def test_random_windows_are_placed_uniformly():
     row, column, height, width = _windows(375, 500, 2000).T
     for free, begin in ((375 - height, row), (500 - width, column)):
         loose = free > 50
@@ -61,7 +61,7 @@ def test_random_windows_lie_anywhere():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 1000), (3, 40), (224, 224)])
-def test_odd_shapes_have_windows(height, width):
+def test_windows_lie_within_images_of_unusual_shapes(height, width):
     for window in (*_windows(height, width, 20), crops.centre(tf.constant([height, width, 3]))):
         row, column, high, wide = (int(v) for v in window)
         assert 0 <= row < row + high <= height
@@ -70,7 +70,7 @@ def test_odd_shapes_have_windows(height, width):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_crop_is_pillows_crop_and_resize(kind, seed):
+def test_a_random_crop_equals_pillows_crop_and_resize(kind, seed):
     encoded = _encoded(_picture(150, 200), kind)
     window = lambda shape: crops.random(shape, tf.constant([seed, 1]))  # noqa: E731
     actual = crops.decode(tf.constant(encoded), window, 64).numpy()
@@ -84,7 +84,7 @@ def test_random_crop_is_pillows_crop_and_resize(kind, seed):
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (256, 256), (90, 120)])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_centre_crop_is_shorter_side_256_then_224(height, width, kind):
+def test_the_centre_crop_is_224_of_an_image_whose_shorter_side_is_256(height, width, kind):
     encoded = _encoded(_picture(height, width), kind)
     actual = crops.decode(tf.constant(encoded), crops.centre, 224).numpy()
     scale = 256 / min(height, width)
@@ -100,7 +100,7 @@ def test_centre_crop_is_shorter_side_256_then_224(height, width, kind):
     assert np.quantile(difference, 0.999) < 12 * pixel
 
 
-def test_grey_becomes_rgb():
+def test_grey_images_become_rgb():
     grey = _picture(40, 50)[..., 0]
     for kind in ("JPEG", "PNG"):
         image = crops.decode(tf.constant(_encoded(grey, kind)), crops.centre, 16).numpy()

@@ -1,4 +1,4 @@
-"""Laws of a rank's data: what arrives is the set, each example as often as it should."""
+"""Laws of a rank's data: batches hold the whole set, each example as often as it should be."""
 
 import functools
 import itertools
@@ -60,7 +60,7 @@ def standin_dir(tmp_path_factory):
 # --- digits -------------------------------------------------------------------------------------
 
 
-def test_digits_are_all_there_once():
+def test_the_splits_of_digits_hold_every_image_once():
     source = sources.read("digits", None)
     from sklearn.datasets import load_digits
 
@@ -78,7 +78,7 @@ def test_digits_split_ignores_the_seed():
     np.testing.assert_array_equal(*images)
 
 
-def test_what_is_promised_about_the_batches():
+def test_batches_have_the_documented_form():
     digits = _load(batch_size=50, size=3)
     spec = digits.train.element_spec
     assert [(s.shape.as_list(), s.dtype) for s in spec] == [
@@ -99,7 +99,7 @@ def test_train_pixels_have_mean_zero_and_deviation_one():
     assert images.std() == pytest.approx(1, abs=1e-5)
 
 
-def test_scale_is_the_plain_definition_per_channel():
+def test_the_scale_is_mean_and_deviation_of_each_channel():
     images = np.random.default_rng(0).integers(0, 200, (50, 4, 5, 3)).astype(np.uint8)
     images[..., 1] = 7
     scale = pipeline.scale_of(images)
@@ -139,13 +139,13 @@ def test_ranks_together_see_the_set_once_an_epoch(partition):
     assert sorted(seen) == _multiset(*_take(_load(batch_size=1437).train, 1))
 
 
-def test_shards_add_up():
+def test_shards_add_up_to_the_set():
     parts = [_load(_config(partition="dirichlet"), rank=rank, size=5) for rank in range(5)]
     assert sum(part.shard_examples for part in parts) == 1437
     assert len({part.steps_per_pass for part in parts}) == 1
 
 
-def test_training_does_not_end():
+def test_training_batches_never_end():
     part = _load(rank=0, size=100, batch_size=64)
     assert part.shard_examples < 64
     assert sum(1 for _ in part.train.take(10)) == 10
@@ -154,7 +154,7 @@ def test_training_does_not_end():
 # --- TFDS -----------------------------------------------------------------------------------------
 
 
-def test_tfds_arrays_are_what_tfds_yields(standin_dir):
+def test_arrays_read_from_tfds_are_the_examples_of_the_set(standin_dir):
     source = sources.read("cifar10", standin_dir)
     assert source.train.images.shape == (50, 32, 32, 3)
     assert source.test.labels.dtype == np.int32
@@ -175,8 +175,8 @@ def test_tfds_order_is_the_same_on_every_rank(standin_dir):
     np.testing.assert_array_equal(first.images, second.images)
 
 
-def test_real_path_from_disk_to_batches(fashion_dir, monkeypatch):
-    # Decoding the real set takes seconds: once is enough here.
+def test_fashion_mnist_from_disk_to_batches(fashion_dir, monkeypatch):
+    # Decoding the real set takes seconds, so it is read once only.
     monkeypatch.setattr(sources, "read", functools.cache(sources.read))
     config = _config("fashion_mnist", fashion_dir, augment=True)
     first, again, other = (_load(config, rank=r, size=2, batch_size=16) for r in (0, 0, 1))
@@ -260,13 +260,13 @@ def test_digits_are_never_augmented():
         ("mnist", "has the splits train, but needs train and test or validation"),
     ],
 )
-def test_sets_that_cannot_be_used(standin_dir, name, words):
+def test_sets_that_cannot_be_used_are_refused_in_one_line(standin_dir, name, words):
     with pytest.raises(UsageError, match=words) as refusal:
         _load(_config(name, standin_dir))
     assert "\n" not in str(refusal.value)
 
 
-def test_a_directory_that_is_not_there():
+def test_a_missing_data_dir_is_refused():
     with pytest.raises(UsageError, match=r"cifar10 is not in data.data_dir=/nowhere: prepare it"):
         _load(_config("cifar10", "/nowhere"))
 
@@ -278,6 +278,6 @@ def test_a_directory_that_is_not_there():
         (_config(), 2000, "1437 examples among 2000 ranks"),
     ],
 )
-def test_partitions_that_cannot_be_made(config, size, words):
+def test_impossible_partitions_are_refused(config, size, words):
     with pytest.raises(UsageError, match=words):
         _load(config, size=size)

@@ -1,4 +1,4 @@
-"""Laws of sets that are read from their files: every record to one rank, once an epoch."""
+"""Laws of sets that are streamed from files: one rank reads each record, once an epoch."""
 
 import hashlib
 import itertools
@@ -68,7 +68,7 @@ def test_ranks_together_see_every_example_once_an_epoch(where, partition, size):
     assert {part.steps_per_pass for part in parts} == {EXAMPLES / size}
 
 
-def test_what_is_promised_about_the_batches(where):
+def test_batches_have_the_documented_form(where):
     part = _load(where, batch_size=64, size=4)
     assert [(s.shape.as_list(), s.dtype) for s in part.train.element_spec] == [
         ([64, SIDE, SIDE, 3], tf.float32),
@@ -77,7 +77,7 @@ def test_what_is_promised_about_the_batches(where):
     assert part.input_shape == (SIDE, SIDE, 3)
     assert part.classes == 1000
     assert part.train_examples == EXAMPLES
-    assert part.shard_examples == 50  # so that every batch straddles two epochs
+    assert part.shard_examples == 50  # so every batch straddles two epochs
     labels = np.concatenate([label for _, label in part.train.take(4).as_numpy_iterator()])
     assert [len(set(labels[at : at + 50])) for at in range(0, 250, 50)] == [50] * 5
 
@@ -106,7 +106,7 @@ def test_labels_are_read_in_the_order_of_the_records(where):
 
 
 @pytest.mark.parametrize("partition", ["iid", "static"])
-def test_neighbours_in_a_file_come_apart(where, partition):
+def test_records_of_a_file_are_shuffled(where, partition):
     stored = list(streaming.labels(sources.read("imagenet2012", where).train))
     for epoch in _epochs(_load(where, partition=partition), 2):
         places = np.array([stored.index(label) for label in epoch])
@@ -123,7 +123,7 @@ def _digest(where, **keys):
     return hashlib.sha256(b"".join(tensors)).hexdigest()
 
 
-def test_the_seed_decides_whatever_the_number_of_threads(where):
+def test_batches_depend_on_the_seed_but_not_on_the_number_of_threads(where):
     program = """
 import sys
 from tests.data.images import test_streaming
@@ -133,10 +133,10 @@ print(test_streaming._digest(sys.argv[1]))
     assert len({_digest(where), _digest(where, seed=1), _digest(where, rank=1, size=2)}) == 3
 
 
-@pytest.mark.parametrize("everywhere", [0, 1])
-def test_the_global_seed_changes_nothing(where, everywhere):
+@pytest.mark.parametrize("global_seed", [0, 1])
+def test_batches_do_not_depend_on_the_global_seed(where, global_seed):
     expected = _digest(where)
-    tf.random.set_seed(everywhere)
+    tf.random.set_seed(global_seed)
     assert _digest(where) == expected
 
 
@@ -150,7 +150,7 @@ def test_crops_and_flips_differ_between_epochs(where):
 
 
 def test_half_of_the_training_images_are_flipped(tmp_path):
-    # Dark on the left, bright on the right: however it is cropped, a flip is seen.
+    # Dark on the left, bright on the right: a flip shows in every crop.
     ramp = np.broadcast_to(np.linspace(0, 255, 40, dtype=np.uint8)[:, None], (30, 40, 3))
     example = lambda i: {"file_name": "x", "image": ramp, "label": i}  # noqa: E731
     tfds_standin.write("imagenet2012", str(tmp_path), example, {"train": 10, "validation": 1})
@@ -171,7 +171,7 @@ def test_a_set_too_large_to_hold_is_streamed(tmp_path, monkeypatch):
     streamed = _load(where, "cifar10", batch_size=10, augment=False, image_size=28)
     assert held.input_shape == (32, 32, 3)
     assert streamed.input_shape == (28, 28, 3)
-    # 28 = 224/256 of 32: the centre as it is, in whatever order.
+    # 28 is 224/256 of 32: the centre crop needs no resizing. The order may differ.
     images, labels = next(iter(streamed.test))
     pixels = images * streaming.SCALE.deviation + streaming.SCALE.mean
     originals = [example(i) for i in range(20)]
@@ -192,7 +192,7 @@ def test_few_files_are_open_at_a_time(where):
     assert max(opened) <= 20
 
 
-def test_imagenet_that_is_not_there_says_what_to_put_where(tmp_path):
+def test_a_missing_imagenet_is_refused_with_the_files_that_it_needs(tmp_path):
     with pytest.raises(UsageError) as refusal:
         _load(str(tmp_path))
     line = str(refusal.value)
@@ -202,7 +202,7 @@ def test_imagenet_that_is_not_there_says_what_to_put_where(tmp_path):
     assert "\n" not in line
 
 
-def test_other_files_than_tfrecord_are_refused(tmp_path):
+def test_files_other_than_tfrecord_are_refused(tmp_path):
     tfds_standin.write(
         "imagenet2012",
         str(tmp_path),

@@ -1,4 +1,4 @@
-"""Laws of the buckets: few widths, chosen best, and nothing lost on the way through them."""
+"""Laws of the buckets: few widths, the least padding, no example lost or repeated."""
 
 import itertools
 
@@ -25,13 +25,13 @@ def test_no_other_widths_pad_less(count, seed):
     assert len(found) == count
 
 
-def test_few_lengths_are_the_widths():
+def test_if_there_are_few_lengths_they_are_the_widths():
     assert best_widths(np.array([7, 3, 3, 9]), 12) == [3, 7, 9]
     assert best_widths(np.array([4]), 12) == [4]
 
 
-def test_little_is_padding_of_lengths_as_in_wmt():
-    """Log-normal lengths of 30 tokens on average, source and target apart by a fifth."""
+def test_less_than_a_fifth_is_padding_for_lengths_as_in_wmt():
+    """Lengths are log-normal, 30 tokens on average; source and target differ by about a fifth."""
     rng = np.random.default_rng(0)
     mean = rng.normal(3.15, 0.65, 50_000)
     both = np.exp(mean + rng.normal(0, 0.18, (2, 50_000))).round().astype(int) + 1
@@ -55,7 +55,7 @@ def _epochs(examples, seed=0):
 
 @pytest.mark.parametrize("part", [500, 60, 1])
 def test_batches_drop_and_repeat_nothing(part):
-    """Of each bucket: what comes out is what the epochs have put in, in that order."""
+    """Each bucket gives the examples that the epochs put into it, in the same order."""
     lengths, buckets = _example()
     assert min(buckets.rows) >= 2  # else no batch would straddle two epochs
     batches = list(itertools.islice(buckets.train(lengths, _epochs(part)), 300))
@@ -67,8 +67,8 @@ def test_batches_drop_and_repeat_nothing(part):
         np.testing.assert_array_equal(came, stream[buckets.of(lengths[stream]) == k][: len(came)])
 
 
-def test_an_epoch_waits_for_no_later_one():
-    """Of epoch 0 less than a batch of each bucket is missing when epoch 1 begins to come."""
+def test_an_epoch_is_almost_complete_before_the_next_one_begins():
+    """When epoch 1 begins, epoch 0 lacks less than a batch of each bucket."""
     lengths, buckets = _example()
     seen = []
     for _, members in buckets.train(lengths, _epochs(500)):
@@ -78,7 +78,7 @@ def test_an_epoch_waits_for_no_later_one():
     assert len(set(seen)) > 500 - sum(buckets.rows)
 
 
-def test_a_batch_fits_the_positions_and_its_sentences():
+def test_a_batch_holds_its_sentences_and_fits_the_limit_of_positions():
     lengths, buckets = _example()
     for width, members in itertools.islice(buckets.train(lengths, _epochs(500)), 200):
         assert 100 - width < width * len(members) <= 100
@@ -95,7 +95,7 @@ def test_buckets_come_in_random_order():
     assert same < 1.5 * sum(len(place) ** 2 for place in places.values()) / count**2
 
 
-def test_the_number_of_batches_in_a_pass_is_true_in_the_long_run():
+def test_batches_per_pass_is_their_number_in_the_long_run():
     lengths, buckets = _example()
     batches = itertools.islice(buckets.train(lengths, _epochs(500)), 5000)
     passes = sum(len(members) for _, members in batches) / 500
@@ -111,13 +111,13 @@ def test_every_example_is_tested_once():
     assert len(batches) <= buckets.batches_per_pass(lengths) + len(buckets.widths)
 
 
-def test_a_batch_that_cannot_hold_the_longest():
+def test_a_batch_too_small_for_the_longest_pair_is_refused():
     with pytest.raises(UsageError, match=r"train.batch_size=39 .* at least 40, the longest"):
         Buckets.fit(np.array([3, 40]), 5, 39)
     assert Buckets.fit(np.array([3, 40]), 5, 40).rows == (13, 1)
 
 
-def test_even_rows_are_those_of_the_widest():
+def test_with_even_rows_all_widths_have_the_rows_of_the_widest():
     lengths, buckets = _example()
     even = Buckets.fit(lengths, 5, 100, even_rows=True)
     assert even.widths == buckets.widths

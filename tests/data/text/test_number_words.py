@@ -1,4 +1,4 @@
-"""Numbers in words: right, consecutive, and those of the tests are never trained on."""
+"""Numbers in words are correct and consecutive; test numbers are never trained on."""
 
 import zlib
 
@@ -33,7 +33,7 @@ def test_tested_numbers_are_never_trained_on():
         np.testing.assert_array_equal(NumberWords(seed).numbers("test"), tested)
 
 
-def test_the_seed_decides():
+def test_the_training_numbers_depend_on_the_seed():
     for a, b in zip(_pairs("test"), _pairs("test"), strict=True):
         assert a == b
     np.testing.assert_array_equal(NumberWords(1).numbers("train"), NumberWords(1).numbers("train"))
@@ -41,7 +41,7 @@ def test_the_seed_decides():
     assert len(set(drawn)) == len(SEEDS)
 
 
-def test_documents_count_up_and_none_comes_twice():
+def test_documents_count_up_and_no_number_comes_twice():
     for split in ("train", "test"):
         numbers = NumberWords(3).numbers(split)
         assert (np.diff(numbers, axis=1) == 1).all()
@@ -50,7 +50,7 @@ def test_documents_count_up_and_none_comes_twice():
         assert numbers.max() < LIMIT
 
 
-def test_as_many_are_trained_on_as_wanted():
+def test_the_training_set_has_the_requested_size():
     assert training_documents(None) == NumberWords(0).documents == 500
     usual, few, all_numbers = (
         NumberWords(0, training_documents(count)) for count in (None, 40, 949_260)

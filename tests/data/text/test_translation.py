@@ -25,7 +25,7 @@ from tests import other_process
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """libreoffice_help, whole or a stand-in; and a place for its tokens."""
+    """libreoffice_help, whole or a stand-in, with a directory for its tokens."""
     cache = str(tmp_path_factory.mktemp("cache"))
     where = tfds_standin.libreoffice_help(str(tmp_path_factory.mktemp("tfds")))
     return {"name": "libreoffice_help", "data_dir": where, "cache_dir": cache}
@@ -89,7 +89,7 @@ def _texts_of(part):
 # --- batches --------------------------------------------------------------------------------------
 
 
-def test_what_is_promised_about_the_batches(load, real):
+def test_batches_have_the_documented_form(load, real):
     part = load(real)
     seen = set()
     for inputs, labels, weights in itertools.chain(part.train.take(300), part.test):
@@ -101,7 +101,7 @@ def test_what_is_promised_about_the_batches(load, real):
         assert (target[:, 0] == BOS).all()
         lengths = (labels != PADDING).sum(axis=1)
         held = np.arange(labels.shape[1]) < lengths[:, np.newaxis]
-        np.testing.assert_array_equal(labels != PADDING, held)  # padding is behind, never inside
+        np.testing.assert_array_equal(labels != PADDING, held)  # padding only at the end
         np.testing.assert_array_equal(weights, held)
         np.testing.assert_array_equal(target != PADDING, held)
         np.testing.assert_array_equal(target[:, 1:][held[:, 1:]], labels[:, :-1][held[:, 1:]])
@@ -113,7 +113,7 @@ def test_what_is_promised_about_the_batches(load, real):
             assert BOS not in ids
     rows = {width: rows for rows, width in part.shapes}
     assert len(rows) <= 12
-    assert all(b <= rows[width] for b, width in seen)  # only the test's last ones have fewer
+    assert all(b <= rows[width] for b, width in seen)  # only the last test batches have fewer
     assert {tuple(labels.shape) for _, labels, _ in part.train.take(300)} <= set(part.shapes)
     assert all(2048 - width < b * width <= 2048 for b, width in part.shapes)
 
@@ -153,7 +153,7 @@ def test_ranks_together_see_every_pair_once_an_epoch(load, small, partition, siz
     assert {part.train_examples for part in parts} == {120}
 
 
-def test_a_pass_has_the_steps_and_the_tokens_that_are_texts_of(load, real):
+def test_a_pass_has_the_given_numbers_of_steps_and_tokens(load, real):
     part = load(real, batch_size=4096)
     batches = part.train.take(3 * math.ceil(part.steps_per_pass))
     counted = sum(float(tf.reduce_sum(weights)) for _, _, weights in batches)
@@ -187,7 +187,7 @@ def test_long_pairs_are_left_out_with_a_warning(load, real, caplog):
 
 
 @pytest.mark.parametrize("to", ["en", "de"])
-def test_the_whole_test_split_comes_back_as_text(load, real, to):
+def test_the_batches_of_the_test_split_decode_to_its_texts(load, real, to):
     part = load(real, target=to)
     assert (part.source, part.target) == (("de", "en") if to == "en" else ("en", "de"))
     assert part.segments is None
@@ -223,7 +223,7 @@ print(t._digest(part))
 """
 
 
-def test_the_seed_decides_whatever_the_process_and_its_threads(load, small, tmp_path):
+def test_batches_depend_on_the_seed_but_not_on_the_process_or_its_threads(load, small, tmp_path):
     expected = _digest(load(small, batch_size=200))
     workdir = str(tmp_path / "other")
     assert other_process.last_word(_PROGRAM, small["data_dir"], workdir) == expected
@@ -233,7 +233,7 @@ def test_the_seed_decides_whatever_the_process_and_its_threads(load, small, tmp_
     assert len({expected, *map(_digest, others)}) == 3
 
 
-def test_every_iteration_begins_anew(load, small):
+def test_every_iteration_starts_from_the_beginning(load, small):
     part = load(small)
     first, second = (_pairs(part, part.train.take(5)) for _ in range(2))
     assert first == second
@@ -258,7 +258,7 @@ def test_tokens_are_made_once_for_both_directions(load, small, tmp_path):
     assert there == back
 
 
-def test_tokens_of_anything_else_are_others(load, small, tmp_path):
+def test_another_vocabulary_size_or_text_has_other_tokens(load, small, tmp_path):
     cache = str(tmp_path / "cache")
     load(small, cache_dir=cache)
     load(small, cache_dir=cache, vocabulary_size=310)
@@ -271,13 +271,13 @@ def test_tokens_of_anything_else_are_others(load, small, tmp_path):
     assert _pairs(other, other.train.take(1))[0][0].startswith("Ein anderer Satz")
 
 
-def test_without_a_cache_they_are_in_the_workdir(load, small, tmp_path):
+def test_without_a_cache_the_tokens_are_in_the_workdir(load, small, tmp_path):
     load(small, cache_dir=None)
     names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
     assert names == ["tokens"]
 
 
-def test_a_cache_that_cannot_be_written(load, small):
+def test_a_cache_that_cannot_be_written_is_refused(load, small):
     with pytest.raises(
         UsageError, match=r"^data\.cache_dir=/dev/null/x cannot store the tokens of"
     ):
@@ -285,7 +285,7 @@ def test_a_cache_that_cannot_be_written(load, small):
 
 
 def test_only_rank_0_writes(load, small, tmp_path):
-    """The others wait in `first`, and then read."""
+    """The other ranks wait in `first`, and then read the tokens."""
     order = []
 
     def rank_1(action, what):
@@ -328,14 +328,14 @@ class _Broken:
         yield {language: [pair[language].encode() for pair in pairs] for language in self.languages}
 
 
-def test_unfinished_tokens_are_not_there(tmp_path):
+def test_tokens_that_could_not_be_finished_leave_no_files(tmp_path):
     place = tokens.folder(_Broken(), ("de", "en"), 500, str(tmp_path))
     with pytest.raises(OSError, match="a disk failed"):
         tokens.write(_Broken(), ("de", "en"), 500, place)
     assert not any(tmp_path.iterdir())
 
 
-def test_of_two_runs_that_tokenize_at_once_the_first_wins(tmp_path):
+def test_of_two_runs_that_tokenize_at_once_the_first_one_counts(tmp_path):
     place = tokens.folder(_Broken(), ("de", "en"), 500, str(tmp_path))
 
     class Overtaken(_Broken):
@@ -346,7 +346,7 @@ def test_of_two_runs_that_tokenize_at_once_the_first_wins(tmp_path):
 
     tokens.write(Overtaken(), ("de", "en"), 500, place)
     assert [path.name for path in tmp_path.rglob("*")] == [place.name, "theirs"]
-    tokens.write(_Broken(), ("de", "en"), 500, place)  # what is there is not even read again
+    tokens.write(_Broken(), ("de", "en"), 500, place)  # the text is not even read
 
 
 def test_a_large_set_is_sampled_evenly(monkeypatch):
@@ -375,7 +375,7 @@ def test_a_large_set_is_sampled_evenly(monkeypatch):
 
 
 def _numbers_of_words():
-    """The training set: of each number's words, the number."""
+    """Maps the words of each training number to the number."""
     corpus = texts.find("number_words", None, 0, 2000)
     words = [text.decode() for some in corpus.read("train") for text in some["en"]]
     return dict(zip(words, corpus.numbers("train").ravel().tolist(), strict=True))
@@ -416,7 +416,7 @@ def test_ranks_together_see_every_document_once_an_epoch(load, numbers, partitio
 
 
 def test_documents_are_tested_once_and_in_order(load, numbers):
-    """In batches of as many rows as in training, some of them nothing but padding."""
+    """Test batches have as many rows as training batches; some rows are only padding."""
     part = load(numbers, batch_size=200, documents=True)
     assert part.segments == 20
     assert part.test.element_spec == part.train.element_spec
@@ -435,7 +435,7 @@ def test_documents_are_tested_once_and_in_order(load, numbers):
 
 
 def test_a_model_with_a_memory_is_evaluated_on_documents(load, numbers):
-    """As if all documents were one batch, without rows of padding."""
+    """The loss is that of all documents in one batch without padding rows."""
     part = load(numbers, batch_size=200, documents=True)
     size = Size(layers=1, width=8, hidden=12, heads=2, dropout=0.0)
     keys = {"normalization": "pre", "dropout": 0.0, "seed": 0, "name": "tested"}
@@ -477,7 +477,7 @@ def test_documents_with_a_long_pair_are_left_out_whole(load, numbers):
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """A set of texts that are no translation feature, one of images, one without a test split."""
+    """Unusual sets: texts in three languages, images, and texts without a test split."""
     where = str(tmp_path_factory.mktemp("odd"))
     text = tfds.features.Text()
     three = tfds.features.FeaturesDict({"de": text, "en": text, "fr": text})
@@ -490,14 +490,14 @@ def odd(tmp_path_factory):
     return where
 
 
-def test_texts_of_three_languages_and_a_validation_split(load, odd):
+def test_a_set_of_three_languages_with_a_validation_split_is_read(load, odd):
     part = load({"name": "three", "data_dir": odd, "source": "fr"}, vocabulary_size=290)
     assert (part.source, part.target) == ("fr", "de")
     assert sorted(part.test_sources) == [f"Phrase {i}" for i in range(5)]
     assert _pairs(part, part.train.take(1))[0][0].startswith("Phrase ")
 
 
-def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
+def test_the_test_split_may_have_longer_sentences_than_training(load, tmp_path):
     where = str(tmp_path / "tfds")
     features = tfds.features.Translation(("de", "en"))
     pair = lambda i: {"de": "ä " * i + "x", "en": "ö " * i + "y"}  # noqa: E731
@@ -533,13 +533,13 @@ def test_longer_sentences_in_the_test_split_than_in_training(load, tmp_path):
         ({"name": "three", "vocabulary_size": 290, "max_length": 1}, "data.max_length=1 leaves no"),
     ],
 )
-def test_sets_that_cannot_be_used(load, odd, keys, words):
+def test_sets_that_cannot_be_used_are_refused_in_one_line(load, odd, keys, words):
     with pytest.raises(UsageError, match=words) as refusal:
         load({"data_dir": odd} | keys)
     assert "\n" not in str(refusal.value)
 
 
-def test_batches_ranks_and_documents_that_cannot_be(load, small):
+def test_impossible_batches_ranks_and_documents_are_refused(load, small):
     with pytest.raises(UsageError, match=r"train.batch_size=3 .* must be at least"):
         load(small, batch_size=3)
     with pytest.raises(UsageError, match="120 examples among 121 ranks"):

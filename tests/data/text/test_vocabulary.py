@@ -1,4 +1,4 @@
-"""Laws of the vocabulary: no text is lost, the texts alone decide, its size is the one asked."""
+"""Laws of the vocabulary: it loses no text, depends on texts alone, and has the given size."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def learnt():
         "",
     ],
 )
-def test_every_text_comes_back_as_it_was(learnt, text):
+def test_every_text_is_decoded_as_it_was(learnt, text):
     ids = learnt.encode(text, add_eos=True)
     assert learnt.decode(ids) == text
     assert vocabulary.UNKNOWN not in ids
@@ -40,17 +40,17 @@ def test_special_pieces_have_their_numbers_and_no_text(learnt):
     assert learnt.decode([*ids, 0, 0]) == "wörter"
 
 
-def test_frequent_words_are_few_pieces(learnt):
+def test_frequent_words_have_few_pieces(learnt):
     assert len(learnt.encode("words")) < len("words")
     assert sum(map(len, learnt.encode(TEXTS))) < sum(map(len, TEXTS)) / 2
 
 
-def test_texts_alone_decide():
+def test_the_vocabulary_depends_on_the_texts_alone():
     assert vocabulary.train(TEXTS, 400) == vocabulary.train(TEXTS, 400)
     assert vocabulary.train(TEXTS, 400) != vocabulary.train(TEXTS[:300], 400)
 
 
-def test_sizes_that_cannot_be():
+def test_impossible_sizes_are_refused_with_the_limit():
     with pytest.raises(UsageError, match=r"data.vocabulary_size=99999 is too large") as large:
         vocabulary.train(TEXTS, 99999)
     most = int(str(large.value).split("the texts give ")[1].split()[0])

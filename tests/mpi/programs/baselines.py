@@ -38,7 +38,7 @@ DATA = [examples(rank) for rank in RANKS]
 
 
 def linear():
-    keras.utils.set_random_seed(RANK)  # all begin with rank 0's
+    keras.utils.set_random_seed(RANK)  # all ranks start from rank 0's model
     model = keras.Sequential([keras.Input([FEATURES]), keras.layers.Dense(OUT)])
     model.compile(keras.optimizers.SGD(RATE, momentum=MOMENTUM), "mse", jit_compile=False)
     return model
@@ -53,7 +53,7 @@ def trained(callback, *others):
 
 
 class Reference:
-    """All ranks' models, and what their optimizers do."""
+    """The models and optimizers of all ranks."""
 
     def __init__(self):
         kernel = linear().get_weights()[0]
@@ -64,7 +64,7 @@ class Reference:
 
     @staticmethod
     def gradient(x, rank, step):
-        """Of the mean square error."""
+        """The gradient of the mean square error."""
         inputs, labels = DATA[rank]
         inputs = np.concatenate([inputs[step], np.ones([BATCH, 1])], axis=1)
         return 2 * inputs.T @ (inputs @ x - labels[step]) / labels[step].size
@@ -75,17 +75,19 @@ class Reference:
         return self.velocity[rank]
 
     def moves(self, step):
-        """Of all ranks, each at its own model."""
+        """What the optimizers of all ranks add, each at its own model."""
         return [self.move(r, self.gradient(self.x[r], r, step)) for r in RANKS]
 
     def local_step(self, step):
         self.x = [x + move for x, move in zip(self.x, self.moves(step), strict=True)]
 
 
-def agrees(got, reference):
+def assert_agrees(got, reference):
     np.testing.assert_allclose(got, reference.x[RANK], rtol=0, atol=1e-5)
     every = np.concatenate(reference.x)
-    assert np.abs(every - np.concatenate([reference.start] * SIZE)).max() > 0.1, "nothing moved"
+    assert np.abs(every - np.concatenate([reference.start] * SIZE)).max() > 0.1, (
+        "the models did not move"
+    )
 
 
 def allreduce():
@@ -96,7 +98,7 @@ def allreduce():
     for bucket in (4.0, 1e-6):  # one bucket; one for each variable
         callback = AllReduce(bucket_mib=bucket, average_at_end=False)
         got = trained(callback)
-        agrees(got, reference)
+        assert_agrees(got, reference)
         assert len(set(mpi.gather(got.tobytes(), "bits", 60))) == 1
         assert callback.counters.exchanges == STEPS
         sent = sum(int(n) for n in mpi.gather(b"%d" % callback.counters.bytes_sent, "bytes", 60))
@@ -130,8 +132,8 @@ def allreduce_equals_single_on_a_larger_batch():
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
 
-def allreduce_leaves_the_optimizer_as_it_was():
-    """Trained with it, without it, with it again: each time as asked."""
+def allreduce_leaves_the_optimizer_unchanged():
+    """The model is trained without the callback, with it, and without it again."""
     model = linear()
     data = tf.data.Dataset.from_tensor_slices(DATA[RANK])
 
@@ -146,8 +148,8 @@ def allreduce_leaves_the_optimizer_as_it_was():
     assert different()
 
 
-def allreduce_again():
-    """The same object, after the ranks have parted."""
+def an_allreduce_callback_can_be_used_again():
+    """The same object is used again after a training without it."""
     model = linear()
     data = tf.data.Dataset.from_tensor_slices(DATA[RANK])
     callback = AllReduce(average_at_end=False)
@@ -185,11 +187,11 @@ def buckets_start_before_the_backward_pass_ends():
     assert len(starts) == 6, [op.name for op in starts]
     last_gradient = starts[-1].inputs[0].op  # of the first kernel
     assert last_gradient not in ancestors(starts[0])
-    assert starts[0] in ancestors(starts[-1]), "they start in one order on all ranks"
+    assert starts[0] in ancestors(starts[-1]), "buckets start in the same order on all ranks"
 
 
-def boundaries_are_where_they_should_be_under_the_trainer():
-    """Blocks end for other reasons too: at the end of a pass, and for the log."""
+def boundaries_under_the_trainer_are_at_the_right_steps():
+    """Blocks also end for other reasons: at the end of a pass, and for the log."""
     for callback, expected in [
         (LocalSGD(7, switch=0.05, steps=40), [1, 2, 9, 16, 23, 30]),
         (DiLoCo(16), [16, 32]),
@@ -213,7 +215,7 @@ def local_sgd():
         reference.local_step(step)
         if step + 1 in (1, 2, 3, 4, 7, 10):  # every step until 4, then every third
             reference.x = [np.mean(reference.x, axis=0)] * SIZE
-    agrees(trained(LocalSGD(3, switch=0.1, steps=40, average_at_end=False)), reference)
+    assert_agrees(trained(LocalSGD(3, switch=0.1, steps=40, average_at_end=False)), reference)
 
 
 def dpsgd():
@@ -226,18 +228,18 @@ def dpsgd():
             moves = reference.moves(step)
             mixed = np.einsum("ij,jkl->ikl", mixing, np.stack(reference.x))
             reference.x = [x + move for x, move in zip(mixed, moves, strict=True)]
-        agrees(trained(DPSGD(topology, average_at_end=False)), reference)
+        assert_agrees(trained(DPSGD(topology, average_at_end=False)), reference)
 
 
 class Irregular(SGP):
-    """Rank 0 sends to all, the others to 0 only: weights move away from 1."""
+    """Rank 0 sends to all, the others to rank 0 only, so that push-sum weights leave 1."""
 
     def out_neighbors(self, rank, round):
         return [1, 2, 3] if rank == 0 else [0]
 
 
 class Weighing(keras.callbacks.Callback):
-    """Sums the weights of all ranks after every step."""
+    """Sums the push-sum weights of all ranks after every step."""
 
     def __init__(self, sgp):
         super().__init__()
@@ -276,7 +278,7 @@ def sgp():
             w = [a + b for a, (_, b) in zip(w, taken, strict=True)]
             reference.x = [a / b for a, b in zip(x, w, strict=True)]
             np.testing.assert_allclose(weighing.own[step], w[RANK], rtol=1e-9)
-        if overlap:  # what was under way arrives at the end
+        if overlap:  # messages in flight arrive at the end
             reference.x = [(a + b) / (c + d) for a, c, (b, d) in zip(x, w, under_way, strict=True)]
         else:
             np.testing.assert_allclose(weighing.sums, SIZE, rtol=1e-9)
@@ -284,7 +286,7 @@ def sgp():
         np.testing.assert_allclose(final, SIZE, rtol=1e-9)
         if kind is Irregular:
             assert abs(callback.weight - 1) > 0.1
-        agrees(got, reference)
+        assert_agrees(got, reference)
 
 
 def diloco():
@@ -298,7 +300,7 @@ def diloco():
             momentum = mu * momentum + difference
             slow = slow - eta * (difference + mu * momentum)
             reference.x = [slow] * SIZE
-    agrees(trained(DiLoCo(3, average_at_end=False)), reference)
+    assert_agrees(trained(DiLoCo(3, average_at_end=False)), reference)
 
 
 def noloco():
@@ -324,13 +326,13 @@ def noloco():
                 if i == RANK:
                     partners.add(j)
             reference.x = list(slow)
-    agrees(trained(callback), reference)
+    assert_agrees(trained(callback), reference)
     assert len(set(mpi.gather(reference.x[RANK].tobytes(), "models", 60))) > 1
     assert partners
 
 
 class Scheduled(ADPSGD):
-    """Even ranks ask after odd steps, odd ranks after even ones; the next rank is asked."""
+    """Even ranks request after odd steps, odd ranks after even ones, each from the next rank."""
 
     def should_exchange(self, step):
         return (RANK + step) % 2 == 1
@@ -351,12 +353,12 @@ def adpsgd():
     correction = [np.zeros_like(reference.start) for _ in RANKS]
     for step in range(1, STEPS + 1):
         reference.local_step(step - 1)
-        asking = [r for r in RANKS if (r + step) % 2 == 1]
-        for r in asking:
+        initiators = [r for r in RANKS if (r + step) % 2 == 1]
+        for r in initiators:
             reference.x[r] = reference.x[r] + correction[r]
             correction[r] = np.zeros_like(reference.start)
             published[r] = reference.x[r]
-        for r in asking:
+        for r in initiators:
             other = (r + 1) % SIZE
             mean = (published[r] + published[other]) / 2
             for one in (r, other):
@@ -364,13 +366,13 @@ def adpsgd():
                 published[one] = mean
     reference.x = [x + c for x, c in zip(reference.x, correction, strict=True)]
     callback = Scheduled(average_at_end=False)
-    agrees(trained(callback), reference)
+    assert_agrees(trained(callback), reference)
     assert callback.counters.exchanges == STEPS // 2
     assert callback.counters.exchanges_failed == 0
 
 
-def a_long_validation_is_waited_for():
-    """On one rank, and longer than ranks wait for each other within an epoch."""
+def other_ranks_wait_for_a_long_validation():
+    """One rank validates, for longer than ranks wait for each other within an epoch."""
     x, y = (part[0] for part in DATA[RANK])
     for make in (AllReduce, LocalSGD):
         model = linear()
@@ -406,16 +408,16 @@ def a_rank_that_stops_early_is_named_in_one_line():
 CHECKS = (
     allreduce,
     allreduce_equals_single_on_a_larger_batch,
-    allreduce_leaves_the_optimizer_as_it_was,
-    allreduce_again,
+    allreduce_leaves_the_optimizer_unchanged,
+    an_allreduce_callback_can_be_used_again,
     buckets_start_before_the_backward_pass_ends,
-    boundaries_are_where_they_should_be_under_the_trainer,
+    boundaries_under_the_trainer_are_at_the_right_steps,
     local_sgd,
     dpsgd,
     adpsgd,
     sgp,
     diloco,
     noloco,
-    a_long_validation_is_waited_for,
+    other_ranks_wait_for_a_long_validation,
     a_rank_that_stops_early_is_named_in_one_line,
 )

@@ -1,4 +1,4 @@
-"""Keras' own callbacks on several ranks, and ours that let them decide alike."""
+"""Keras' own callbacks on several ranks, and ours that make them decide the same on all."""
 
 import logging
 import tempfile
@@ -18,18 +18,19 @@ from swarm_tf.weights import FlatWeights
 
 mpi = world.transport()
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
-SAID = []
+LOG_LINES = []
 
 
-class Listening(logging.Handler):
+class KeepLines(logging.Handler):
     def emit(self, record):
-        SAID.append(record.getMessage())
+        LOG_LINES.append(record.getMessage())
 
 
-logging.getLogger("swarm_tf").addHandler(Listening())
+logging.getLogger("swarm_tf").addHandler(KeepLines())
 
 
-def everywhere(value):
+def gathered(value):
+    """The values of all ranks."""
     return world.gather(value, "a value")
 
 
@@ -55,7 +56,7 @@ def fit(*callbacks, epochs=6, rows=80, validation=40, **options):
     return net, history
 
 
-def ends_equal(net):
+def assert_equal_on_ranks(net):
     every = mpi.gather(b"".join(w.tobytes() for w in net.get_weights()), "weights", 60)
     assert len(set(every)) == 1
 
@@ -65,21 +66,21 @@ def swarm():
 
 
 def metrics_become_the_mean_over_examples():
-    """Against what each rank had alone, weighted by hand; ranks have other numbers of examples."""
+    """Compared with the weighted mean of each rank's metrics; numbers of examples differ."""
     own = []
     look = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: own.append(dict(logs)))
     rows, tested = 80 + 40 * RANK, 16 * (RANK + 1)
     _, history = fit(look, AverageMetrics(), swarm(), epochs=3, rows=rows, validation=tested)
-    every = everywhere([[logs[k] for k in sorted(logs)] for logs in own])
-    weights = everywhere([tested if k.startswith("val_") else rows for k in sorted(own[0])])
+    every = gathered([[logs[k] for k in sorted(logs)] for logs in own])
+    weights = gathered([tested if k.startswith("val_") else rows for k in sorted(own[0])])
     for epoch in range(3):
         expected = np.average([one[epoch] for one in every], axis=0, weights=weights)
         got = [history.history[k][epoch] for k in sorted(own[0])]
         np.testing.assert_allclose(got, expected, rtol=1e-5)
-    assert len({str(h) for h in everywhere(history.history)}) == 1
+    assert len({str(h) for h in gathered(history.history)}) == 1
 
 
-def what_one_rank_has_all_get():
+def validation_metrics_of_one_rank_reach_all():
     net = model()
     seen = []
     look = keras.callbacks.LambdaCallback(on_epoch_end=lambda e, logs: seen.append(dict(logs)))
@@ -89,22 +90,22 @@ def what_one_rank_has_all_get():
         validation_data=examples(16) if RANK == 0 else None,
     )  # fmt: skip
     assert all("val_loss" in logs for logs in seen)
-    assert len({str(s) for s in everywhere([logs["val_loss"] for logs in seen])}) == 1
+    assert len({str(s) for s in gathered([logs["val_loss"] for logs in seen])}) == 1
 
 
-def ranks_stop_together():
+def early_stopping_stops_all_ranks_at_once():
     for make in (swarm, AllReduce):
         stopping = keras.callbacks.EarlyStopping("val_loss", min_delta=0.3, patience=0)
         net, history = fit(AverageMetrics(), stopping, make(), epochs=50)
-        assert len(set(everywhere(len(history.epoch)))) == 1
+        assert len(set(gathered(len(history.epoch)))) == 1
         assert len(history.epoch) < 50
-        ends_equal(net)
+        assert_equal_on_ranks(net)
 
 
-def rates_fall_together():
+def learning_rates_fall_on_all_ranks_at_once():
     falling = keras.callbacks.ReduceLROnPlateau("val_loss", min_delta=0.5, patience=0, factor=0.5)
     net, _ = fit(AverageMetrics(), falling, swarm(), epochs=6)
-    rates = everywhere(float(net.optimizer.learning_rate))
+    rates = gathered(float(net.optimizer.learning_rate))
     assert len(set(rates)) == 1
     assert rates[0] < 0.01
 
@@ -112,11 +113,11 @@ def rates_fall_together():
 def a_rank_that_ends_before_the_others_is_left_out():
     net, history = fit(AverageMetrics(timeout_seconds=60), swarm(), epochs=2 + 2 * RANK)
     assert len(history.epoch) == 2 + 2 * RANK
-    ends_equal(net)
+    assert_equal_on_ranks(net)
 
 
-def ranks_end_equal_in_any_order():
-    """Callbacks that set weights at the start or the end, before ours and after."""
+def ranks_end_equal_with_callbacks_in_any_order():
+    """Callbacks that set weights at the start or the end stand before ours and after it."""
     with tempfile.TemporaryDirectory() as directory:
         for order in (1, -1):
             restoring = keras.callbacks.EarlyStopping(
@@ -124,11 +125,11 @@ def ranks_end_equal_in_any_order():
             )
             backup = keras.callbacks.BackupAndRestore(f"{directory}/{order}/{RANK}")
             net, _ = fit(*[swarm(), restoring, backup][::order], epochs=8)
-            ends_equal(net)
+            assert_equal_on_ranks(net)
 
 
-def a_backup_of_each_rank_goes_on_from_there():
-    """The second training starts from the first one's weights, though ours stands before it."""
+def training_resumes_from_a_backup_of_each_rank():
+    """The second training starts from the first one's weights, though ours precedes the backup."""
     with tempfile.TemporaryDirectory() as directory:
         losses = []
 
@@ -144,12 +145,14 @@ def a_backup_of_each_rank_goes_on_from_there():
         with pytest.raises(RuntimeError, match="as of a crash"):
             fit(swarm(), backup(), Crash(), epochs=9)
         net, history = fit(swarm(), backup(), epochs=9)
-        assert history.history["loss"][0] < 0.7 * losses[0]  # of rank 0's weights, here
-        ends_equal(net)
+        assert (
+            history.history["loss"][0] < 0.7 * losses[0]
+        )  # every rank starts from rank 0's weights
+        assert_equal_on_ranks(net)
 
 
 def only_rank_zero_writes():
-    directory = Path(everywhere(tempfile.mkdtemp())[0])
+    directory = Path(gathered(tempfile.mkdtemp())[0])
     calls = []
     writing = keras.callbacks.ModelCheckpoint(directory / "all.weights.h5", save_weights_only=True)
     table = keras.callbacks.CSVLogger(directory / "all.csv")
@@ -161,24 +164,24 @@ def only_rank_zero_writes():
     net.load_weights(directory / "all.weights.h5")
 
 
-class Told(ConsensusCheckpoint):
-    """Keeps what it gives for each mark."""
+class RecordedCheckpoint(ConsensusCheckpoint):
+    """Records the chunks that this rank gives for each mark."""
 
     def _started(self):
         means = super()._started()
-        if not hasattr(self, "told"):
-            self.told, give, end = {}, means.give, means.end
+        if not hasattr(self, "given"):
+            self.given, give, end = {}, means.give, means.end
 
-            def give_and_tell(chunks):
-                self.told[means.mark] = [chunk.copy() for chunk in chunks]
+            def give_and_record(chunks):
+                self.given[means.mark] = [chunk.copy() for chunk in chunks]
                 give(chunks)
 
-            def end_and_tell(chunks, passed):
+            def end_and_record(chunks, passed):
                 for mark in range(1, passed + 1):
-                    self.told.setdefault(mark, [chunk.copy() for chunk in chunks])
+                    self.given.setdefault(mark, [chunk.copy() for chunk in chunks])
                 end(chunks, passed)
 
-            means.give, means.end = give_and_tell, end_and_tell
+            means.give, means.end = give_and_record, end_and_record
         return means
 
 
@@ -186,35 +189,35 @@ def the_mean_is_written_while_all_train():
     """The file of each mark holds the mean of what the ranks gave for it."""
     slow = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: time.sleep(0.02))
     for every, name, marks in (("epoch", "epoch", 3), (5, "step", 6)):
-        directory = Path(everywhere(tempfile.mkdtemp())[0])
-        writing = Told(directory / f"{{{name}}}.weights.h5", every)
+        directory = Path(gathered(tempfile.mkdtemp())[0])
+        writing = RecordedCheckpoint(directory / f"{{{name}}}.weights.h5", every)
         net, _ = fit(swarm(), slow, writing, epochs=3)
-        ends_equal(net)
-        assert list(writing.told) == list(range(1, marks + 1))
+        assert_equal_on_ranks(net)
+        assert list(writing.given) == list(range(1, marks + 1))
         mpi.gather(b"", "the files", 60)
-        for mark, own in writing.told.items():
-            ranks = everywhere([chunk.tolist() for chunk in own])
+        for mark, own in writing.given.items():
+            ranks = gathered([chunk.tolist() for chunk in own])
             net.load_weights(directory / f"{mark if every == 'epoch' else 5 * mark}.weights.h5")
             for got, *given in zip(FlatWeights(net.weights).copy(), *ranks, strict=True):
                 np.testing.assert_allclose(got, np.mean(given, axis=0), rtol=1e-5, atol=1e-6)
 
 
-def the_mean_is_of_those_who_train_and_are_finite():
-    """Rank 0 ends early; then rank 1 alone is the mean; one that is not finite is left out."""
-    directory = Path(everywhere(tempfile.mkdtemp())[0])
+def the_mean_is_over_ranks_that_train_and_are_finite():
+    """Rank 0 ends early, then the mean is rank 1's model. A rank that is not finite is left out."""
+    directory = Path(gathered(tempfile.mkdtemp())[0])
     last = []
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             last.append(self.model.get_weights())
 
-    # Not averaged in between: ranks differ.
+    # No exchange in between, so that ranks differ.
     callback = swarm_tf.SwarmCallback(10_000, timeout_seconds=30)
     writing = ConsensusCheckpoint(directory / "{epoch}.weights.h5")
     pause = keras.callbacks.LambdaCallback(on_train_batch_end=lambda b, logs: time.sleep(0.01))
     fit(Look(), writing, pause, callback, epochs=1 + 2 * RANK)
     mpi.gather(b"", "the files", 60)
-    rank = everywhere(np.concatenate([w.ravel() for w in last[-1]]).tolist())[1]
+    rank = gathered(np.concatenate([w.ravel() for w in last[-1]]).tolist())[1]
     reading = model()
     reading.load_weights(directory / "3.weights.h5")
     np.testing.assert_allclose(
@@ -235,22 +238,22 @@ def the_mean_is_of_those_who_train_and_are_finite():
 
 
 def a_rank_without_batches_delays_no_mean():
-    directory = Path(everywhere(tempfile.mkdtemp())[0])
+    directory = Path(gathered(tempfile.mkdtemp())[0])
     fit(swarm(), ConsensusCheckpoint(directory / "{step}.weights.h5", 4), rows=40 if RANK else 0)
     mpi.gather(b"", "the files", 60)
     assert (directory / "28.weights.h5").exists()
 
 
-def a_mean_that_cannot_be_written_is_told():
-    SAID.clear()
+def a_mean_that_cannot_be_written_is_logged():
+    LOG_LINES.clear()
     net, _ = fit(swarm(), ConsensusCheckpoint("/proc/none/mean.weights.h5"), epochs=2)
-    told = [line for line in SAID if "cannot be written" in line]
-    assert len(told) == (2 if RANK == 0 else 0)
-    ends_equal(net)
+    warnings = [line for line in LOG_LINES if "cannot be written" in line]
+    assert len(warnings) == (2 if RANK == 0 else 0)
+    assert_equal_on_ranks(net)
 
 
-def a_training_that_failed_leaves_no_mean_under_way():
-    directory = Path(everywhere(tempfile.mkdtemp())[0])
+def a_training_that_failed_leaves_no_unfinished_mean():
+    directory = Path(gathered(tempfile.mkdtemp())[0])
 
     class Crash(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -260,14 +263,14 @@ def a_training_that_failed_leaves_no_mean_under_way():
     with pytest.raises(RuntimeError, match="as of a crash"):
         fit(swarm(), writing, Crash())
     net, _ = fit(swarm(), writing, epochs=2)
-    ends_equal(net)
+    assert_equal_on_ranks(net)
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if "checkpoints" in name]
     mpi.gather(b"", "the files", 60)
     assert (directory / "mean.weights.h5").exists()
 
 
-def what_must_be_everywhere_is_refused():
+def on_rank_zero_refuses_callbacks_that_all_ranks_need():
     for callback in (
         ConsensusCheckpoint("mean.weights.h5"),
         keras.callbacks.EarlyStopping(), keras.callbacks.ReduceLROnPlateau(), swarm(),
@@ -277,21 +280,22 @@ def what_must_be_everywhere_is_refused():
             on_rank_zero(callback)
 
 
-def a_wrong_place_is_told():
+def callbacks_in_a_wrong_order_are_reported():
     with pytest.raises(swarm_tf.UsageError, match="AverageMetrics stands after SwarmCallback"):
         fit(swarm(), AverageMetrics(), epochs=1)
-    SAID.clear()
+    LOG_LINES.clear()
     fit(keras.callbacks.EarlyStopping("loss", patience=99), AverageMetrics(), swarm(), epochs=2)
-    told = [line for line in SAID if "stands after EarlyStopping" in line]
-    assert len(told) == (RANK == 0)
+    warnings = [line for line in LOG_LINES if "stands after EarlyStopping" in line]
+    assert len(warnings) == (RANK == 0)
 
 
 CHECKS = (
-    metrics_become_the_mean_over_examples, what_one_rank_has_all_get, ranks_stop_together,
-    rates_fall_together, a_rank_that_ends_before_the_others_is_left_out,
-    ranks_end_equal_in_any_order, a_backup_of_each_rank_goes_on_from_there,
+    metrics_become_the_mean_over_examples, validation_metrics_of_one_rank_reach_all,
+    early_stopping_stops_all_ranks_at_once,
+    learning_rates_fall_on_all_ranks_at_once, a_rank_that_ends_before_the_others_is_left_out,
+    ranks_end_equal_with_callbacks_in_any_order, training_resumes_from_a_backup_of_each_rank,
     only_rank_zero_writes, the_mean_is_written_while_all_train,
-    the_mean_is_of_those_who_train_and_are_finite, a_rank_without_batches_delays_no_mean,
-    a_mean_that_cannot_be_written_is_told, a_training_that_failed_leaves_no_mean_under_way,
-    what_must_be_everywhere_is_refused, a_wrong_place_is_told,
+    the_mean_is_over_ranks_that_train_and_are_finite, a_rank_without_batches_delays_no_mean,
+    a_mean_that_cannot_be_written_is_logged, a_training_that_failed_leaves_no_unfinished_mean,
+    on_rank_zero_refuses_callbacks_that_all_ranks_need, callbacks_in_a_wrong_order_are_reported,
 )  # fmt: skip

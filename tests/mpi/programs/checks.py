@@ -1,8 +1,8 @@
-"""The checks of a program, one after another, on every rank.
+"""Runs the checks of programs one after another, on every rank.
 
-    CHECKS = (this_holds, that_holds)       in the program
+    CHECKS = (one_law, another_law)         in the program
 
-    swarmrun -n 3 tests/mpi/programs/checks.py REPORT fit ill       with the root on the PYTHONPATH
+    swarmrun -n 3 tests/mpi/programs/checks.py REPORT fit leaves    with the root on the PYTHONPATH
 
 See tests/together.py for what is in REPORT, a directory. A check that fails ends the job: the
 others would wait for this rank.
@@ -54,7 +54,7 @@ def main() -> None:
                 os._exit(3)
             faulthandler.cancel_dump_traceback_later()
             gc.collect()
-            # Or a rank that is quick would meet the others in the wrong program.
+            # Else a fast rank would exchange with ranks that still run the last program.
             world.gather(name, "the next program")
 
 

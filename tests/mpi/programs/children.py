@@ -1,4 +1,4 @@
-"""Processes that a rank starts are plain ones, however they are started and however they end."""
+"""Processes that a rank starts are not part of the job, however they start and end."""
 
 import multiprocessing
 import os
@@ -31,7 +31,7 @@ class InEveryEpoch(keras.callbacks.Callback):
         self.action()
 
 
-def trains_on(action):
+def assert_training_goes_on(action):
     """All epochs are trained, and ranks end equal, while `action` starts processes."""
     rng = np.random.default_rng(swarm_tf.rank())
     x = rng.normal(size=[64, 4]).astype(np.float32)
@@ -43,15 +43,15 @@ def trains_on(action):
     assert len(set(every)) == 1
 
 
-def numbers(_=None):
-    """What a worker asks to find its part of the data."""
+def rank_and_size(_=None):
+    """What a worker uses to find its shard of the data; and whether it is without MPI."""
     return swarm_tf.rank(), swarm_tf.size(), world.transport() is None
 
 
 OURS = swarm_tf.rank(), swarm_tf.size(), True
 
 
-def a_child_that_is_terminated():
+def a_child_can_be_terminated():
     def action():
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()
@@ -59,11 +59,11 @@ def a_child_that_is_terminated():
         child.join(20)
         assert child.exitcode == -signal.SIGTERM, child.exitcode
 
-    trains_on(action)
+    assert_training_goes_on(action)
 
 
-def many_children_that_are_terminated_at_once():
-    """Some before they have run a line of their own."""
+def many_children_can_be_terminated_at_once():
+    """Some are terminated before they have run their first line."""
 
     def action():
         for _ in range(20):
@@ -75,28 +75,28 @@ def many_children_that_are_terminated_at_once():
             _, status = os.waitpid(pid, 0)
             assert os.WTERMSIG(status) == signal.SIGTERM
 
-    trains_on(action)
+    assert_training_goes_on(action)
 
 
-def a_pool():
+def the_workers_of_a_pool_know_the_rank():
     def action():
         with multiprocessing.get_context("fork").Pool(2) as pool:
-            assert pool.map(numbers, range(4)) == [OURS] * 4
+            assert pool.map(rank_and_size, range(4)) == [OURS] * 4
 
-    trains_on(action)
+    assert_training_goes_on(action)
 
 
-def a_spawned_child():
+def a_spawned_child_knows_the_rank():
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.map(numbers, range(2)) == [OURS] * 2
+        assert pool.map(rank_and_size, range(2)) == [OURS] * 2
 
 
-def children_that_fail():
+def children_that_fail_do_not_end_their_rank():
     def action():
         for source in ("raise ValueError('on purpose')", "raise SystemExit(3)"):
             pid = os.fork()
             if pid == 0:
-                # As a script of its own would: with its exit functions and its hook.
+                # It ends as a script does: with its exit functions and its hook.
                 sys.stderr = open(os.devnull, "w")  # noqa: SIM115
                 try:
                     exec(source)
@@ -109,11 +109,11 @@ def children_that_fail():
             _, status = os.waitpid(pid, 0)
             assert os.waitstatus_to_exitcode(status) == 7
 
-    trains_on(action)
+    assert_training_goes_on(action)
 
 
-def a_program():
-    """One that imports the library and trains: alone."""
+def a_child_program_trains_alone():
+    """It imports the library and trains, without the other ranks."""
     source = (
         "import keras, numpy as np, swarm_tf\n"
         "model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])\n"
@@ -138,7 +138,7 @@ class Data(keras.utils.PyDataset):
         return x.astype(np.float32), x[:, :1].astype(np.float32)
 
 
-def workers_of_a_data_set():
+def the_workers_of_a_data_set_know_the_rank():
     net = model()
     data = Data(workers=2, use_multiprocessing=True)
     history = net.fit(data, epochs=EPOCHS, verbose=0, callbacks=[swarm_tf.SwarmCallback(2)])
@@ -148,6 +148,8 @@ def workers_of_a_data_set():
 
 
 CHECKS = (
-    a_child_that_is_terminated, many_children_that_are_terminated_at_once, a_pool,
-    a_spawned_child, children_that_fail, a_program, workers_of_a_data_set,
+    a_child_can_be_terminated, many_children_can_be_terminated_at_once,
+    the_workers_of_a_pool_know_the_rank, a_spawned_child_knows_the_rank,
+    children_that_fail_do_not_end_their_rank, a_child_program_trains_alone,
+    the_workers_of_a_data_set_know_the_rank,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rank 0 evaluates in mid-training until rank 1 has taken all its steps: it must not wait."""
+"""While rank 0 evaluates, rank 1 takes all its steps: rank 1 must not wait for it."""
 
 import time
 
@@ -30,7 +30,7 @@ def train():
     yield from batches(STEPS)
     if RANK == 1:
         DONE.touch()
-    yield from batches(STEPS)  # for those who read ahead
+    yield from batches(STEPS)  # for pipelines that read ahead
 
 
 def test():
@@ -48,7 +48,7 @@ def dataset(generator):
     return tf.data.Dataset.from_generator(generator, output_signature=signature)
 
 
-def an_evaluation_delays_nobody():
+def an_evaluation_delays_no_other_rank():
     model = keras.Sequential([keras.Input([6]), keras.layers.Dense(2)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"], jit_compile=False)
@@ -74,4 +74,4 @@ def an_evaluation_delays_nobody():
     assert summary.exchanges > 2
 
 
-CHECKS = (an_evaluation_delays_nobody,)
+CHECKS = (an_evaluation_delays_no_other_rank,)

@@ -30,7 +30,7 @@ def sequential():
 
 
 class Subclassed(keras.Model):
-    """Unbuilt until it sees data."""
+    """A model that its first batch builds."""
 
     def __init__(self):
         super().__init__()
@@ -56,14 +56,14 @@ def data(repeat=1):
 
 
 def compiled(build, **options):
-    keras.utils.set_random_seed(100 + RANK)  # ranks start differently, and become equal
+    keras.utils.set_random_seed(100 + RANK)  # ranks start different, and become equal
     model = build()
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", **options)
     return model
 
 
 def bits(model):
-    """Weights and statistics; not the seeds of dropout, which stay at home."""
+    """Weights and statistics; not the seeds of dropout, which are not averaged."""
     own = [v for v in model.variables if "float" in str(v.dtype)]
     return b"".join(np.asarray(v).tobytes() for v in own)
 
@@ -74,7 +74,7 @@ def equal_everywhere(value, what):
 
 
 class Watching(swarm_tf.SwarmCallback):
-    """Looks at the start, and notes what it is asked."""
+    """Compares the weights at the start, and records the calls of its hooks."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -99,7 +99,7 @@ class Watching(swarm_tf.SwarmCallback):
         self.ended.append(exchange)
 
 
-def fit():
+def every_kind_of_model_ends_equal():
     for build, per_execution in [(functional, 1), (sequential, 4), (subclassed, 4)]:
         model = compiled(build, steps_per_execution=per_execution)
         callback = swarm_tf.SwarmCallback(local_steps=4)
@@ -112,8 +112,8 @@ def fit():
         assert counters.exchanges_failed == 0
 
 
-def unbuilt():
-    """A model that has no variables before the first batch is averaged, or refused in words."""
+def an_unbuilt_model_is_averaged_or_refused():
+    """A model without variables before its first batch."""
     keras.utils.set_random_seed(100 + RANK)
     model = Subclassed()
     model.compile(keras.optimizers.SGD(0.01), "mse")
@@ -125,7 +125,7 @@ def unbuilt():
     equal_everywhere(bits(model), "a model that was built by its first batch")
 
 
-def average_optimizer():
+def averaged_slots_end_equal():
     model = compiled(sequential)
     callback = swarm_tf.SwarmCallback(2, average_optimizer=True)
     model.fit(data(), verbose=0, callbacks=[callback])
@@ -134,7 +134,7 @@ def average_optimizer():
     equal_everywhere(b"".join(np.asarray(v).tobytes() for v in momenta), "momentum at the end")
 
 
-def overrides():
+def overridden_hooks_are_called():
     model = compiled(functional)
     callback = Watching()
     model.fit(data(), verbose=0, callbacks=[callback])
@@ -147,7 +147,7 @@ def overrides():
     equal_everywhere(bits(model), "the weights at the end")
 
 
-def without_average_at_end():
+def without_average_at_end_ranks_end_different():
     model = compiled(sequential)
     callback = swarm_tf.SwarmCallback(STEPS // 2, average_at_end=False)
     model.fit(data(), verbose=0, callbacks=[callback])
@@ -156,7 +156,7 @@ def without_average_at_end():
     assert consensus.distance(callback.weights, mpi, mean) > 0
 
 
-def without_statistics():
+def without_average_statistics_ranks_keep_their_own():
     model = compiled(sequential)
     callback = swarm_tf.SwarmCallback(4, average_statistics=False)
     model.fit(data(), verbose=0, callbacks=[callback])
@@ -166,7 +166,7 @@ def without_statistics():
     assert len(set(mpi.gather(statistics[0], "moving means", 60))) == SIZE
 
 
-def twice():
+def a_callback_can_be_used_twice():
     model = compiled(sequential)
     callback = swarm_tf.SwarmCallback(4)
     for _ in range(2):
@@ -175,7 +175,7 @@ def twice():
     assert int(model.optimizer.iterations.numpy()) == 2 * STEPS
 
 
-def geometric():
+def geometric_local_steps_vary():
     model = compiled(functional)
     drawn = []
 
@@ -188,15 +188,15 @@ def geometric():
     swarm_tf.Trainer(model).fit(data(-1), steps=60, steps_per_epoch=60, callbacks=[callback])
     blocks = np.diff([0, *drawn])
     assert drawn[-1] == 60
-    assert len(set(blocks.tolist())) > 1, "the blocks are of random lengths"
+    assert len(set(blocks.tolist())) > 1, "blocks must have random lengths"
     assert 5 <= len(blocks) <= 40
     assert callback.counters.exchanges_failed == 0
     equal_everywhere(bits(model), "the weights at the end")
     every = mpi.gather(str(drawn).encode(), "boundaries", 60)
-    assert len(set(every)) > 1, "ranks draw on their own"
+    assert len(set(every)) > 1, "each rank must draw its own lengths"
 
 
-def modes():
+def blocking_and_pull_end_equal():
     for mode in ("blocking", "pull"):
         model = compiled(sequential)
         callback = swarm_tf.SwarmCallback(2, mode=mode, topology="ring")
@@ -205,7 +205,7 @@ def modes():
         equal_everywhere(bits(model), f"{mode} at the end")
 
 
-def differing():
+def settings_and_models_that_differ_are_refused():
     for options, key in [
         ({"bits": 4 if RANK == 1 else 8}, "swarm.bits"),
         ({"local_steps": 2 + RANK}, "swarm.local_steps"),
@@ -223,6 +223,9 @@ def differing():
 
 
 CHECKS = (
-    fit, overrides, without_average_at_end, without_statistics, twice, geometric, modes,
-    differing, average_optimizer, unbuilt,
+    every_kind_of_model_ends_equal, overridden_hooks_are_called,
+    without_average_at_end_ranks_end_different, without_average_statistics_ranks_keep_their_own,
+    a_callback_can_be_used_twice, geometric_local_steps_vary, blocking_and_pull_end_equal,
+    settings_and_models_that_differ_are_refused, averaged_slots_end_equal,
+    an_unbuilt_model_is_averaged_or_refused,
 )  # fmt: skip

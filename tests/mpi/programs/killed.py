@@ -1,4 +1,4 @@
-"""All ranks are killed once they have met, but not in a job of Slurm that was requeued."""
+"""All ranks are killed after a gather, unless their Slurm job was requeued."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Rank 1 is late for a gather; rank 0 says so in time and takes the others with it."""
+"""Rank 1 is late for a gather; rank 0 reports that in time, and the job ends."""
 
 import time
 
@@ -12,7 +12,7 @@ began = time.monotonic()
 try:
     mpi.gather(b"", "the test", 2)
 except TimeoutError:
-    assert mpi.rank == 0, "rank 0 knows first"
+    assert mpi.rank == 0, "rank 0 must report it"
     assert 2 <= time.monotonic() - began < 6
     print(f"failing at {time.time()}", flush=True)
     raise

@@ -1,4 +1,4 @@
-"""A rank whose program ends while others wait for it: they end too, and say for whom."""
+"""One rank's program ends while others wait for it: they end too, and name that rank."""
 
 import sys
 import time
@@ -19,7 +19,9 @@ class Stop(Exception):
     pass
 
 
-class At(keras.callbacks.Callback):
+class AtStep(keras.callbacks.Callback):
+    """Runs an action after a step."""
+
     def __init__(self, step, action):
         super().__init__()
         self.step, self.action = step, action
@@ -52,16 +54,16 @@ def main(where):
         if RANK == 1:
             leaves()
         fit(swarm_tf.SwarmCallback())
-    elif where == "first":  # rank 0, to which all others look
+    elif where == "first":  # rank 0, which all others depend on
         if RANK == 0:
             leaves()
         fit(swarm_tf.SwarmCallback())
     elif where == "swarm":
-        slow = At(-1, raises) if RANK else At(30, leaves)
+        slow = AtStep(-1, raises) if RANK else AtStep(30, leaves)
         fit(swarm_tf.SwarmCallback(2), slow, epochs=10_000)
     elif where == "local_sgd":
-        fit(LocalSGD(2), At(30, leaves if RANK == 1 else lambda: None), epochs=10_000)
-    elif where == "elsewhere":  # it does something else than the others
+        fit(LocalSGD(2), AtStep(30, leaves if RANK == 1 else lambda: None), epochs=10_000)
+    elif where == "elsewhere":  # it calls another collective than the others
         if RANK == 1:
             print(f"{FAILS} {time.time()}", flush=True)
             world.gather(None, "something else")
@@ -69,14 +71,14 @@ def main(where):
     print("never", flush=True)
 
 
-def trainings_that_failed_and_were_handled_end_nothing():
-    """Every rank's training fails, and every program goes on."""
+def a_failed_training_that_was_handled_ends_no_program():
+    """The training fails on every rank, and every program goes on."""
     for callback, step in ((swarm_tf.SwarmCallback(), 10 + RANK), (LocalSGD(), 10)):
         with pytest.raises(Stop):
-            fit(callback, At(step, raises))
+            fit(callback, AtStep(step, raises))
 
 
-CHECKS = (trainings_that_failed_and_were_handled_end_nothing,)
+CHECKS = (a_failed_training_that_was_handled_ends_no_program,)
 
 if __name__ == "__main__":
     main(sys.argv[1])

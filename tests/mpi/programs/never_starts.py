@@ -1,4 +1,4 @@
-"""Rank 1 does not start MPI; rank 0 says so in time."""
+"""Rank 1 does not start MPI; rank 0 reports that in time."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Trains with a record of every exchange, and proves them by it: see test_history.py."""
+"""Trains with a record of every exchange, and checks the record: see tests/history."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from swarm_tf.history import check
 RANK = swarm_tf.rank()
 
 
-def the_exchanges_of_a_real_run_are_proven():
+def the_record_of_a_real_run_has_no_violations():
     for mode in ("nonblocking", "blocking", "pull"):
         directory = REPORT / mode
         keras.utils.set_random_seed(RANK)
@@ -25,8 +25,8 @@ def the_exchanges_of_a_real_run_are_proven():
         if RANK == 0:
             figures, violations = check.check(check.read(directory))
             assert violations == []
-            # 100 steps of three ranks each, of which 16 at most go by until one is waited for.
+            # Each of three ranks takes 100 steps, and waits for an exchange after at most 16.
             assert figures["exchanges"] > 10, figures
 
 
-CHECKS = (the_exchanges_of_a_real_run_are_proven,)
+CHECKS = (the_record_of_a_real_run_has_no_violations,)

@@ -1,4 +1,4 @@
-"""What one rank is refused, all are refused, wherever the others stand by then."""
+"""A refusal on one rank reaches all ranks, wherever the others are by then."""
 
 import time
 
@@ -14,7 +14,7 @@ def reason(action):
         world.run_on_all_ranks(action)
     except UsageError as error:
         return str(error)
-    raise AssertionError("it was not refused")
+    raise AssertionError("the action was not refused")
 
 
 def refuse(where, text="no"):
@@ -22,13 +22,13 @@ def refuse(where, text="no"):
         raise UsageError(text)
 
 
-def every_rank_learns_why():
+def every_rank_gets_the_reason_of_a_refusal():
     assert world.run_on_all_ranks(lambda: RANK) == RANK
     assert reason(lambda: refuse(2)) == "rank 2: no"
     assert reason(lambda: refuse("all")) == "no"
 
 
-def the_first_rank_does_it_while_the_others_wait():
+def rank_zero_runs_the_action_while_the_others_wait():
     done = []
 
     def slowly():
@@ -42,7 +42,7 @@ def the_first_rank_does_it_while_the_others_wait():
     assert len(done) == (RANK == 0)
 
 
-def a_refusal_on_the_way_to_what_is_first_done_reaches_all():
+def a_refusal_before_in_or_after_run_on_rank_zero_reaches_all():
     for stage in ("before", "inside", "after"):
         where = 0 if stage == "inside" else 1
 
@@ -57,12 +57,12 @@ def a_refusal_on_the_way_to_what_is_first_done_reaches_all():
 
         expected = {"before": "too soon", "inside": "within", "after": "too late"}[stage]
         assert reason(build) == f"rank {where}: {expected}"
-        # Nobody is one gather ahead of the others.
+        # No rank is one gather ahead of the others.
         assert world.run_on_all_ranks(lambda stage=stage: stage) == stage
 
 
 CHECKS = (
-    every_rank_learns_why,
-    the_first_rank_does_it_while_the_others_wait,
-    a_refusal_on_the_way_to_what_is_first_done_reaches_all,
+    every_rank_gets_the_reason_of_a_refusal,
+    rank_zero_runs_the_action_while_the_others_wait,
+    a_refusal_before_in_or_after_run_on_rank_zero_reaches_all,
 )

@@ -15,12 +15,12 @@ mpi = world.transport()
 RANK = swarm_tf.rank()
 
 
-def shoot():
+def send_signal():
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def fit(epochs, *others, pause=0.0):
-    """Steps taken; ranks end equal."""
+    """Trains, and asserts that ranks end equal; returns the steps taken."""
     keras.utils.set_random_seed(RANK)
     model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=False)
@@ -34,8 +34,8 @@ def fit(epochs, *others, pause=0.0):
     return int(model.optimizer.iterations)
 
 
-def the_next_training_ends_a_listener_that_a_failed_one_has_left():
-    """One that failed before its ranks met: Keras tells no callback of it."""
+def a_training_that_failed_at_its_start_leaves_no_signal_listener():
+    """Keras calls no hook of a callback when a training fails before its ranks have joined."""
 
     def fails(logs):
         raise ArithmeticError
@@ -43,20 +43,20 @@ def the_next_training_ends_a_listener_that_a_failed_one_has_left():
     try:
         fit(1, lambda callback: keras.callbacks.LambdaCallback(on_train_begin=fails))
     except ArithmeticError:
-        nothing_is_left_of_it()
+        the_next_training_is_complete_and_no_handler_is_left()
     else:
-        raise AssertionError("it has not failed")
+        raise AssertionError("the training has not failed")
 
 
-def while_it_waits_for_a_slower_rank():
-    """Rank 0 has finished; the signal comes once it has told that, and reaches rank 1."""
+def a_signal_to_a_rank_that_waits_at_the_end_reaches_the_others():
+    """Rank 0 has finished and announced that; then the signal comes, and rank 1 ends too."""
 
     def when_done(callback):
         def watch():
             while callback.member is None or 0 not in callback.member.driver.view.done:
                 time.sleep(0.01)
-            time.sleep(0.2)  # it waits in on_train_end by now
-            shoot()
+            time.sleep(0.2)  # by now rank 0 waits in on_train_end
+            send_signal()
 
         if RANK == 0:
             threading.Thread(target=watch, daemon=True).start()
@@ -66,44 +66,46 @@ def while_it_waits_for_a_slower_rank():
     assert steps == 10 if RANK == 0 else steps < 5000, steps
 
 
-def on_the_slower_rank_while_the_other_waits():
+def a_signal_to_the_slower_rank_ends_its_training():
     def at_step(callback):
         return keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: shoot() if RANK == 1 and epoch == 5 else None
+            on_epoch_end=lambda epoch, logs: send_signal() if RANK == 1 and epoch == 5 else None
         )
 
     steps = fit(1 if RANK == 0 else 1000, at_step, pause=0.01 * RANK)
     assert steps <= 80
 
 
-def at_the_very_end_of_training():
-    """In the hook of a callback that ends after ours, before the last mean."""
+def a_signal_at_the_very_end_changes_nothing():
+    """The signal comes in on_train_end of a callback after ours, before the last mean."""
 
     def last(callback):
         return keras.callbacks.LambdaCallback(
-            on_train_end=lambda logs: shoot() if RANK == 1 else None
+            on_train_end=lambda logs: send_signal() if RANK == 1 else None
         )
 
     steps = fit(2, last)
     assert steps == 20, steps
 
 
-def before_the_first_batch():
+def a_signal_before_the_first_batch_ends_the_training():
     def first(callback):
         return keras.callbacks.LambdaCallback(
-            on_train_begin=lambda logs: shoot() if RANK == 1 else None
+            on_train_begin=lambda logs: send_signal() if RANK == 1 else None
         )
 
     assert fit(100, first, pause=0.01) < 1000
 
 
-def nothing_is_left_of_it():
+def the_next_training_is_complete_and_no_handler_is_left():
     assert fit(3) == 30
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 CHECKS = (
-    the_next_training_ends_a_listener_that_a_failed_one_has_left,
-    while_it_waits_for_a_slower_rank, on_the_slower_rank_while_the_other_waits,
-    at_the_very_end_of_training, before_the_first_batch, nothing_is_left_of_it,
+    a_training_that_failed_at_its_start_leaves_no_signal_listener,
+    a_signal_to_a_rank_that_waits_at_the_end_reaches_the_others,
+    a_signal_to_the_slower_rank_ends_its_training, a_signal_at_the_very_end_changes_nothing,
+    a_signal_before_the_first_batch_ends_the_training,
+    the_next_training_is_complete_and_no_handler_is_left,
 )  # fmt: skip

@@ -21,7 +21,7 @@ RANK, SIZE = mpi.rank, mpi.size
 assert SIZE == 4
 
 
-def gathers_broadcasts_means():
+def gather_broadcast_and_mean_are_right():
     for size in (0, 1, 100_000):
         data = bytes([RANK]) * (size * (RANK + 1))
         every = mpi.gather(data, "a test", 30)
@@ -42,8 +42,8 @@ def gathers_broadcasts_means():
             np.testing.assert_array_equal(array, root.astype(np.float32))
 
 
-def messages():
-    """Everybody sends everybody everything, in both directions at once."""
+def all_messages_between_all_ranks_arrive():
+    """Every rank sends messages of all sizes to every other rank at once."""
     sizes = [0, 1, 17, 4096, 65_537, 10_000_000, 0, 3]
 
     def payload(source, to, k):
@@ -66,17 +66,18 @@ def messages():
     while mpi._sending:  # the others' receives drive my large sends
         mpi.receive()
     mpi.flush(30)
-    mpi.gather(b"", "the end of the messages", 60)
+    mpi.gather(b"", "the end of all sends", 60)
 
 
 MATCHINGS = [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(0, 3), (1, 2)]]
 
 
 def scripted(transport, codec, steps=12):
-    """Blocking, in perfect matchings; of a pair the lower rank asks."""
+    """A blocking member in perfect matchings; the lower rank of a pair initiates."""
     rank = transport.rank
     rng = np.random.default_rng([3, rank])
-    shapes = [(70, 40), (50,), (200,), ()]  # three chunks of a block, as in `ring`: compiled once
+    # Three chunks of one block, as in the test of a ring, so that they are compiled once.
+    shapes = [(70, 40), (50,), (200,), ()]
     variables = [keras.Variable(rng.normal(size=s).astype(np.float32)) for s in shapes]
     member = Member(FlatWeights(variables, 1024), transport, codec, "blocking", timeout_seconds=60)
     member.start()
@@ -87,15 +88,15 @@ def scripted(transport, codec, steps=12):
         partner = next(sum(p) - rank for p in MATCHINGS[step % 3] if rank in p)
 
         def choose(partner=partner):
-            # Whoever asks chooses the dither: the higher rank waits until it has been asked.
+            # The initiator chooses the dither, so the higher rank waits for its partner's request.
             deadline = time.monotonic() + 60
             while rank > partner and not any(m.sender == partner for m in gate.waiting):
-                assert time.monotonic() < deadline, f"{rank} was not asked by {partner}"
+                assert time.monotonic() < deadline, f"rank {rank} got no request of rank {partner}"
                 time.sleep(0.0005)
             return partner
 
         member.boundary(step + 1, choose)
-        # Or a quick rank would be served at an earlier boundary of its partner's.
+        # Else a fast rank would be served at an earlier boundary of its partner.
         transport.gather(b"", "the next matching", 60)
     member.finish(steps)
     assert member.counters.exchanges_failed == 0
@@ -105,7 +106,7 @@ def scripted(transport, codec, steps=12):
     return b"".join(np.asarray(v).tobytes() for v in variables)
 
 
-def same_bits_as_threads():
+def mpi_and_threads_give_the_same_bits():
     for name, bits in [("float32", 8), ("lattice", 8)]:
         codec = codecs.build(name, bits)
         own = scripted(mpi, codec)
@@ -118,8 +119,8 @@ def same_bits_as_threads():
         mpi.gather(b"", "the comparison", 120)
 
 
-def ring():
-    """All initiate at once on a ring, in each mode."""
+def all_ranks_of_a_ring_initiate_at_once():
+    """In each mode."""
     for mode in ("nonblocking", "blocking", "pull"):
         variable = keras.Variable(np.zeros([3000, 1], np.float32))
         rng = np.random.default_rng([4, RANK])
@@ -140,7 +141,7 @@ def ring():
             member.boundary(step, lambda: (RANK + 1) % SIZE)
         member.finish(30)
         assert member.counters.exchanges_failed == 0
-        # (blocking) a rank whose boundary is settled by others need not ask itself
+        # In blocking mode a rank need not initiate if it was served at each boundary.
         assert member.counters.exchanges + member.counters.exchanges_served >= 1
         every = mpi.gather(moved.tobytes(), "the steps", 60)
         expected = np.mean([np.frombuffer(e) for e in every], axis=0)
@@ -150,15 +151,15 @@ def ring():
         distance = consensus.distance(member.weights, mpi, mean)
         if mode != "pull":
             assert drift < 2e-6, drift
-        # Four walks that never meet end at sqrt(3). How often they meet is a matter of speed,
-        # except in blocking mode: there it is at every boundary.
+        # Without exchanges the distance is sqrt(3). The number of exchanges depends on
+        # the machine's speed, except in blocking mode: there is one at every boundary.
         assert mode != "blocking" or distance < 0.8, distance
         assert member.counters.exchanges >= 1 or mode == "blocking"
         if RANK == 0:
             print(f"{mode}: drift {drift:.1e}, distance {distance:.3f}", flush=True)
 
 
-def differing_settings():
+def settings_that_differ_are_refused_on_all_ranks():
     for odd, own in [
         (2, {"swarm.bits": 4 if RANK == 2 else 8}),
         (3, {"swarm.bits": 4} if RANK == 3 else {}),
@@ -178,4 +179,10 @@ def differing_settings():
     assert world.run_on_all_ranks(lambda: RANK) == RANK
 
 
-CHECKS = (gathers_broadcasts_means, messages, differing_settings, same_bits_as_threads, ring)
+CHECKS = (
+    gather_broadcast_and_mean_are_right,
+    all_messages_between_all_ranks_arrive,
+    settings_that_differ_are_refused_on_all_ranks,
+    mpi_and_threads_give_the_same_bits,
+    all_ranks_of_a_ring_initiate_at_once,
+)

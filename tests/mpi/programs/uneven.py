@@ -1,4 +1,4 @@
-"""Rank 0 has fewer batches than the others, in a method that needs equally many."""
+"""Rank 0 has fewer batches than the others, in an algorithm that needs equal numbers."""
 
 import sys
 import time

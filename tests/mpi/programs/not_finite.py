@@ -1,4 +1,4 @@
-"""A rank whose weights become NaN takes a neighbour's model, and everybody's result is finite."""
+"""A rank whose weights become NaN takes a neighbour's model; the result is finite on all ranks."""
 
 import logging
 
@@ -12,28 +12,28 @@ from swarm_tf.cluster import world
 
 mpi = world.transport()
 RANK, SIZE = swarm_tf.rank(), swarm_tf.size()
-ILL = 1
-SAID = []
+BAD_RANK = 1
+LOG_LINES = []
 
 
-class Listening(logging.Handler):
+class KeepLines(logging.Handler):
     def emit(self, record):
-        SAID.append(record.getMessage())
+        LOG_LINES.append(record.getMessage())
 
 
-logging.getLogger("swarm_tf").addHandler(Listening())
+logging.getLogger("swarm_tf").addHandler(KeepLines())
 
 
 def fit(callback, bad_batch, optimizer=None):
-    """Whether this rank's weights were finite after each epoch, and the model."""
-    SAID.clear()
+    """Whether this rank's weights were finite after each batch; and the model."""
+    LOG_LINES.clear()
     keras.utils.set_random_seed(RANK)
     layers = [keras.layers.Dense(8, activation="tanh"), keras.layers.BatchNormalization()]
     model = keras.Sequential([keras.Input([4]), *layers, keras.layers.Dense(1)])
     model.compile(optimizer or keras.optimizers.Adam(0.01), "mse", jit_compile=False)
     x = np.random.default_rng(RANK).normal(size=[320, 4]).astype(np.float32)
     y = x.sum(axis=1, keepdims=True)
-    if RANK == ILL:
+    if RANK == BAD_RANK:
         x[8 * bad_batch] = np.inf
     finite = []
     look = keras.callbacks.LambdaCallback(
@@ -50,56 +50,62 @@ def fit(callback, bad_batch, optimizer=None):
     return finite, model
 
 
-def it_is_healed_during_training():
+def a_rank_with_nan_recovers_during_training():
     for mode, statistics in [("nonblocking", True), ("blocking", True), ("pull", False)]:
         callback = swarm_tf.SwarmCallback(
             2, mode=mode, average_statistics=statistics, timeout_seconds=30
         )
         finite, model = fit(callback, bad_batch=10)
-        told = [line for line in SAID if "NaN or Inf after step" in line]
-        if RANK == ILL:
-            assert not all(finite), "it was ill"
-            assert finite[-1], "and is well again, before the end"
+        warnings = [line for line in LOG_LINES if "NaN or Inf after step" in line]
+        if RANK == BAD_RANK:
+            assert not all(finite), "the rank must have had NaN"
+            assert finite[-1], "the rank must be finite again before the end"
             assert callback.counters.adoptions >= 1
-            assert len(told) == 1, SAID
-            assert f"rank {ILL}: its weights" in told[0]
+            assert len(warnings) == 1, LOG_LINES
+            assert f"rank {BAD_RANK}: its weights" in warnings[0]
             slots = [v for v in model.optimizer.variables if "float" in str(v.dtype)]
             assert all(np.isfinite(np.asarray(v)).all() for v in slots)
         else:
             assert all(finite)
             assert callback.counters.adoptions == 0
-            assert told == []
+            assert warnings == []
 
 
-def it_is_left_out_of_the_last_mean():
+def a_rank_with_nan_is_left_out_of_the_last_mean():
     for make in (lambda: swarm_tf.SwarmCallback(4, timeout_seconds=30), lambda: LocalSGD(100)):
         finite, _ = fit(make(), bad_batch=39)
-        assert finite[-1] == (RANK != ILL)
-        told = [line for line in SAID if f"the weights of rank {ILL} contain NaN or Inf" in line]
-        assert bool(told) == (RANK == 0) or RANK, SAID
+        assert finite[-1] == (RANK != BAD_RANK)
+        warnings = [
+            line
+            for line in LOG_LINES
+            if f"the weights of rank {BAD_RANK} contain NaN or Inf" in line
+        ]
+        assert bool(warnings) == (RANK == 0) or RANK, LOG_LINES
 
 
-def local_sgd_goes_on_without_it():
+def local_sgd_goes_on_without_a_rank_with_nan():
     finite, _ = fit(LocalSGD(4), bad_batch=9)
-    if RANK == ILL:
+    if RANK == BAD_RANK:
         assert not all(finite)
     assert finite[-1]
 
 
-def an_all_reduce_spreads_it():
-    """Every rank steps by the same gradients: there is nobody to take a model from."""
+def an_allreduce_spreads_nan_to_all_ranks():
+    """All ranks step by the same gradients, so no rank has a finite model to take."""
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input([4]), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    x = np.full([8, 4], np.inf if RANK == ILL else 1.0, np.float32)
-    SAID.clear()
+    x = np.full([8, 4], np.inf if RANK == BAD_RANK else 1.0, np.float32)
+    LOG_LINES.clear()
     model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[AllReduce()])
     assert not np.isfinite(model.get_weights()[0]).any()
     if RANK == 0:
-        assert any("the mean of all ranks' weights is not finite" in line for line in SAID), SAID
+        assert any("the mean of all ranks' weights is not finite" in line for line in LOG_LINES), (
+            LOG_LINES
+        )
 
 
 CHECKS = (
-    it_is_healed_during_training, it_is_left_out_of_the_last_mean,
-    local_sgd_goes_on_without_it, an_all_reduce_spreads_it,
+    a_rank_with_nan_recovers_during_training, a_rank_with_nan_is_left_out_of_the_last_mean,
+    local_sgd_goes_on_without_a_rank_with_nan, an_allreduce_spreads_nan_to_all_ranks,
 )  # fmt: skip
