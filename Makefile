@@ -34,8 +34,8 @@ horovod: setup
 	touch $@
 
 matrix: .venv-mpich/ready .venv-debian/ready
-	.venv-mpich/bin/python -m pytest -m "matrix and not slow"
-	.venv-debian/bin/python -m pytest -m "matrix and not slow"
+	.venv-mpich/bin/python -m pytest -m "matrix and not large"
+	.venv-debian/bin/python -m pytest -m "matrix and not large"
 
 demo: setup
 	$(BIN)/python -m benchmarks.compare --config=configs/digits_resnet.py \

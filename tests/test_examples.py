@@ -57,15 +57,17 @@ def test_swarmsgd_in_numpy_finds_the_optimum(example):
 @pytest.mark.parametrize(
     ("name", "pattern", "least"),
     [
-        # Much like the README's example, which has its own test.
-        pytest.param(
-            *("image_classifier", r"mean of 2 models: ([\d.]+)%", 90), marks=pytest.mark.slow
-        ),
-        ("text_classifier", r"test accuracy: ([\d.]+)%", 90),
-        # The zoo has such a training.
-        pytest.param(*("fine_tuning", r"test accuracy: ([\d.]+)%", 80), marks=pytest.mark.slow),
-        ("variational_autoencoder", r"rank 1: .* -> [\d.]+, (\d+) exchanges", 5),
         ("own_partners", r"rank 1: (\d+) exchanges", 5),
+        # The README's example, which has its own test, and the zoo are much like these.
+        *(
+            pytest.param(*example, marks=pytest.mark.slow)
+            for example in (
+                ("image_classifier", r"mean of 2 models: ([\d.]+)%", 90),
+                ("text_classifier", r"test accuracy: ([\d.]+)%", 90),
+                ("fine_tuning", r"test accuracy: ([\d.]+)%", 80),
+                ("variational_autoencoder", r"rank 1: .* -> [\d.]+, (\d+) exchanges", 5),
+            )
+        ),
     ],
 )
 def test_an_example_trains_on_two_ranks(tmp_path, name, pattern, least):

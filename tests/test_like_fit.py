@@ -289,10 +289,12 @@ def compiled_without_optimizer(model):
 
 
 KINDS = [
-    plain, normalized, dropping, unbuilt, subclass, says_it_is_built, weighted, named, inputs_only,
-    inputs_in_a_tuple, ragged, sparse, uneven, shuffled, stateful, frozen, averaging, overwriting,
-    accumulating, scaled, scheduled, eager, eager_and_unbuilt, by_xla, vae, gan,
-    own_logs, no_optimizer,
+    normalized, dropping, unbuilt, weighted, ragged, uneven, stateful, frozen, averaging,
+    accumulating, eager_and_unbuilt, vae, gan, own_logs,
+]  # fmt: skip
+MORE_KINDS = [
+    plain, subclass, says_it_is_built, named, inputs_only, inputs_in_a_tuple, sparse, shuffled,
+    overwriting, scaled, scheduled, eager, by_xla, no_optimizer,
 ]  # fmt: skip
 
 
@@ -388,7 +390,9 @@ def assert_same_hooks(a, b):
 
 
 @pytest.mark.filterwarnings("ignore:.*shuffle=True")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in MORE_KINDS)]
+)
 def test_both_leave_the_same_results(kind):
     keras_result, step_by_step = Result(kind, by_keras), Result(kind, ours(1))
     assert_same(keras_result, step_by_step)

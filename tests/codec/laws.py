@@ -44,15 +44,14 @@ def exchange(codec, x, y):
 
 
 def encoded_weights_survive_the_wire(codec):
-    for length in (1, BLOCK, LENGTH):
-        one = encoded(codec, models(length)[0])
-        other = received(one)
-        assert codec.fits(other)
-        assert codec.fits(one.without_payload(), without_payload=True)
-        assert (other.codec, other.length, other.seed) == (codec.wire_name, length, 5)
-        np.testing.assert_array_equal(other.scales, one.scales)
-        np.testing.assert_array_equal(other.checksums, one.checksums)
-        np.testing.assert_array_equal(_bytes(other), _bytes(one))
+    one = encoded(codec, models()[0])
+    other = received(one)
+    assert codec.fits(other)
+    assert codec.fits(one.without_payload(), without_payload=True)
+    assert (other.codec, other.length, other.seed) == (codec.wire_name, LENGTH, 5)
+    np.testing.assert_array_equal(other.scales, one.scales)
+    np.testing.assert_array_equal(other.checksums, one.checksums)
+    np.testing.assert_array_equal(_bytes(other), _bytes(one))
 
 
 def a_chunk_may_be_empty(codec):

@@ -120,7 +120,7 @@ def test_a_damaged_set_of_texts_is_refused_in_one_line(tmp_path, name):
         list(corpus.read("train"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_damaged_set_ends_all_ranks_with_one_line(version, tmp_path, ranks):
     remove("*-train.tfrecord*")(version)
     start = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]

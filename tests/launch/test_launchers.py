@@ -72,6 +72,7 @@ def test_swarmrun_starts_a_module_whose_ranks_exchange():
     assert int(re.search(r"exchanges +(\d+), of", done.stdout)[1]) >= 5
 
 
+@pytest.mark.slow
 def test_horovodrun_starts_ranks_that_train(tmp_path):
     if not (BIN / "horovodrun").exists():
         pytest.skip("no horovodrun in this environment: make horovod builds it")
@@ -138,7 +139,11 @@ def test_the_mpirun_of_another_mpi_is_refused(monkeypatch, library):
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(2, marks=pytest.mark.matrix), pytest.param(4, marks=pytest.mark.slow)]
+    "count",
+    [
+        pytest.param(2, marks=[pytest.mark.matrix, pytest.mark.slow]),
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_across_hosts_exchanges_over_the_network(tmp_path, count):
     try:

@@ -89,6 +89,7 @@ def test_a_plugin_that_does_not_fit_is_refused_by_name(slurm, plugins, tmp_path)
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others_and_is_named(slurm, plugins):
     done = srun(slurm, plugins[0], "tests/mpi/programs/fails.py", "data")
     ended = time.time()
@@ -165,6 +166,7 @@ def ended(slurm, job):
     return set(states) <= {"PENDING"}
 
 
+@pytest.mark.slow
 def test_a_requeued_job_trains_again_and_its_signal_ends_it_in_good_order(slurm, submit, tmp_path):
     workdir = tmp_path / "cifar10/seed-3"
     flags = ["--config.train.max_steps=1000000", "--config.algorithm=local_sgd", *DIGITS]

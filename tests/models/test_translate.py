@@ -67,6 +67,7 @@ def test_a_transformer_translates_each_line_by_itself(tmp_path, pieces):
     assert done.stdout.splitlines(keepends=True) == _lines([translator(TEXT)])
 
 
+@pytest.mark.slow
 def test_a_transformer_xl_translates_documents_from_standard_input(tmp_path, pieces):
     keys = {"name": "transformer_xl_tiny", "memory_length": 16, "normalization": "pre"}
     model = _finish(tmp_path / "run", pieces, **keys)

@@ -139,7 +139,13 @@ def test_uneven_numbers_of_batches_end_the_job_with_a_reason(algorithm):
     assert re.search(f"{late}|{uneven}|{elsewhere}", output), output
 
 
-@pytest.mark.parametrize("where", ["data", pytest.param("exit", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("data", marks=pytest.mark.slow),
+        pytest.param("exit", marks=pytest.mark.matrix),
+    ],
+)
 def test_a_rank_that_fails_ends_the_job(where):
     output = output_of_failing_job(2, "fails.py", where)
     if where == "exit":
@@ -151,7 +157,17 @@ def test_a_rank_that_fails_ends_the_job(where):
         assert "fails.py" in output, "the traceback shows the user's line"
 
 
-@pytest.mark.parametrize("where", ["before", "first", "swarm", "local_sgd", "elsewhere"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "swarm",
+        "local_sgd",
+        *(
+            pytest.param(where, marks=pytest.mark.slow)
+            for where in ("before", "first", "elsewhere")
+        ),
+    ],
+)
 def test_a_rank_whose_program_ends_is_not_waited_for(where):
     output = output_of_failing_job(2, "leaves.py", where)
     expected = {

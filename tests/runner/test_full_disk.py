@@ -166,6 +166,7 @@ def test_progress_that_cannot_be_printed_does_not_end_the_run(caplog, monkeypatc
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_train_to_the_end_on_a_disk_that_fills_up(disk):
     """The disk is full from the first line of metrics on; without a mount, for large files only."""
 

@@ -56,6 +56,7 @@ def test_one_rank_without_mpi_trains_and_writes_all_files(tmp_path):
     assert {"config", "metrics", "consensus", "summary", "events"} <= names
 
 
+@pytest.mark.slow
 def test_three_ranks_train_with_every_option_on(tmp_path):
     done = train(
         3,
@@ -79,7 +80,8 @@ def test_three_ranks_train_with_every_option_on(tmp_path):
     assert result["consensus_distance"] < 0.5
 
 
-@pytest.mark.parametrize("algorithm", ["allreduce", pytest.param("dpsgd", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["allreduce", "dpsgd"])
 def test_a_baseline_trains_the_same_recipe(tmp_path, algorithm):
     """Two ranks, one of them slow; rank 0 evaluates during training, and the other one waits."""
     done = train(
@@ -149,6 +151,7 @@ def test_mixed_precision_averages_float32_weights(tmp_path, precision):
     assert (largest.astype("float16").astype("float32") != largest).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_two_ranks_train_on_a_set_that_is_streamed(tmp_path):
     where = str(tmp_path / "tfds")
     example = tfds_standin.coloured((20, 60), file_name="x")

@@ -104,7 +104,7 @@ def _specimen(name, options):
 
     how_it_exchanges.__name__ = name
     how_it_exchanges.__doc__ = f"SwarmCallback({options})."
-    specimen(how_it_exchanges)
+    slow_specimen(how_it_exchanges)  # tests/mpi has such trainings
 
 
 _specimen("blocking", {"mode": "blocking"})

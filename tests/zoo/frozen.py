@@ -63,7 +63,7 @@ def frozen_all_but_the_bias():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def fine_tuning():
     """The usual recipe: train the head, unfreeze the base, compile at a smaller rate, train on."""
     model = network()

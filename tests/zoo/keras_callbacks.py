@@ -155,7 +155,7 @@ def weights_set_by_a_callback_at_the_end():
     fit(callback, Round(), LastLook(callback))
 
 
-@specimen
+@slow_specimen
 def swap_ema_weights():
     """The moving average of the weights is evaluated and saved."""
     model = network(keras.optimizers.SGD(0.01, use_ema=True, ema_momentum=0.9))

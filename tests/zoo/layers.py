@@ -168,7 +168,7 @@ def recurrent():
     )
 
 
-@specimen
+@slow_specimen
 def stateful_lstm():
     """Its state goes on from batch to batch, and is each rank's own."""
     model = keras.Sequential(

@@ -83,7 +83,7 @@ def without_a_check_in_between():
         fit(network(5))
 
 
-@specimen
+@slow_specimen
 def weights_set_between_trainings():
     """Only rank 0 sets weights: the second training starts equal."""
     model = network()

@@ -141,7 +141,7 @@ def layers_made_in_call():
     fit(Subclassed())
 
 
-@specimen
+@slow_specimen
 def a_layer_of_ones_own():
     """A custom layer with weights in a list, and state that it updates itself."""
 

@@ -33,7 +33,7 @@ OPTIMIZERS = {
 
 # One of each kind of slot; the others are slow. Many other specimens have local slots.
 LOCAL: set[str] = set()
-AVERAGED = {"adam", "rmsprop_centered", "adafactor", "schedule_free"}
+AVERAGED = {"adam", "schedule_free"}
 
 
 def network():
@@ -114,7 +114,7 @@ def ema_averaged():
     fit(every.Adam(0.01, use_ema=True, ema_momentum=0.9), average_optimizer=True)
 
 
-@specimen
+@slow_specimen
 def gradient_accumulation():
     """A step every four batches; 48 batches are 12 steps."""
     fit(every.SGD(0.05, momentum=0.9, gradient_accumulation_steps=4))
@@ -153,7 +153,7 @@ def learning_rate_schedule_averaged():
     fit(every.Adam(every.schedules.ExponentialDecay(0.01, 10, 0.9)), average_optimizer=True)
 
 
-@specimen
+@slow_specimen
 def multi_optimizer():
     """keras.optimizers.MultiOptimizer, one optimizer for each layer."""
     model = network()

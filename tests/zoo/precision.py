@@ -50,7 +50,7 @@ def mixed_float16_averaged():
     under("mixed_float16", optimizer=keras.optimizers.Adam(0.01), average_optimizer=True)
 
 
-@specimen
+@slow_specimen
 def pure_bfloat16():
     """Weights have 8 bits of precision."""
     under("bfloat16")
@@ -112,7 +112,7 @@ def int8_model():
     assert_equal_on_ranks(predicted, "what the quantized model predicts")
 
 
-@specimen
+@slow_specimen
 def float8():
     """Dense layers compute in float8; their scales are replaced instead of updated by a step."""
     model = network()

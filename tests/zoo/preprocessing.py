@@ -98,7 +98,7 @@ def integer_lookup_and_hashing():
     model.fit(data, verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def discretization_of_each_shard():
     """The layer learns bounds that are not variables."""
     x, y = numbers()

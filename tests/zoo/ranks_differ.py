@@ -44,7 +44,7 @@ def widths():
     fit(network())
 
 
-@specimen
+@slow_specimen
 def depths():
     """Rank 1 has one more layer."""
     extra = [layers.Dense(1)] if RANK() else []
@@ -54,14 +54,14 @@ def depths():
         fit(model)
 
 
-@specimen
+@slow_specimen
 def types():
     """A layer has float64 weights on rank 1."""
     with refused("must be the same on all ranks.*float32.*float64"):
         fit(network(dtype="float64" if RANK() else None))
 
 
-@specimen
+@slow_specimen
 def frozen():
     """A layer is frozen on rank 1 only."""
     model = network()
@@ -142,7 +142,7 @@ def empty_or_not():
     return data.take(0) if RANK() else data
 
 
-@specimen
+@slow_specimen
 def no_batches():
     """Rank 1 has no batches: rank 0 trains, and no rank waits."""
     network().fit(empty_or_not(), verbose=0, callbacks=[swarm()])

@@ -149,7 +149,7 @@ class VAE(keras.Model):
         return {"loss": self.total.result()}
 
 
-@specimen
+@slow_specimen
 def vae():
     """A model without call(), trained on inputs without labels."""
     vae = VAE()
@@ -252,7 +252,7 @@ def train_on_batch_with_the_callback_alone():
     callback.on_train_end()
 
 
-@specimen
+@slow_specimen
 def gan_by_train_on_batch():
     """The older style: a compiled discriminator, frozen within a compiled whole model."""
     discriminator, generator = network(), network(INPUTS)
