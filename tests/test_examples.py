@@ -54,20 +54,16 @@ def test_swarmsgd_in_numpy_finds_the_optimum(example):
         assert models.std(axis=0).mean() < 0.5
 
 
+# The README's example, which has its own test, is much like these, and so are many of the zoo.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pattern", "least"),
     [
         ("own_partners", r"rank 1: (\d+) exchanges", 5),
-        # The README's example, which has its own test, and the zoo are much like these.
-        *(
-            pytest.param(*example, marks=pytest.mark.slow)
-            for example in (
-                ("image_classifier", r"mean of 2 models: ([\d.]+)%", 90),
-                ("text_classifier", r"test accuracy: ([\d.]+)%", 90),
-                ("fine_tuning", r"test accuracy: ([\d.]+)%", 80),
-                ("variational_autoencoder", r"rank 1: .* -> [\d.]+, (\d+) exchanges", 5),
-            )
-        ),
+        ("image_classifier", r"mean of 2 models: ([\d.]+)%", 90),
+        ("text_classifier", r"test accuracy: ([\d.]+)%", 90),
+        ("fine_tuning", r"test accuracy: ([\d.]+)%", 80),
+        ("variational_autoencoder", r"rank 1: .* -> [\d.]+, (\d+) exchanges", 5),
     ],
 )
 def test_an_example_trains_on_two_ranks(tmp_path, name, pattern, least):

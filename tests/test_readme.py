@@ -26,7 +26,7 @@ print("exchanges", swarm.counters.exchanges)
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_readme_example_trains_as_it_stands(tmp_path, ranks):
     (tmp_path / "script.py").write_text(EXAMPLE + AFTERWARDS)
     start = [sys.executable] if ranks == 1 else [SWARMRUN, "-n", str(ranks)]

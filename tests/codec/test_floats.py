@@ -219,7 +219,9 @@ def test_usable_float16_weights_never_become_infinite():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("length", [1, 1023, 2049, 200 * BLOCK - 7])
+@pytest.mark.parametrize(
+    "length", [1, 1023, 2049, pytest.param(200 * BLOCK - 7, marks=pytest.mark.slow)]
+)
 def test_any_length_is_averaged(name, length):
     rng = np.random.default_rng(length)
     x_i, x_j = (rng.normal(1, 0.1, length).astype(np.float32) for _ in range(2))

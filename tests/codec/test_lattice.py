@@ -442,7 +442,9 @@ def test_blocks_of_zeros_and_denormals_are_averaged_as_zeros(bits):
 
 
 @pytest.mark.parametrize("bits", QUICK_BITS)
-@pytest.mark.parametrize("length", [1, *SLOW_LENGTHS, 2049, 200 * BLOCK - 7])
+@pytest.mark.parametrize(
+    "length", [1, *SLOW_LENGTHS, 2049, pytest.param(200 * BLOCK - 7, marks=pytest.mark.slow)]
+)
 def test_any_length_is_settled(bits, length):
     """Lengths are no multiple of a block; differences are within range, then out of range."""
     rng = np.random.default_rng(length)

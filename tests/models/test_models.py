@@ -148,7 +148,10 @@ def _name_in_keras_hub(name):
 
 @pytest.mark.parametrize(
     ("name", "block", "blocks"),
-    [("resnet18", "basic_block", [2, 2, 2, 2]), ("resnet50", "bottleneck_block", [3, 4, 6, 3])],
+    [
+        ("resnet18", "basic_block", [2, 2, 2, 2]),
+        pytest.param("resnet50", "bottleneck_block", [3, 4, 6, 3], marks=pytest.mark.slow),
+    ],
 )
 def test_imagenet_networks_equal_those_of_keras_hub(name, block, blocks):
     """At inference, with random statistics: features and logits for images of any size.

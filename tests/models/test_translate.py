@@ -82,6 +82,7 @@ def test_a_transformer_xl_translates_documents_from_standard_input(tmp_path, pie
     )
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_the_program_without_a_message(tmp_path, pieces):
     _finish(tmp_path / "run", pieces, name="transformer_tiny")
     process = subprocess.Popen(
@@ -176,6 +177,7 @@ def test_a_run_of_an_image_model_is_refused(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_weights_of_another_run_are_refused(tmp_path, pieces):
     _finish(tmp_path / "run", pieces, name="transformer_tiny")
     (tmp_path / "run" / "vocabulary.model").write_bytes(vocabulary.train(SENTENCES, 390))

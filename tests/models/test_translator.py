@@ -81,7 +81,10 @@ def _letters(documents):
 # --- sentences ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_length", [None, 0, 5])
+@pytest.mark.parametrize(
+    "memory_length",
+    [5, pytest.param(None, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow)],
+)
 def test_a_greedy_translation_does_not_depend_on_other_sentences(memory_length):
     model = _build(memory_length)
     hypotheses = _expected(model, [[text] for text in TEXTS])
@@ -153,7 +156,14 @@ def test_empty_input_gives_empty_output():
 # --- documents ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("memory_length", "batch_size"), [(3, 4096), (100, 1), (100, 4096)])
+@pytest.mark.parametrize(
+    ("memory_length", "batch_size"),
+    [
+        (3, 4096),
+        pytest.param(100, 1, marks=pytest.mark.slow),
+        pytest.param(100, 4096, marks=pytest.mark.slow),
+    ],
+)
 def test_documents_equal_a_reference_that_goes_sentence_by_sentence(memory_length, batch_size):
     model = _build(memory_length)
     expected = _letters(_expected(model, DOCUMENTS))
@@ -173,7 +183,7 @@ def test_without_memory_a_document_is_translated_as_single_sentences(memory_leng
 # --- the function ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_length", [None, 5])
+@pytest.mark.parametrize("memory_length", [5, pytest.param(None, marks=pytest.mark.slow)])
 def test_one_trace_serves_all_texts_and_later_weights(memory_length):
     model = _build(memory_length)
     translator = Translator(model, Letters, batch_size=200)

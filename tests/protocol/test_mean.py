@@ -5,8 +5,16 @@ import pytest
 from swarm_tf import codec as codecs
 from tests.protocol.swarm import CODECS, FAULTS, ROUNDING, Swarm
 
+SLOW = [pytest.mark.slow]
 
-@pytest.mark.parametrize("name", CODECS)
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("float32", "lattice8", "lattice2") else SLOW)
+        for name in CODECS
+    ],
+)
 def test_mean_stays_over_hundreds_of_exchanges(name):
     swarm = Swarm(8, codecs.build(*CODECS[name]), seed=8)
     # The formats that differ most get the long run.
@@ -18,7 +26,14 @@ def test_mean_stays_over_hundreds_of_exchanges(name):
     assert swarm.count("exchanges") == swarm.count("exchanges_served")
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "lattice16", "lattice8", "lattice4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "float32",
+        "lattice4",
+        *(pytest.param(name, marks=SLOW) for name in ("bfloat16", "lattice16", "lattice8")),
+    ],
+)
 def test_mean_stays_with_lost_doubled_reordered_and_damaged_messages(name):
     swarm = Swarm(4, codecs.build(*CODECS[name]), seed=1, faults=FAULTS)
     swarm.run(400, noise=0.003)

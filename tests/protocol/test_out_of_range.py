@@ -34,7 +34,14 @@ def test_a_model_out_of_range_is_averaged_by_an_exact_retry(mode, bits, chunks):
         assert swarm.drift() < ROUNDING
 
 
-@pytest.mark.parametrize(("bits", "distance", "most"), [(4, 0.1, 3), (4, 1.0, 15), (8, 1.0, 5)])
+@pytest.mark.parametrize(
+    ("bits", "distance", "most"),
+    [
+        (4, 0.1, 3),
+        pytest.param(4, 1.0, 15, marks=pytest.mark.slow),
+        pytest.param(8, 1.0, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_a_node_that_stood_still_disturbs_the_others_only_briefly(bits, distance, most):
     """If scales took its distance as usual, the others would be 4.5, 58, 8.5 times as far apart."""
     factors = []

@@ -181,7 +181,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("faults", FAULTS)
-@pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 4)])
+@pytest.mark.parametrize(
+    "codec", [("lattice", 4), pytest.param(("float32", 8), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("mode", ["nonblocking", "blocking"])
 def test_training_keeps_the_mean_and_brings_models_together(mode, codec, faults):
     network = LocalNetwork(4, FAULTS[faults], repeat_seconds=0.02)

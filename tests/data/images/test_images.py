@@ -175,6 +175,7 @@ def test_tfds_order_is_the_same_on_every_rank(standin_dir):
     np.testing.assert_array_equal(first.images, second.images)
 
 
+@pytest.mark.slow
 def test_fashion_mnist_from_disk_to_batches(fashion_dir, monkeypatch):
     # Decoding the real set takes seconds, so it is read once only.
     monkeypatch.setattr(sources, "read", functools.cache(sources.read))

@@ -54,7 +54,9 @@ def _epochs(part, count):
 
 
 @pytest.mark.parametrize("partition", ["iid", "static", "dirichlet"])
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize(
+    "size", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_ranks_together_see_every_example_once_an_epoch(where, partition, size):
     parts = [_load(where, rank=rank, size=size, partition=partition) for rank in range(size)]
     seen = [_epochs(part, 2) for part in parts]
@@ -123,6 +125,7 @@ def _digest(where, **keys):
     return hashlib.sha256(b"".join(tensors)).hexdigest()
 
 
+@pytest.mark.slow
 def test_batches_depend_on_the_seed_but_not_on_the_number_of_threads(where):
     program = """
 import sys

@@ -223,6 +223,7 @@ print(t._digest(part))
 """
 
 
+@pytest.mark.slow
 def test_batches_depend_on_the_seed_but_not_on_the_process_or_its_threads(load, small, tmp_path):
     expected = _digest(load(small, batch_size=200))
     workdir = str(tmp_path / "other")
