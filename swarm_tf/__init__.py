@@ -41,7 +41,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported at first use: `swarmrun` and errors in flags must not wait for TensorFlow's import.
+    # Imported at first use, so that `swarmrun` does not wait for TensorFlow's import.
     if name == "callbacks":
         _check_tensorflow()
         return importlib.import_module("swarm_tf.callbacks")

@@ -28,22 +28,21 @@ def validate(config: RunConfig, size: int) -> None:
             continue
         options.checked(section.name, value, section.type)
         options.check(value, section.name)
-    _check_train(config, size)
+    _check_train(config, size, waits_in_step=known[config.algorithm].waits_in_step)
     _check_optimizer(config)
     getattr(config, config.algorithm).check(
         config.algorithm, ranks=size, seed=config.seed, common=config.swarm
     )
 
 
-def _check_train(config: RunConfig, size: int) -> None:
+def _check_train(config: RunConfig, size: int, *, waits_in_step: bool) -> None:
     train = config.train
     if train.slow_factors and len(train.slow_factors) != size:
         raise UsageError(
             f"train.slow_factors={train.slow_factors} must have a factor for each rank, "
             f"but this run has {size}"
         )
-    waits = algorithms(config)[config.algorithm].waits_in_step
-    reasons = [f"algorithm={config.algorithm}"] if waits else []
+    reasons = [f"algorithm={config.algorithm}"] if waits_in_step else []
     reasons += [f"train.slow_factors={train.slow_factors}"] if train.slow_factors else []
     reasons += [f"train.step_seconds={train.step_seconds}"] if train.step_seconds else []
     if train.jit_compile and reasons:
