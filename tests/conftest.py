@@ -1,6 +1,9 @@
-"""Settings of TensorFlow before its import: one thread, no logs. And which worker runs what."""
+"""Settings of TensorFlow, before its import, for all processes; and which worker runs what."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -11,6 +14,13 @@ os.environ.update(
     TF_NUM_INTEROP_THREADS="1",
     OMP_NUM_THREADS="1",
 )
+if "TF_XLA_FLAGS" not in os.environ:
+    # XLA compiles a kernel for a second. One process of this run does so, all others load it.
+    kernels = tempfile.mkdtemp(prefix="kernels-")
+    atexit.register(shutil.rmtree, kernels)
+    os.environ["TF_XLA_FLAGS"] = (
+        f"--tf_xla_persistent_cache_directory={kernels} --tf_xla_persistent_cache_device_types=CPU"
+    )
 
 START_RANKS = (
     "tests/launch/test_launchers.py",

@@ -54,6 +54,7 @@ def run(recipe):
     return run
 
 
+@pytest.mark.slow
 def test_a_new_partner_policy_codec_and_data_set_train(run):
     summary, config = run("bars", "swarm.partner_policy=cyclic", "swarm.codec=fixed")
     assert (config["swarm"]["partner_policy"], config["swarm"]["codec"]) == ("cyclic", "fixed")

@@ -542,6 +542,7 @@ def test_impossible_arguments_are_refused_in_one_line(wrong, words):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_several_replicas_is_refused():
     program = """
 import keras, tensorflow as tf, swarm_tf

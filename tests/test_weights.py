@@ -304,7 +304,7 @@ def test_without_statistics_only_trainable_variables_are_averaged(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("optimizer", [False, True])
+@pytest.mark.parametrize("optimizer", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_seed_generators_and_counters_are_never_averaged(kind, optimizer):
     model = MODELS[kind]()
     model.compile(keras.optimizers.Adam(), "mse", metrics=["mae"])

@@ -21,13 +21,13 @@ from swarm_tf.codec.kernels import (
     Bools,
     Floats,
     block_sums,
+    blocks_of,
     checksum_weights,
     dither_keys,
     in_blocks,
     magnitude_of_blocks,
     partial_magnitude,
     position_hash,
-    seed_tensor,
 )
 
 
@@ -64,7 +64,9 @@ class Float(Codec):
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
         if length:
-            payload, largest, sums = self._encode(tuple(terms), seed_tensor(seed))
+            payload, largest, sums = self._encode(
+                tuple(terms), dither_keys(seed, blocks_of(length))
+            )
             magnitude = magnitude_of_blocks(largest)
         else:
             payload, sums = tf.zeros([0, BLOCK], self.dtype), np.zeros(0, np.uint32)
@@ -79,13 +81,14 @@ class Float(Codec):
     def _read(
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
+        keys = dither_keys(own.seed, blocks_of(own.length))
         correction, accepted, distance = self._decode(
-            own.payload, other.payload, seed_tensor(own.seed), other.checksums[0], allowed, onto
+            own.payload, other.payload, keys, other.checksums[0], allowed, onto
         )
         return correction, accepted, np.asarray(distance, np.float32)
 
     def _encode_kernel(
-        self, terms: tuple[tf.Tensor, ...], seed: tf.Tensor
+        self, terms: tuple[tf.Tensor, ...], keys: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         def rounded(keys: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
             return tf.cast(self._dithered(x, keys), self.format.dtype)
@@ -97,7 +100,6 @@ class Float(Codec):
             return partial_magnitude(x), checksums
 
         blocks = [in_blocks(term) for term in terms]
-        keys = dither_keys(seed, blocks[0].shape[0])
         magnitude, checksums = in_groups(sums, keys, *blocks)
         return rounded(keys, tf.add_n(blocks)), magnitude, checksums
 
@@ -105,7 +107,7 @@ class Float(Codec):
         self,
         own: tf.Tensor,
         other: tf.Tensor,
-        seed: tf.Tensor,
+        keys: tf.Tensor,
         checksums: tf.Tensor,
         allowed: tf.Tensor,
         onto: tf.Tensor | None,
@@ -115,7 +117,7 @@ class Float(Codec):
             distance = tf.abs(tf.cast(other, tf.float32) - tf.cast(own, tf.float32))
             return block_sums(distance), found
 
-        distance, found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))
+        distance, found = in_groups(sums, own, other, keys)
         accepted = tf.logical_and(allowed, found == checksums)
         # Halves first: the difference of two large numbers may overflow.
         mine, theirs = (tf.cast(rows, tf.float32) * np.float32(0.5) for rows in (own, other))

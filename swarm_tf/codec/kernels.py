@@ -17,7 +17,7 @@ BLOCK = 1024
 """Weights that share a scale and a checksum."""
 
 SEEDS = 2**62
-"""The seed of an exchange is smaller; kernels take it as int64."""
+"""The seed of an exchange is smaller."""
 
 _LANES = 32  # measured: XLA vectorises folds of up to 64 lanes
 
@@ -85,22 +85,16 @@ def weights_in_blocks(length: int) -> Floats:
     return weights
 
 
-def seed_tensor(seed: int) -> npt.NDArray[np.int64]:
-    """An exchange's seed, below `SEEDS`, as `dither_keys` takes it: int64 [2]."""
-    return np.array([seed, 0], np.int64)
-
-
-def dither_keys(seed: tf.Tensor, blocks: int) -> tf.Tensor:
+def dither_keys(seed: int, blocks: int) -> Words:
     """Two random words a block, the same on both sides of an exchange: uint32 [blocks, 2].
 
     They key the multiply-shift hash (a*k + b) mod 2^32 of the position k in the block, which is
     strongly universal in its high bits (Dietzfelbinger 1996): each dither is uniform, any two are
     independent. That is all that the unbiasedness and the variance bound of the codec need.
     """
-    # Philox gives the same numbers on every device.
-    return tf.random.stateless_uniform(
-        [blocks, 2], seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-    )
+    # Not drawn within the kernels: XLA would compile Philox for as long as all the rest of one.
+    words: Words = np.random.Philox(key=seed).random_raw(blocks).astype("<u8").view("<u4")
+    return words.reshape(blocks, 2)
 
 
 def position_hash(keys: tf.Tensor) -> tf.Tensor:

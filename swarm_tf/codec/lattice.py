@@ -39,7 +39,6 @@ from swarm_tf.codec.kernels import (
     magnitude_of_blocks,
     partial_magnitude,
     position_hash,
-    seed_tensor,
 )
 from swarm_tf.codec.scales import BlockScales, out_of_range
 from swarm_tf.errors import UsageError
@@ -79,7 +78,8 @@ class Lattice(Codec):
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])
         if length:
-            results = self._encode(tuple(terms), seed_tensor(seed), scales)
+            keys = dither_keys(seed, blocks_of(length))
+            results = self._encode(tuple(terms), keys, scales)
             payload, largest, *sums = results
             checksums, magnitude = np.stack(sums), magnitude_of_blocks(largest)
         else:
@@ -97,9 +97,9 @@ class Lattice(Codec):
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
         expected = other.checksums - own.checksums
-        seed = seed_tensor(own.seed)
+        keys = dither_keys(own.seed, len(own.scales))
         correction, accepted, steps = self._decode(
-            own.payload, other.payload, seed, own.scales, expected, allowed, onto
+            own.payload, other.payload, keys, own.scales, expected, allowed, onto
         )
         return correction, accepted, np.asarray(steps) * own.scales
 
@@ -107,7 +107,7 @@ class Lattice(Codec):
     # change of shape.
 
     def _encode_kernel(
-        self, terms: tuple[tf.Tensor, ...], seed: tf.Tensor, scales: tf.Tensor
+        self, terms: tuple[tf.Tensor, ...], keys: tf.Tensor, scales: tf.Tensor
     ) -> list[tf.Tensor]:
         def kernel(scales: tf.Tensor, keys: tf.Tensor, *terms: tf.Tensor) -> Sequence[tf.Tensor]:
             x = tf.add_n(terms)
@@ -118,7 +118,6 @@ class Lattice(Codec):
             return numbers, partial_magnitude(x), *(block_sums(w) for w in weighted)
 
         blocks = [in_blocks(term) for term in terms]
-        keys = dither_keys(seed, blocks[0].shape[0])
         numbers, *rest = in_groups(kernel, scales, keys, *blocks)
         return [self._packed(numbers), *rest]
 
@@ -126,7 +125,7 @@ class Lattice(Codec):
         self,
         own: tf.Tensor,
         other: tf.Tensor,
-        seed: tf.Tensor,
+        keys: tf.Tensor,
         scales: tf.Tensor,
         expected: tf.Tensor,
         allowed: tf.Tensor,
@@ -139,7 +138,7 @@ class Lattice(Codec):
             return block_sums(tf.abs(steps)), *(block_sums(w) for w in weighted)
 
         own, other = self._unpacked(own), self._unpacked(other)
-        distance, *found = in_groups(sums, own, other, dither_keys(seed, own.shape[0]))
+        distance, *found = in_groups(sums, own, other, keys)
         accepted = tf.logical_and(allowed, tf.reduce_all(tf.stack(found) == expected, axis=0))
         half_steps = tf.where(accepted, scales * np.float32(0.5), np.float32(0))
         correction = tf.cast(self._differences(own, other), tf.float32) * half_steps[:, None]

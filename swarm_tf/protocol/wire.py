@@ -20,7 +20,7 @@ from swarm_tf.buffers import Bytes
 from swarm_tf.codec import NAME_BYTES, SEEDS, Encoded, blocks_of
 from swarm_tf.protocol.messages import Kind, Message, Reason
 
-VERSION = 2
+VERSION = 3
 EXCHANGES = 2**48
 """No node counts so far. If a larger number were accepted, real ones after it would look old."""
 

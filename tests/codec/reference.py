@@ -5,7 +5,6 @@ Where a number lies so close to a boundary that float32 may fall on either side,
 """
 
 import numpy as np
-import tensorflow as tf
 
 BLOCK = 1024
 MOD = 2**32
@@ -22,11 +21,19 @@ def rows(vector):
 
 def key_words(seed, blocks):
     """The words a, b of the hash (a k + b) mod 2^32 of each block: uint64 [blocks, 1] each."""
-    words = tf.random.stateless_uniform(
-        [blocks, 2], [seed, 0], minval=None, maxval=None, dtype=tf.uint32, alg="philox"
-    )
-    a, b = np.asarray(words).astype(np.uint64).T
-    return a[:, None], b[:, None]
+    words = [word for at in range(1, blocks // 4 + 2) for word in philox(at, seed)][:blocks]
+    a, b = ([word >> shift & (MOD - 1) for word in words] for shift in (0, 32))
+    return np.array(a, np.uint64)[:, None], np.array(b, np.uint64)[:, None]
+
+
+def philox(counter, key):
+    """Philox4x64-10 of Salmon et al. 2011: the four 64-bit words of a counter below 2^64."""
+    one, two = [counter, 0, 0, 0], [key, 0]
+    for _ in range(10):
+        a, b = one[0] * 0xD2E7470EE14C6C93, one[2] * 0xCA5A826395121157
+        one = [b >> 64 ^ one[1] ^ two[0], b % 2**64, a >> 64 ^ one[3] ^ two[1], a % 2**64]
+        two = [(two[0] + 0x9E3779B97F4A7C15) % 2**64, (two[1] + 0xBB67AE8584CAA73B) % 2**64]
+    return one
 
 
 def dither(seed, blocks, digits):

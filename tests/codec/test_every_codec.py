@@ -5,7 +5,7 @@ import pytest
 
 from swarm_tf import codec as codecs
 
-ALIKE = {4, 5, 6, 7}  # bits whose kernels are those of 2 and 3 with other numbers
+ALIKE = {2, 4, 5, 6, 7}  # bits whose kernels are those of 3 with other numbers
 VARIANTS = [
     pytest.param(name, bits, marks=[pytest.mark.slow] if bits in ALIKE else [])
     for name, bits in codecs.variants()

@@ -15,15 +15,19 @@ from reference import BLOCK, LATTICE_BITS
 
 from swarm_tf import codec
 
-QUICK_BITS = (2, 3, 8, 16)
-# One of each kind: packed as one piece (2), as several pieces (3), a byte (8), two bytes (16). The
-# others are slow: each is compiled, and only its bytes differ, which one test compares for all.
+# One of each kind: packed in pieces (3), a byte (8), two bytes (16). The others are slow: each is
+# compiled, and only its bytes differ, which one test compares for all.
+QUICK_BITS = (3, 8, 16)
 ALL_BITS = [
     pytest.param(bits, marks=[] if bits in QUICK_BITS else pytest.mark.slow)
     for bits in LATTICE_BITS
 ]
-# Within one block, as length 1 is, or in two. They are slow, since every length is compiled.
-SLOW_LENGTHS = [pytest.param(length, marks=pytest.mark.slow) for length in (5, 1023, 1500)]
+SOME_BITS = [pytest.param(2, marks=pytest.mark.slow), *QUICK_BITS]
+ONE_KIND = [3, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (2, 8, 16))]
+# They are slow, since every length is compiled.
+SLOW_LENGTHS = [
+    pytest.param(length, marks=pytest.mark.slow) for length in (5, 1023, 1500, 200 * BLOCK - 7)
+]
 BLOCKS = 120  # in most tests, since every new shape is compiled
 WORDS = {bits: 2 if bits > 8 else 1 for bits in LATTICE_BITS}
 
@@ -80,7 +84,7 @@ def _flat(steps, scales):
 # Equal to the reference, bit for bit.
 
 
-@pytest.mark.parametrize("bits", LATTICE_BITS)
+@pytest.mark.parametrize("bits", ALL_BITS)
 @pytest.mark.parametrize("reach", [2**8, 2**21])
 def test_payload_and_checksums_are_those_of_the_reference(bits, reach):
     rng = np.random.default_rng(bits)
@@ -103,8 +107,8 @@ def test_payload_and_checksums_are_those_of_the_reference(bits, reach):
     assert own.usable.all()
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
-@pytest.mark.parametrize("length", [1, *SLOW_LENGTHS, 200 * BLOCK - 7])
+@pytest.mark.parametrize("bits", SOME_BITS)
+@pytest.mark.parametrize("length", [1, *SLOW_LENGTHS])
 def test_the_padding_of_the_last_block_counts_as_zeros(bits, length):
     rng = np.random.default_rng(length)
     blocks = codec.blocks_of(length)
@@ -148,7 +152,7 @@ def test_corrections_are_half_the_lattice_difference_bit_for_bit(bits):
     np.testing.assert_array_equal(got.spread_i, got.spread_j)
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", ONE_KIND)
 def test_a_correction_is_added_to_an_earlier_one(bits):
     """Only accepted blocks change, with at most one more rounding."""
     rng = np.random.default_rng(bits)
@@ -204,7 +208,7 @@ def _pairs(bits, scale, sizes, rng):
     return x_i, x_j, x_j.astype(np.float64) - x_i
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", ONE_KIND)
 def test_the_decoded_difference_is_unbiased(bits):
     """E[2 correction] = x_j - x_i within 5 standard errors, from 0 to the end of the range."""
     rng = np.random.default_rng(bits)
@@ -221,7 +225,7 @@ def test_the_decoded_difference_is_unbiased(bits):
     assert abs((read.mean(axis=0) - d).sum()) <= 5 * np.sqrt((error**2).sum()) + scale * 2.0**-7
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", SOME_BITS)
 def test_the_variance_of_the_decoded_difference_vanishes_with_it(bits):
     """Var[2 correction] <= |d| (s - |d|) for |d| < s; that of the correction is a quarter."""
     rng = np.random.default_rng(bits)
@@ -374,7 +378,7 @@ def test_huge_differences_are_settled(bits):
     assert not accepted[(np.abs(steps) >= 2 ** (bits - 1)).any(axis=1)].any()
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", SOME_BITS)
 @pytest.mark.parametrize("exponent", [16, 21])
 def test_power_of_two_differences_that_cancel_are_settled(bits, exponent):
     """Two weights differ by exactly +-2^e steps, as clipped weights do when they change sign.
@@ -430,7 +434,7 @@ def test_values_around_and_above_2_to_the_22_steps_are_settled(bits):
     assert not accepted[(size > 1.001 * 2**22)[:, 0]].any()
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", SOME_BITS)
 def test_blocks_of_zeros_and_denormals_are_averaged_as_zeros(bits):
     rng = np.random.default_rng(bits)
     x_i = np.zeros(4 * BLOCK, np.float32)
@@ -441,10 +445,8 @@ def test_blocks_of_zeros_and_denormals_are_averaged_as_zeros(bits):
     assert _check_settled(bits, x_i, x_j, scales, 47).all()
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
-@pytest.mark.parametrize(
-    "length", [1, *SLOW_LENGTHS, 2049, pytest.param(200 * BLOCK - 7, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("bits", SOME_BITS)
+@pytest.mark.parametrize("length", [2049, *SLOW_LENGTHS])
 def test_any_length_is_settled(bits, length):
     """Lengths are no multiple of a block; differences are within range, then out of range."""
     rng = np.random.default_rng(length)
@@ -506,7 +508,7 @@ def test_a_damaged_payload_is_never_decoded_wrong(bits, damage):
     assert accepted[hit].mean() < 0.3
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", SOME_BITS)
 def test_damaged_checksums_are_refused(bits):
     rng = np.random.default_rng(bits)
     scales = _any_scales(50, rng)
@@ -518,7 +520,7 @@ def test_damaged_checksums_are_refused(bits):
     np.testing.assert_array_equal(accepted, np.arange(50) % 2 == 1)
 
 
-@pytest.mark.parametrize("bits", QUICK_BITS)
+@pytest.mark.parametrize("bits", SOME_BITS)
 def test_another_dither_is_refused(bits):
     """A reply of another exchange has another seed, so its checksums differ."""
     rng = np.random.default_rng(bits)

@@ -64,6 +64,7 @@ def test_mpirun_starts_ranks_that_train(tmp_path):
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_swarmrun_starts_a_module_whose_ranks_exchange():
     done = run("swarmrun", "-n", 2, "-m", "swarm_tf", "doctor")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -116,6 +117,7 @@ def test_ranks_that_the_mpirun_of_another_mpi_started_are_refused(tmp_path, libr
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_mpi_without_threads_is_refused(tmp_path):
     script = tmp_path / "single.py"
     script.write_text(

@@ -59,7 +59,7 @@ def _steps(workdir):
 @pytest.mark.parametrize(
     ("ranks", "algorithm", "number"),
     [
-        (1, "single", signal.SIGINT),
+        pytest.param(1, "single", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(2, "swarm", signal.SIGTERM, marks=[pytest.mark.matrix, pytest.mark.slow]),
         pytest.param(2, "swarm", signal.SIGUSR1, marks=pytest.mark.slow),
         pytest.param(2, "allreduce", signal.SIGINT, marks=pytest.mark.slow),

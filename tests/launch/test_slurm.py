@@ -78,6 +78,7 @@ def test_srun_starts_a_swarm(slurm, plugins, tmp_path):
 
 
 @pytest.mark.matrix
+@pytest.mark.slow
 def test_a_plugin_that_does_not_fit_is_refused_by_name(slurm, plugins, tmp_path):
     fits, other = plugins
     done = srun(slurm, other, "train.py", *SMALL, f"--workdir={tmp_path}")

@@ -200,7 +200,9 @@ def test_one_beam_takes_the_most_probable_token_each_time(
     assert network.calls == max(lengths)
 
 
-@pytest.mark.parametrize("beams", [1, 2, 4])
+@pytest.mark.parametrize(
+    "beams", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_scores_are_those_of_the_tokens(execution, beams):
     """A longer search, also in a graph and under XLA; it gives the same each time."""

@@ -44,9 +44,9 @@ def _formula(blocks, widths, channels_in, classes):
     [  # millions: table 6 of He et al.
         ("resnet20", 3, 0.27, 269_722),
         ("resnet32", 5, 0.46, 464_154),
-        ("resnet44", 7, 0.66, 658_586),
-        ("resnet56", 9, 0.85, 853_018),
-        ("resnet110", 18, 1.7, 1_727_962),
+        pytest.param("resnet44", 7, 0.66, 658_586, marks=pytest.mark.slow),
+        pytest.param("resnet56", 9, 0.85, 853_018, marks=pytest.mark.slow),
+        pytest.param("resnet110", 18, 1.7, 1_727_962, marks=pytest.mark.slow),
     ],
 )
 def test_number_of_weights_of_cifar_resnets(name, blocks, millions, exact):
@@ -81,9 +81,9 @@ def test_resnet8_is_small():
         ("resnet8", 10, (8, 8, 1)),
         ("resnet8", 7, (9, 11, 2)),
         ("resnet20", 100, (32, 32, 3)),
-        ("wideresnet28_10", 100, (10, 12, 3)),
+        pytest.param("wideresnet28_10", 100, (10, 12, 3), marks=pytest.mark.slow),
         ("resnet18", 1000, (32, 32, 3)),
-        ("resnet50", 9, (33, 47, 1)),
+        pytest.param("resnet50", 9, (33, 47, 1), marks=pytest.mark.slow),
     ],
 )
 def test_logits_have_their_shape_and_type_and_no_softmax(name, classes, shape):
@@ -122,11 +122,16 @@ def _assert_close(actual, expected):
     ("name", "reference", "blocks", "size"),
     [
         ("resnet20", numpy_networks.cifar_resnet, 3, (32, 32)),
-        ("resnet20", numpy_networks.cifar_resnet, 3, (14, 18)),
         ("resnet20", numpy_networks.cifar_resnet, 3, (9, 11)),
-        ("resnet110", numpy_networks.cifar_resnet, 18, (9, 11)),
-        ("wideresnet28_10", numpy_networks.wide_resnet, 4, (14, 18)),
         ("wideresnet28_10", numpy_networks.wide_resnet, 4, (9, 11)),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in (
+                ("resnet20", numpy_networks.cifar_resnet, 3, (14, 18)),
+                ("resnet110", numpy_networks.cifar_resnet, 18, (9, 11)),
+                ("wideresnet28_10", numpy_networks.wide_resnet, 4, (14, 18)),
+            )
+        ),
     ],
 )
 def test_cifar_networks_equal_their_numpy_versions(name, reference, blocks, size):
@@ -252,7 +257,7 @@ def test_the_seed_fixes_the_weights(name):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18"])
+@pytest.mark.parametrize("name", ["resnet8", pytest.param("resnet18", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("one", "other"), [(3, 4), (None, None)])
 def test_other_seeds_give_other_weights(name, one, other):
     pairs = zip(_weights(name, one), _weights(name, other), strict=True)

@@ -20,6 +20,7 @@ from tests.models import numpy_transformers
 VOCABULARY = 23
 SIZE = Size(layers=2, width=12, hidden=20, heads=3, dropout=0.1)
 NORMALIZATIONS = ["pre", "post"]
+EACH_NORMALIZATION = ["pre", pytest.param("post", marks=pytest.mark.slow)]
 
 
 def _build(normalization="post", seed=0, dropout=0.1):
@@ -121,7 +122,7 @@ def test_sinusoids_equal_the_formula_of_the_paper():
 # --- which tokens are visible ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_no_logit_depends_on_later_tokens(normalization):
     model = randomise(_build(normalization))
     source, target = tokens(2, 7), tokens(2, 6, seed=1)
@@ -138,7 +139,7 @@ def test_no_logit_depends_on_later_tokens(normalization):
         assert (model({"source": other, "target": target}) != expected).numpy().any(-1).all()
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_padding_changes_nothing(normalization):
     """Nor do the other rows of a batch, for which rows are padded."""
     model = randomise(_build(normalization))
@@ -168,7 +169,7 @@ def test_an_empty_source_still_gives_logits(policy):
 # --- decoding -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_decoding_step_by_step_equals_one_pass(normalization):
     model = randomise(_build(normalization))
     source, target = tokens(3, 7), tokens(3, 6, seed=1)
@@ -207,7 +208,7 @@ def assert_greedy(decoded, logits_of):
     np.testing.assert_array_equal(np.argmax(logits_of(target), -1), decoded)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_decoding_works_in_a_tensorflow_loop(jit_compile):
     model = randomise(_build())
     source = tokens(2, 7)
@@ -295,7 +296,7 @@ def test_dropout_is_where_the_paper_has_it():
         assert (model(inputs, training=True) != expected).numpy().any()
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_seed_fixes_weights_and_dropout(seed):
     inputs = {"source": tokens(2, 7), "target": tokens(2, 5)}
     one, same, other = _build(seed=seed), _build(seed=seed), _build(seed=seed + 1)
@@ -346,6 +347,7 @@ def test_weights_are_saved_and_loaded(tmp_path):
 # --- training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # what a Transformer-XL learns in make test is more
 def test_fit_learns_to_copy():
     model = Transformer(
         VOCABULARY,
@@ -370,7 +372,9 @@ def test_fit_learns_to_copy():
     np.testing.assert_array_equal(decoded, source)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision_is_close_to_float32(policy):
     """Weights and logits are float32; logits are close in one pass and step by step."""
     expected = randomise(_build())

@@ -15,7 +15,7 @@ from swarm_tf.errors import UsageError
 from swarm_tf.state import averaged_variables
 from tests.models import numpy_transformers
 from tests.models.test_transformer import (
-    NORMALIZATIONS,
+    EACH_NORMALIZATION,
     VOCABULARY,
     assert_close,
     assert_greedy,
@@ -30,6 +30,7 @@ from tests.models.test_transformer import (
 
 SIZE = Size(layers=2, width=8, hidden=12, heads=2, dropout=0.1)
 MEMORY = 4
+MORE_MEMORIES = [pytest.param(length, marks=pytest.mark.slow) for length in (1, 9)]
 
 
 def _build(normalization="post", memory_length=MEMORY, dropout=0.1, seed=0):
@@ -118,8 +119,8 @@ def _expected(model, row, source, target, memory_length):
     )
 
 
-@pytest.mark.parametrize("memory_length", [0, 1, MEMORY, 9])
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("memory_length", [0, MEMORY, *MORE_MEMORIES])
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_segments_equal_one_pass_over_the_tokens_they_may_see(normalization, memory_length):
     model = _build(normalization, memory_length)
     sources, targets = list(_segments(SOURCE_LENGTHS, 0)), list(_segments(TARGET_LENGTHS, 50))
@@ -194,7 +195,7 @@ def test_no_gradient_flows_through_memory():
     assert all(gradient is None for gradient in gradients)
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_no_logit_depends_on_later_tokens(normalization):
     model = _build(normalization)
     source, target = tokens(2, 5), tokens(2, 6, seed=1)
@@ -208,7 +209,7 @@ def test_no_logit_depends_on_later_tokens(normalization):
         assert (logits[:, at:] != expected[:, at:]).numpy().any(-1).all()
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_padding_changes_nothing(normalization):
     model = _build(normalization)
     source, target = tokens(2, 5), tokens(2, 6, seed=1)
@@ -223,7 +224,7 @@ def test_padding_changes_nothing(normalization):
 
 
 @pytest.mark.parametrize("memory_length", [0, MEMORY])
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 def test_decoding_step_by_step_equals_one_pass(normalization, memory_length):
     """Earlier segments left the memory of one row full, of one half empty, of one empty."""
     model = _build(normalization, memory_length)
@@ -242,7 +243,7 @@ def test_decoding_step_by_step_equals_one_pass(normalization, memory_length):
     assert_close(afresh, model.forward(source, target, model.empty_memory(3))[0][:, 0])
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_decoding_works_in_a_tensorflow_loop(jit_compile):
     model = _build()
     source = tokens(2, 7)
@@ -256,7 +257,7 @@ def test_decoding_works_in_a_tensorflow_loop(jit_compile):
     assert_greedy(decoded, lambda target: model.forward(source, target, memory)[0])
 
 
-@pytest.mark.parametrize("memory_length", [0, MEMORY])
+@pytest.mark.parametrize("memory_length", [pytest.param(0, marks=pytest.mark.slow), MEMORY])
 def test_one_trace_decodes_all_lengths(memory_length):
     model = _build(memory_length=memory_length)
     source = tf.constant(tokens(2, 7))
@@ -267,7 +268,7 @@ def test_one_trace_decodes_all_lengths(memory_length):
 # --- weights, training ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("normalization", EACH_NORMALIZATION)
 @pytest.mark.parametrize("name", ["transformer_xl_tiny", "transformer_xl_base"])
 def test_number_of_weights(name, normalization):
     """Those of the Transformer and, for each self-attention, W_kR, u and v."""
@@ -338,7 +339,9 @@ def test_fit_learns_what_only_the_memory_holds():
     assert fit.history["loss"][-1] < 0.2
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision_is_close_to_float32(policy):
     expected = _build()
     before = keras.config.dtype_policy()

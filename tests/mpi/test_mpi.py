@@ -34,11 +34,15 @@ RANKS = {
     "children": 2,  # processes that a rank starts are not part of the job
 }
 MARKS = {name: [pytest.mark.matrix] for name in ("transport", "refused", "children")}
+for name in ("baselines", "fit", "not_finite", "callbacks", "signals_in_fit", "children"):
+    RANKS[f"{name}-slow"] = RANKS[name]
+    MARKS[f"{name}-slow"] = [pytest.mark.slow]
 MARKS["horovod_agrees"] = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         not together.SWARMRUN.with_name("horovodrun").exists(),
         reason="no Horovod in this environment: make horovod builds it",
-    )
+    ),
 ]
 
 
@@ -161,10 +165,9 @@ def test_a_rank_that_fails_ends_the_job(where):
     "where",
     [
         "swarm",
-        "local_sgd",
         *(
             pytest.param(where, marks=pytest.mark.slow)
-            for where in ("before", "first", "elsewhere")
+            for where in ("local_sgd", "before", "first", "elsewhere")
         ),
     ],
 )

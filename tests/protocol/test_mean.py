@@ -10,10 +10,7 @@ SLOW = [pytest.mark.slow]
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("float32", "lattice8", "lattice2") else SLOW)
-        for name in CODECS
-    ],
+    [pytest.param(name, marks=[] if name in ("float32", "lattice8") else SLOW) for name in CODECS],
 )
 def test_mean_stays_over_hundreds_of_exchanges(name):
     swarm = Swarm(8, codecs.build(*CODECS[name]), seed=8)
@@ -71,7 +68,10 @@ def test_deadlines_that_pass_do_not_move_the_mean():
     assert given_up > 3
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("float32", "lattice3") else SLOW) for name in CODECS],
+)
 def test_models_converge_without_local_steps(name):
     swarm = Swarm(4, codecs.build(*CODECS[name]), seed=5)
     before = swarm.distance()

@@ -295,6 +295,7 @@ def test_a_refused_job_ends_with_one_line_and_exit_code_2(tmp_path, ranks, flags
     assert mark not in listed, "a rank is left behind"
 
 
+@pytest.mark.slow
 def test_a_rank_that_crashes_ends_the_job_with_its_traceback(tmp_path):
     script = tmp_path / "crash.py"
     script.write_text(

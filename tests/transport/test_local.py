@@ -198,7 +198,9 @@ def test_training_keeps_the_mean_and_brings_models_together(mode, codec, faults)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("codec", [("float32", 8), ("lattice", 8)])
+@pytest.mark.parametrize(
+    "codec", [pytest.param(("float32", 8), marks=pytest.mark.slow), ("lattice", 8)]
+)
 def test_all_eight_ranks_of_a_ring_initiate_at_once(mode, codec):
     together = threading.Barrier(8)
     began = [False] * 8

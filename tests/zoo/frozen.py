@@ -43,7 +43,7 @@ def frozen_after_compile():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def frozen_batch_normalization():
     """Its statistics do not move, and are equal."""
     model = network()

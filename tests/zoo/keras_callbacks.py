@@ -131,7 +131,7 @@ def nan_with_adam():
     assert all(np.isfinite(np.asarray(v)).all() for v in model.optimizer.variables)
 
 
-@specimen
+@slow_specimen
 def weights_loaded_by_a_callback():
     """They are loaded in on_train_begin, after ours, on rank 0 only: all ranks start from them."""
 

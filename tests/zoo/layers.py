@@ -40,7 +40,7 @@ def batch_normalization_without_statistics():
     assert np.any(zero != one)
 
 
-@specimen
+@slow_specimen
 def a_batch_normalization_of_ones_own():
     """A custom batch norm, whose variance is called running_var and falls fast."""
 

@@ -164,7 +164,7 @@ def an_error_on_both_ranks():
         check()
 
 
-@specimen
+@slow_specimen
 def an_error_and_the_same_callback():
     """After an error the same callback trains the same model."""
     model, callback = network(), swarm()
@@ -281,7 +281,7 @@ def load_weights_on_one_rank():
     assert np.mean(model.get_weights()[0]) > 1, "the loaded weights are lost"
 
 
-@specimen
+@slow_specimen
 def resumed_on_one_rank():
     """Rank 0's schedule is at step 24: both ranks go on with the same rate."""
     decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)

@@ -76,7 +76,7 @@ def subclassed_built():
     fit(model)
 
 
-@specimen
+@slow_specimen
 def subclassed_that_says_it_is_built():
     """`self.built = True` in __init__ silences Keras' warning, but the layers are not built."""
 
@@ -88,7 +88,7 @@ def subclassed_that_says_it_is_built():
     fit(Hasty())
 
 
-@specimen
+@slow_specimen
 def a_layer_that_is_built_late():
     """One weight is there before the first batch, the others are not."""
 

@@ -31,9 +31,9 @@ OPTIMIZERS = {
 }
 
 
-# One of each kind of slot; the others are slow. Many other specimens have local slots.
+# The others are slow: other specimens have local slots, and a GAN's slots are averaged.
 LOCAL: set[str] = set()
-AVERAGED = {"adam", "schedule_free"}
+AVERAGED: set[str] = set()
 
 
 def network():

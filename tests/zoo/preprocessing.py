@@ -61,7 +61,7 @@ def text_vectorization_of_each_shard():
         _words_model(vectorize, 30).fit(_sentences(), verbose=0, callbacks=[swarm()])
 
 
-@specimen
+@slow_specimen
 def text_vectorization_of_all():
     """The layer is adapted to the same text on all ranks."""
     vectorize = layers.TextVectorization(max_tokens=30, output_sequence_length=6)

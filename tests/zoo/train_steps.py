@@ -296,7 +296,7 @@ def gradient_tape():
     callback.on_train_end()
 
 
-@specimen
+@slow_specimen
 def two_models_in_one_loop():
     """Each model has its own callback."""
     models, callbacks = [network(), network()], [swarm(), swarm(local_steps=2)]

@@ -53,7 +53,9 @@ def _epochs(part, count):
     return [list(itertools.islice(labels, part.shard_examples)) for _ in range(count)]
 
 
-@pytest.mark.parametrize("partition", ["iid", "static", "dirichlet"])
+@pytest.mark.parametrize(
+    "partition", ["iid", pytest.param("static", marks=pytest.mark.slow), "dirichlet"]
+)
 @pytest.mark.parametrize(
     "size", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 )

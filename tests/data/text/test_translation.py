@@ -130,7 +130,7 @@ def test_less_than_a_quarter_is_padding(load, real, numbers, documents):
 
 
 @pytest.mark.parametrize("partition", ["iid", "static"])
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [1, 3, pytest.param(7, marks=pytest.mark.slow)])
 def test_ranks_together_see_every_pair_once_an_epoch(load, small, partition, size):
     # Batches of one row, so that each rank's epoch ends on a batch's end.
     width = load(small).shapes[-1][1]
@@ -404,7 +404,7 @@ def test_rows_of_documents_count_up_until_a_reset(load, numbers):
         before = now
 
 
-@pytest.mark.parametrize("partition", ["iid", "static"])
+@pytest.mark.parametrize("partition", ["iid", pytest.param("static", marks=pytest.mark.slow)])
 def test_ranks_together_see_every_document_once_an_epoch(load, numbers, partition):
     # Batches of one row, so that each rank's epoch ends on a batch's end.
     width = load(numbers, documents=True).shapes[-1][1]

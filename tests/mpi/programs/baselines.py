@@ -407,17 +407,19 @@ def a_rank_that_stops_early_is_named_in_one_line():
 
 CHECKS = (
     allreduce,
-    allreduce_equals_single_on_a_larger_batch,
-    allreduce_leaves_the_optimizer_unchanged,
-    an_allreduce_callback_can_be_used_again,
-    buckets_start_before_the_backward_pass_ends,
-    boundaries_under_the_trainer_are_at_the_right_steps,
     local_sgd,
     dpsgd,
     adpsgd,
     sgp,
     diloco,
     noloco,
-    other_ranks_wait_for_a_long_validation,
     a_rank_that_stops_early_is_named_in_one_line,
+)
+SLOW = (
+    allreduce_equals_single_on_a_larger_batch,
+    allreduce_leaves_the_optimizer_unchanged,
+    an_allreduce_callback_can_be_used_again,
+    buckets_start_before_the_backward_pass_ends,
+    boundaries_under_the_trainer_are_at_the_right_steps,
+    other_ranks_wait_for_a_long_validation,
 )

@@ -1,6 +1,7 @@
 """Runs the checks of programs one after another, on every rank.
 
-    CHECKS = (one_law, another_law)         in the program
+    CHECKS = (one_law, another_law)         in the program `fit`
+    SLOW = (one_more,)                      those of the name `fit-slow`
 
     swarmrun -n 3 tests/mpi/programs/checks.py REPORT fit leaves    with the root on the PYTHONPATH
 
@@ -42,7 +43,9 @@ def main() -> None:
             began, failure = time.monotonic(), ""
             try:
                 faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
-                for check in importlib.import_module(name).CHECKS:
+                program, _, slow = name.partition("-")
+                module = importlib.import_module(program)
+                for check in module.SLOW if slow else module.CHECKS:
                     write(check=check.__name__, at=round(time.monotonic() - began, 1))
                     faulthandler.dump_traceback_later(DEADLINE, exit=True, file=stacks)
                     keras.backend.clear_session()

@@ -105,7 +105,9 @@ def an_allreduce_spreads_nan_to_all_ranks():
         )
 
 
-CHECKS = (
-    a_rank_with_nan_recovers_during_training, a_rank_with_nan_is_left_out_of_the_last_mean,
-    local_sgd_goes_on_without_a_rank_with_nan, an_allreduce_spreads_nan_to_all_ranks,
-)  # fmt: skip
+CHECKS = (a_rank_with_nan_recovers_during_training,)
+SLOW = (
+    a_rank_with_nan_is_left_out_of_the_last_mean,
+    local_sgd_goes_on_without_a_rank_with_nan,
+    an_allreduce_spreads_nan_to_all_ranks,
+)
