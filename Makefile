@@ -45,8 +45,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
+# TESTS limits it to some files or directories.
 slow: setup
-	$(BIN)/python -m pytest -n 2 -m "slow and not large"
+	$(BIN)/python -m pytest -n 2 -m "slow and not large" $(TESTS)
 
 large: setup
 	$(BIN)/python -m pytest -m large

@@ -289,12 +289,12 @@ def compiled_without_optimizer(model):
 
 
 KINDS = [
-    normalized, dropping, unbuilt, weighted, ragged, uneven, stateful, frozen, averaging,
-    accumulating, eager_and_unbuilt, vae, gan, own_logs,
+    normalized, dropping, unbuilt, weighted, ragged, uneven, frozen, averaging, accumulating,
+    eager_and_unbuilt, gan,
 ]  # fmt: skip
 MORE_KINDS = [
     plain, subclass, says_it_is_built, named, inputs_only, inputs_in_a_tuple, sparse, shuffled,
-    overwriting, scaled, scheduled, eager, by_xla, no_optimizer,
+    overwriting, scaled, scheduled, eager, by_xla, no_optimizer, stateful, vae, own_logs,
 ]  # fmt: skip
 
 

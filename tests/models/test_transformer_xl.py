@@ -243,7 +243,8 @@ def test_decoding_step_by_step_equals_one_pass(normalization, memory_length):
     assert_close(afresh, model.forward(source, target, model.empty_memory(3))[0][:, 0])
 
 
-@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow  # a Transformer does so in make test
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_decoding_works_in_a_tensorflow_loop(jit_compile):
     model = _build()
     source = tokens(2, 7)

@@ -94,6 +94,7 @@ def test_a_greedy_translation_does_not_depend_on_other_sentences(memory_length):
     assert translator(TEXTS) == [text for (text,) in _letters(hypotheses)]
 
 
+@pytest.mark.slow
 def test_a_beam_search_does_not_depend_on_other_sentences():
     model = _build(seed=1)
 
@@ -112,6 +113,7 @@ def test_a_beam_search_does_not_depend_on_other_sentences():
     assert Translator(model, Letters, beams=3, alpha=1.0)(TEXTS) == expected
 
 
+@pytest.mark.slow
 def test_batches_and_order_change_nothing():
     translator = Translator(_build(5), Letters)
     expected = translator(TEXTS)

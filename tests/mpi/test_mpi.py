@@ -34,7 +34,10 @@ RANKS = {
     "children": 2,  # processes that a rank starts are not part of the job
 }
 MARKS = {name: [pytest.mark.matrix] for name in ("transport", "refused", "children")}
-for name in ("baselines", "fit", "not_finite", "callbacks", "signals_in_fit", "children"):
+for name in (
+    *("transport", "baselines", "fit", "not_finite"),
+    *("callbacks", "signals_in_fit", "children"),
+):
     RANKS[f"{name}-slow"] = RANKS[name]
     MARKS[f"{name}-slow"] = [pytest.mark.slow]
 MARKS["horovod_agrees"] = [
@@ -132,9 +135,8 @@ def test_gather_names_the_rank_that_is_late():
     assert re.search(r"TimeoutError: the test: rank 0 waited 2 s for ranks \[1\]", output), output
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["allreduce", pytest.param("local_sgd", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["allreduce", "local_sgd"])
 def test_uneven_numbers_of_batches_end_the_job_with_a_reason(algorithm):
     output = output_of_failing_job(3, "uneven.py", algorithm)
     # Ranks may wait in an averaging, or in the check for signals once a second.

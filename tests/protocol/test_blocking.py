@@ -88,7 +88,9 @@ def test_blocking_with_a_slow_node_keeps_the_mean(seed):
     assert swarm.drift() < ROUNDING
 
 
-@pytest.mark.parametrize("name", ["float32", "lattice8", "lattice4"])
+@pytest.mark.parametrize(
+    "name", ["float32", "lattice4", pytest.param("lattice8", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("faults", [None, FAULTS], ids=["reliable", "faulty"])
 def test_blocking_with_several_chunks_keeps_the_mean(name, faults):
     swarm = Blocking(

@@ -26,9 +26,11 @@ def test_mean_stays_over_hundreds_of_exchanges(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "float32",
         "lattice4",
-        *(pytest.param(name, marks=SLOW) for name in ("bfloat16", "lattice16", "lattice8")),
+        *(
+            pytest.param(name, marks=SLOW)
+            for name in ("float32", "bfloat16", "lattice16", "lattice8")
+        ),
     ],
 )
 def test_mean_stays_with_lost_doubled_reordered_and_damaged_messages(name):
@@ -40,7 +42,9 @@ def test_mean_stays_with_lost_doubled_reordered_and_damaged_messages(name):
 
 
 @pytest.mark.parametrize("name", ["float32", "lattice4"])
-@pytest.mark.parametrize("faults", [None, FAULTS], ids=["reliable", "faulty"])
+@pytest.mark.parametrize(
+    "faults", [pytest.param(None, marks=SLOW), FAULTS], ids=["reliable", "faulty"]
+)
 def test_mean_stays_with_several_chunks(name, faults):
     swarm = Swarm(3, codecs.build(*CODECS[name]), seed=2, chunks=7, faults=faults)
     swarm.run(60, noise=0.003)

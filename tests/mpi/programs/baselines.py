@@ -413,9 +413,9 @@ CHECKS = (
     sgp,
     diloco,
     noloco,
-    a_rank_that_stops_early_is_named_in_one_line,
 )
 SLOW = (
+    a_rank_that_stops_early_is_named_in_one_line,
     allreduce_equals_single_on_a_larger_batch,
     allreduce_leaves_the_optimizer_unchanged,
     an_allreduce_callback_can_be_used_again,

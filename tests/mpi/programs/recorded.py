@@ -19,7 +19,7 @@ def the_record_of_a_real_run_has_no_violations():
     x = np.random.default_rng(RANK).normal(size=[400, 40]).astype(np.float32)
     for mode in ("nonblocking", "blocking", "pull"):
         directory = REPORT / mode
-        callback = swarm_tf.SwarmCallback(2, 4, mode=mode, record=str(directory))
+        callback = swarm_tf.SwarmCallback(2, mode=mode, record=str(directory))
         model.fit(x, x[:, :1] + RANK, batch_size=8, epochs=2, verbose=0, callbacks=[callback])
         world.gather(None, "the records")
         if RANK == 0:
