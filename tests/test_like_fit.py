@@ -289,12 +289,13 @@ def compiled_without_optimizer(model):
 
 
 KINDS = [
-    normalized, dropping, unbuilt, weighted, ragged, uneven, frozen, averaging, accumulating,
+    normalized, weighted, ragged, uneven, frozen, averaging, accumulating,
     eager_and_unbuilt, gan,
 ]  # fmt: skip
 MORE_KINDS = [
     plain, subclass, says_it_is_built, named, inputs_only, inputs_in_a_tuple, sparse, shuffled,
     overwriting, scaled, scheduled, eager, by_xla, no_optimizer, stateful, vae, own_logs,
+    dropping, unbuilt,
 ]  # fmt: skip
 
 

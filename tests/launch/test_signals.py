@@ -105,14 +105,8 @@ def _process(workdir, rank):
     raise AssertionError(f"no rank {rank}")
 
 
-@pytest.mark.parametrize(
-    ("ranks", "algorithm"),
-    [
-        pytest.param(1, "single", marks=pytest.mark.slow),
-        pytest.param(2, "swarm", marks=pytest.mark.slow),
-        (2, "local_sgd"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "algorithm"), [(1, "single"), (2, "swarm"), (2, "local_sgd")])
 def test_a_second_signal_ends_a_run_at_once(start, tmp_path, ranks, algorithm):
     slow = ("--config.train.step_seconds=8", "--config.train.log_every=1")
     run = start(ranks, algorithm, *slow, steps=0)
@@ -125,6 +119,7 @@ def test_a_second_signal_ends_a_run_at_once(start, tmp_path, ranks, algorithm):
     assert not (tmp_path / "consensus.weights.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_before_training_ends_the_run_in_good_order(tmp_path):
     """The signal comes to one of two ranks that read the configuration; both end with files."""
     config = tmp_path / "early.py"

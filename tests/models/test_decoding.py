@@ -22,6 +22,7 @@ EXECUTIONS = {
     "graph": tf.function,
     "xla": lambda f: tf.function(f, jit_compile=True),
 }
+EACH_EXECUTION = ["eager", "graph", pytest.param("xla", marks=pytest.mark.slow)]
 # Always the same cases: in one of a few thousand, two sums are too close for float32.
 examples = hypothesis.settings(max_examples=40, derandomize=True, deadline=None, database=None)
 
@@ -358,7 +359,7 @@ def _constant(*logits):
     return lambda tokens, position, cache: (tf.repeat([logits], len(tokens), 0), cache)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", EACH_EXECUTION)
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])
 def test_ties_go_to_the_earlier_beam_and_the_smaller_token(execution, beams):
     def run():
@@ -381,7 +382,7 @@ def test_ties_go_to_the_earlier_beam_and_the_smaller_token(execution, beams):
         _assert_found(tokens[row].numpy(), scores[row].numpy(), expected)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", EACH_EXECUTION)
 @pytest.mark.parametrize("beams", [1, 4])
 def test_if_only_the_end_is_possible_there_is_one_hypothesis(execution, beams):
     """Padding and start are more probable than the end, but are left out."""
@@ -395,7 +396,7 @@ def test_if_only_the_end_is_possible_there_is_one_hypothesis(execution, beams):
     _assert_found(tokens[0].numpy(), scores[0].numpy(), [(score, (END,))])
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", EACH_EXECUTION)
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("logit", [-math.inf, math.nan, math.inf])
 def test_logits_that_are_no_probabilities_give_no_hypothesis(execution, beams, logit):

@@ -185,7 +185,8 @@ def test_without_memory_a_document_is_translated_as_single_sentences(memory_leng
 # --- the function ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_length", [5, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_length", [5, None])
 def test_one_trace_serves_all_texts_and_later_weights(memory_length):
     model = _build(memory_length)
     translator = Translator(model, Letters, batch_size=200)

@@ -163,16 +163,8 @@ def test_a_rank_that_fails_ends_the_job(where):
         assert "fails.py" in output, "the traceback shows the user's line"
 
 
-@pytest.mark.parametrize(
-    "where",
-    [
-        "swarm",
-        *(
-            pytest.param(where, marks=pytest.mark.slow)
-            for where in ("local_sgd", "before", "first", "elsewhere")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["swarm", "local_sgd", "before", "first", "elsewhere"])
 def test_a_rank_whose_program_ends_is_not_waited_for(where):
     output = output_of_failing_job(2, "leaves.py", where)
     expected = {

@@ -65,7 +65,7 @@ def test_a_node_that_stood_still_disturbs_the_others_only_briefly(bits, distance
     assert np.median(factors) < most
 
 
-@pytest.mark.parametrize("chunks", [1, 5])
+@pytest.mark.parametrize("chunks", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_mean_stays_when_models_jump_on_a_faulty_network(chunks):
     swarm = Swarm(3, codecs.build("lattice", 4), seed=11, chunks=chunks, faults=FAULTS)
     swarm.run(20, noise=0.003)
