@@ -92,7 +92,7 @@ def dither_keys(seed: int, blocks: int) -> Words:
     strongly universal in its high bits (Dietzfelbinger 1996): each dither is uniform, any two are
     independent. That is all that the unbiasedness and the variance bound of the codec need.
     """
-    # Not drawn within the kernels: XLA would compile Philox for as long as all the rest of one.
+    # They are drawn outside of the kernels: Philox within them doubles the time to compile each.
     words: Words = np.random.Philox(key=seed).random_raw(blocks).astype("<u8").view("<u4")
     return words.reshape(blocks, 2)
 

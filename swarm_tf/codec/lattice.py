@@ -97,7 +97,7 @@ class Lattice(Codec):
         self, own: Encoded, other: Encoded, allowed: Bools, onto: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor, Floats]:
         expected = other.checksums - own.checksums
-        keys = dither_keys(own.seed, len(own.scales))
+        keys = dither_keys(own.seed, blocks_of(own.length))
         correction, accepted, steps = self._decode(
             own.payload, other.payload, keys, own.scales, expected, allowed, onto
         )

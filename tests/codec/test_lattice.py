@@ -446,7 +446,7 @@ def test_blocks_of_zeros_and_denormals_are_averaged_as_zeros(bits):
 
 
 @pytest.mark.parametrize("bits", SOME_BITS)
-@pytest.mark.parametrize("length", [2049, *SLOW_LENGTHS])
+@pytest.mark.parametrize("length", [2049, pytest.param(1, marks=pytest.mark.slow), *SLOW_LENGTHS])
 def test_any_length_is_settled(bits, length):
     """Lengths are no multiple of a block; differences are within range, then out of range."""
     rng = np.random.default_rng(length)

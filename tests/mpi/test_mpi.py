@@ -34,12 +34,18 @@ RANKS = {
     "children": 2,  # processes that a rank starts are not part of the job
 }
 MARKS = {name: [pytest.mark.matrix] for name in ("transport", "refused", "children")}
-for name in (
-    *("transport", "baselines", "fit", "not_finite"),
-    *("callbacks", "signals_in_fit", "children"),
-):
+HAVE_SLOW = [
+    "transport",
+    "baselines",
+    "fit",
+    "not_finite",
+    "callbacks",
+    "signals_in_fit",
+    "children",
+]
+for name in HAVE_SLOW:
     RANKS[f"{name}-slow"] = RANKS[name]
-    MARKS[f"{name}-slow"] = [pytest.mark.slow]
+    MARKS[f"{name}-slow"] = [*MARKS.get(name, []), pytest.mark.slow]
 MARKS["horovod_agrees"] = [
     pytest.mark.slow,
     pytest.mark.skipif(

@@ -100,7 +100,7 @@ class Watching(swarm_tf.SwarmCallback):
 
 
 def every_kind_of_model_ends_equal():
-    for build, per_execution in [(functional, 1), (subclassed, 4)]:
+    for build, per_execution in [(functional, 1), (sequential, 4), (subclassed, 4)]:
         model = compiled(build, steps_per_execution=per_execution)
         callback = swarm_tf.SwarmCallback(local_steps=4)
         model.fit(data(), verbose=0, callbacks=[callback])

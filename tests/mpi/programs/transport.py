@@ -107,15 +107,16 @@ def scripted(transport, codec, steps=12):
 
 
 def mpi_and_threads_give_the_same_bits():
-    codec = codecs.build("lattice", 8)  # whose first exchange is float32's
-    own = scripted(mpi, codec)
-    every = mpi.gather(own, "weights", 60)
-    assert len(set(every)) > 1
-    if RANK == 0:
-        network = LocalNetwork(SIZE)
-        local = in_threads(SIZE, lambda rank: scripted(network[rank], codec))
-        assert local == every, "MPI and threads differ"
-    mpi.gather(b"", "the comparison", 120)
+    for name, bits in [("float32", 8), ("lattice", 8)]:
+        codec = codecs.build(name, bits)
+        own = scripted(mpi, codec)
+        every = mpi.gather(own, "weights", 60)
+        assert len(set(every)) > 1
+        if RANK == 0:
+            network = LocalNetwork(SIZE)
+            local = in_threads(SIZE, lambda r, n=network, c=codec: scripted(n[r], c))
+            assert local == every, f"{name}: MPI and threads differ"
+        mpi.gather(b"", "the comparison", 120)
 
 
 def all_ranks_of_a_ring_initiate_at_once():
