@@ -3,6 +3,7 @@
 `data.images.load` loads sets of images, `data.text.translation.load` sets of sentence pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -16,7 +17,7 @@ class Data:
     """The training and test data of one rank, for any kind of examples.
 
     Attributes:
-      train: batches without end.
+      train_from: `train`, beginning with the batch of a number; a resumed run goes on there.
       test: batches of the whole test split, once.
       train_examples: number of training examples of all ranks together.
       shard_examples: number of training examples in this rank's part.
@@ -24,8 +25,13 @@ class Data:
         train_examples; the same on every rank, even if their parts differ in size.
     """
 
-    train: tf.data.Dataset
+    train_from: Callable[[int], tf.data.Dataset]
     test: tf.data.Dataset
     train_examples: int
     shard_examples: int
     steps_per_pass: float
+
+    @property
+    def train(self) -> tf.data.Dataset:
+        """Training batches without end; every iterator starts at the first batch."""
+        return self.train_from(0)

@@ -23,16 +23,18 @@ from swarm_tf.errors import UsageError
 
 if TYPE_CHECKING:
     from swarm_tf.algorithm import Algorithm
+    from swarm_tf.checkpoint import Checkpoint
     from swarm_tf.cluster.world import rank, size
     from swarm_tf.swarmsgd import SwarmCallback
     from swarm_tf.trainer import Trainer
 
 __version__ = "0.1.0"
 
-__all__ = ["Algorithm", "SwarmCallback", "Trainer", "UsageError", "rank", "size"]
+__all__ = ["Algorithm", "Checkpoint", "SwarmCallback", "Trainer", "UsageError", "rank", "size"]
 
 _MODULE_OF = {
     "Algorithm": "swarm_tf.algorithm",
+    "Checkpoint": "swarm_tf.checkpoint",
     "SwarmCallback": "swarm_tf.swarmsgd",
     "Trainer": "swarm_tf.trainer",
     "rank": "swarm_tf.cluster.world",
@@ -47,7 +49,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("swarm_tf.callbacks")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'swarm_tf' has no attribute {name!r}")
-    if name in ("Algorithm", "SwarmCallback", "Trainer"):
+    if name in ("Algorithm", "Checkpoint", "SwarmCallback", "Trainer"):
         _check_tensorflow()
     return getattr(importlib.import_module(_MODULE_OF[name]), name)
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from types import FrameType
@@ -70,6 +70,11 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
       own_gradients: whether each rank applies its own gradients, not those of all ranks.
       waits_in_step: whether ranks wait for each other within a training step.
       weights: what is averaged; None until all ranks have joined.
+      resumed: what `state` returned in the checkpoint that this training goes on from, for `begin`;
+        None in a training that begins anew.
+      checkpoint_due: whether this rank wants a checkpoint now; set by `swarm_tf.Checkpoint`.
+      checkpoint_now: whether a checkpoint is to be taken after this step; synchronous ranks take
+        it after the same step.
     """
 
     name: ClassVar[str] = "algorithm"
@@ -92,6 +97,9 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         ranks = self.transport.size if self.transport is not None else 1
         self.check(self.name, ranks=ranks, seed=self.seed, common=self)
         self.weights: FlatWeights | None = None
+        self.resumed: Mapping[str, Any] | None = None
+        self.checkpoint_due: Callable[[], bool] = lambda: False
+        self.checkpoint_now = False
         self._counters = Counters()
         self._sent_before = 0
         self._sent: int | None = None  # until the end of training
@@ -129,13 +137,39 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         return step + 1
 
     def begin(self, common: dict[str, Any]) -> None:
-        """All ranks have joined, with equal weights; `common` is what they agreed on."""
+        """All ranks have joined; `common` is what they agreed on.
+
+        Their weights are equal; or those of a checkpoint: then `resumed` has the rest of its state.
+        """
 
     def boundary(self, step: int) -> None:
         """Called on every rank after local step `step`, counted from 1."""
 
     def end(self, step: int) -> None:
         """Called on every rank after its last local step."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this rank besides its model; for `resumed`, later.
+
+        Called between two steps. A subclass with state of its own adds it: nested dicts and lists
+        of JSON values and NumPy arrays, copied.
+        """
+        weights = None if self.weights is None else self.weights.state()
+        return {"step": self._step, "due": self._due, "weights": weights}
+
+    def resume(self, saved: Mapping[str, Any], *, own: bool = True) -> None:
+        """Go on from a checkpoint in the training that begins now, before the ranks join.
+
+        The caller has restored the model.
+
+        Args:
+          saved: what `state` returned.
+          own: whether it was this rank's own, not the mean of others' states. A mean gives this
+            rank the weights that are averaged, but no place in a random sequence.
+        """
+        self.resumed = {**saved, "own": own}
+        self._step = self._began_at = int(saved["step"])
+        self._iterations = state.steps_taken(self.model)
 
     @property
     def counters(self) -> Counters:
@@ -232,6 +266,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         """Average if a boundary is due; stop if a signal has asked for it."""
         self._step += self._count_steps(batch)
         step = self._step
+        self.checkpoint_now = False
         if self.transport is not None and self.weights is None:
             self._join()
             return
@@ -316,8 +351,12 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
     def _should_stop(self, step: int) -> bool:
         """Whether a signal ends training here; synchronous ranks decide it together."""
         if self._stop_check is None:
+            self.checkpoint_now = self.checkpoint_due()
             return self.stop_requested
-        return self._stop_check(step, self.stop_requested, self._progress(ends=False))
+        requested = {"stop": self.stop_requested, "checkpoint": self.checkpoint_due()}
+        agreed = self._stop_check(step, requested, self._progress(ends=False))
+        self.checkpoint_now = "checkpoint" in agreed
+        return "stop" in agreed
 
     def _progress(self, *, ends: bool) -> dict[str, Any]:
         """Must be the same on all ranks; if not, they have different numbers of batches."""
@@ -346,6 +385,7 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             common,
             averages_slots=self.average_optimizer,
             equal_slots=not self.own_gradients,
+            resumed=self.resumed is not None,
             refused=refused,
         )
         self._iterations = state.steps_taken(self.model)
@@ -354,7 +394,10 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
             self._variables(), signed=state.signed_variables(self.model, slots=slots)
         )
         self._agreed_model = self._model_ids()
-        if continues and self.synchronous:
+        if self.resumed is not None:
+            if self.resumed["weights"] is not None:
+                self.weights.restore(self.resumed["weights"])
+        elif continues and self.synchronous:
             self.weights.assign(consensus.mean(self.weights, self.transport))
         common["the model's weights"] = [entry[1:] for entry in self.weights.shapes()]
         self._rounds = 0
@@ -363,6 +406,9 @@ class Algorithm(AlgorithmConfig, keras.callbacks.Callback):  # type: ignore[misc
         self.begin(common)
         self._same_data = SameData(self.transport, self._watched, arrays_of(self._caller))
         self._due = self.next_boundary(self._step)
+        if self.resumed is not None and (self.resumed["own"] or self.synchronous):
+            self._due = max(self.resumed["due"], self._step + 1)
+        self.resumed = None
         self._stop_check = None
         if self.synchronous:
             self._stop_check = StopCheck(self.transport, self._step, self.timeout_seconds)
@@ -468,28 +514,3 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
 def _plain(value: Any) -> Any:
     """An option as a JSON value: the edges of a graph."""
     return sorted(value.edges) if hasattr(value, "edges") else value
-
-
-@dataclass(kw_only=True)
-class SingleConfig(Options):
-    """One rank alone, the sequential recipe."""
-
-    def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
-        """See `Options`; and there must be one rank."""
-        super().check(name, ranks=ranks, seed=seed, common=common)
-        if ranks > 1:
-            raise UsageError(
-                f"algorithm={name} trains on one rank, but this run has {ranks}; "
-                "start one rank or use algorithm=swarm"
-            )
-
-
-@with_options
-class Single(SingleConfig, Algorithm):
-    """Training on one rank, without averaging."""
-
-    name = "single"
-    synchronous = False
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """There are no other ranks to join."""

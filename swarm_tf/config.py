@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from swarm_tf.algorithm import Algorithm, Single, SingleConfig
+from swarm_tf.algorithm import Algorithm
 from swarm_tf.baselines.adpsgd import ADPSGD, ADPSGDConfig
 from swarm_tf.baselines.allreduce import AllReduce, AllReduceConfig
 from swarm_tf.baselines.diloco import DiLoCo, DiLoCoConfig
@@ -20,6 +20,7 @@ from swarm_tf.baselines.dpsgd import DPSGD, DPSGDConfig
 from swarm_tf.baselines.local_sgd import LocalSGD, LocalSGDConfig
 from swarm_tf.baselines.noloco import NoLoCo, NoLoCoConfig
 from swarm_tf.baselines.sgp import SGP, SGPConfig
+from swarm_tf.baselines.single import Single, SingleConfig
 from swarm_tf.options import (
     ANY,
     DIRECTORY,

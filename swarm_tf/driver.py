@@ -15,7 +15,8 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from swarm_tf.buffers import Bytes
 from swarm_tf.codec import Channel, Floats
@@ -138,6 +139,25 @@ class Driver:
     def close(self) -> None:
         """See `Node.close`."""
         self._command(self._node.close)
+
+    def state(self, timeout: float) -> dict[str, Any]:
+        """See `Node.state`.
+
+        Raises:
+          TimeoutError: the communication thread has not answered within `timeout` seconds.
+        """
+        if self._thread is None:
+            return self._node.state()
+        found: list[dict[str, Any]] = []
+        self._command(lambda: found.append(self._node.state()))
+        if self._wait_for(lambda view: True, timeout) is None:
+            raise TimeoutError(f"the communication thread gave no answer in {timeout:g} s")
+        self.check()
+        return found[0]
+
+    def restore(self, saved: Mapping[str, Any], *, own: bool) -> None:
+        """See `Node.restore`; before `start`."""
+        self._node.restore(saved, own=own)
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._changed:

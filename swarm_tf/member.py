@@ -6,7 +6,8 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +98,22 @@ class Member:
         """Those of `ranks` whose training has not failed and whose program has not ended."""
         view = self.driver.view
         return [rank for rank in ranks if rank not in view.failed and rank not in view.left]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this rank's part in the swarm, between two boundaries.
+
+        A correction that has come since the last boundary is not in it, nor in the weights.
+        """
+        return {
+            "node": self.driver.state(self.timeout),
+            "jitter": self._jitter.bit_generator.state,
+        }
+
+    def restore(self, saved: Mapping[str, Any], *, own: bool) -> None:
+        """Go on with what `state` returned, before `start`; see `Node.restore`."""
+        self.driver.restore(saved["node"], own=own)
+        if own:
+            self._jitter.bit_generator.state = saved["jitter"]
 
     # At a boundary.
 

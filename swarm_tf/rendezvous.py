@@ -27,6 +27,7 @@ def join(
     *,
     averages_slots: bool,
     equal_slots: bool,
+    resumed: bool = False,
     refused: str = "",
 ) -> bool:
     """Make sure that all ranks train the same thing, then let all begin with rank 0's variables.
@@ -34,12 +35,13 @@ def join(
     Every variable becomes equal, whether it is averaged later or not: weights, frozen ones and
     statistics, the optimizers' slots, steps and rates, each in its own type. But where the last
     training left each rank with weights of its own (`average_at_end=False`), and nobody has
-    changed them since, ranks continue with what they have.
+    changed them since, ranks continue with what they have. So do ranks that go on from checkpoints.
 
     Args:
       common: what must be the same on all ranks, JSON values by name.
       averages_slots: whether optimizer slots are averaged, so that every rank must have them.
       equal_slots: whether slots must be equal; then all variables become equal in any case.
+      resumed: whether this rank goes on from a checkpoint; all do, or none.
       refused: why this rank can't train; empty if it can.
 
     Returns:
@@ -69,12 +71,21 @@ def join(
         "values": values,
         "weights": weights,
         "continues": not equal_slots and _last_weights.get(model) == weights,
+        "resumed": resumed,
     }
     every = gather_over(transport, mine, _WHAT)
     check_equal([one["common"] for one in every])
     if len({one["shapes"] for one in every}) > 1:
         _raise_difference(variables, transport)
     _check_vocabularies([one["vocabularies"] for one in every])
+    if len({one["resumed"] for one in every}) > 1:
+        without = next(of for of, one in enumerate(every) if not one["resumed"])
+        raise UsageError(
+            f"rank {without} begins anew and others go on from a checkpoint; give every rank the "
+            "same Checkpoint"
+        )
+    if resumed:
+        return True
     differ = len({one["weights"] for one in every}) > 1
     continues = differ and all(one["continues"] for one in every)
     if not continues and len({one["values"] for one in every}) > 1:

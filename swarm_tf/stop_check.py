@@ -1,6 +1,7 @@
-"""Synchronous ranks agree on the step at which a signal to one of them ends the training."""
+"""Synchronous ranks agree on the step at which all stop, or save, since one of them wants to."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from swarm_tf.cluster import world
@@ -27,11 +28,13 @@ class StopCheck:
         self._checked_step: int | None = None
         self._checked_at = 0.0
 
-    def __call__(self, step: int, requested: bool, progress: dict[str, Any]) -> bool:
-        """Whether all ranks stop after local step `step`.
+    def __call__(
+        self, step: int, requested: Mapping[str, bool], progress: dict[str, Any]
+    ) -> frozenset[str]:
+        """What all ranks do after local step `step`, since at least one has requested it.
 
         Args:
-          requested: whether this rank has received a signal to stop.
+          requested: by name, whether this rank wants it.
           progress: values that must be the same on all ranks.
 
         Raises:
@@ -39,15 +42,15 @@ class StopCheck:
           TimeoutError: another rank does not reach this step in time.
         """
         if step < self.next_step:
-            return False
+            return frozenset()
         what = f"step {step} of all ranks"
         world.agree(self._transport, what, progress, self._timeout)
         seconds = 1.0
         if self._checked_step is not None:
             seconds = (time.monotonic() - self._checked_at) / (step - self._checked_step)
-        report = {"stop": requested, "seconds": seconds}
+        report = {**requested, "seconds": seconds}
         reports = world.gather_over(self._transport, report, what, self._timeout)
         slowest = max(each["seconds"] for each in reports)
         self.next_step = step + min(max(int(1 / max(slowest, 1e-3)), 1), _MOST_STEPS)
         self._checked_step, self._checked_at = step, time.monotonic()
-        return any(each["stop"] for each in reports)
+        return frozenset(name for name in requested if any(each[name] for each in reports))

@@ -186,8 +186,24 @@ class SwarmCallback(SwarmConfig, Algorithm):
         averaged = {id(v) for v in self.weights.variables}
         own = [v for v in state.moving_statistics(self.model) if id(v) not in averaged]
         self._own_statistics = [(v, np.array(v)) for v in own]
+        saved = self.resumed
+        if saved is not None and saved["member"] is not None:
+            self.member.restore(saved["member"], own=saved["own"])
         self.member.start()
-        self._next_exchange_step = self.local_step() + self._steps.draw(self._rng)
+        if saved is not None and saved["own"]:
+            self._rng.bit_generator.state = saved["rng"]
+            self._next_exchange_step = saved["next_exchange_step"]
+        else:
+            self._next_exchange_step = self.local_step() + self._steps.draw(self._rng)
+
+    def state(self) -> dict[str, Any]:
+        """See `Algorithm`; a `PartnerPolicy` has no state but the generator of random numbers."""
+        return {
+            **super().state(),
+            "rng": self._rng.bit_generator.state,
+            "next_exchange_step": self._next_exchange_step,
+            "member": None if self.member is None else self.member.state(),
+        }
 
     def boundary(self, step: int) -> None:
         """Exchange, if `should_exchange` returns True."""

@@ -74,6 +74,7 @@ class Trainer:
         *,
         steps: int,
         steps_per_epoch: int,
+        first_step: int = 0,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> keras.callbacks.History:
         """Take `steps` local steps over `dataset`.
@@ -98,6 +99,8 @@ class Trainer:
           steps: local steps, at least 1.
           steps_per_epoch: steps between `on_epoch_begin` and `on_epoch_end`, at least 1; the last
             epoch may be shorter.
+          first_step: of `steps`, those that an earlier run has taken; `dataset` begins with the
+            batch of the next one.
           callbacks: Keras callbacks; an `Algorithm` sets the boundaries.
 
         Returns:
@@ -132,10 +135,13 @@ class Trainer:
         epoch_logs: Logs | None = None
         # BackupAndRestore sets it, to continue an interrupted training.
         first = getattr(self.model, "_initial_epoch", None) or 0
+        if first_step:
+            first = first_step // steps_per_epoch
         for epoch in range(first, epochs):
             self.model.reset_metrics()
             hooks.on_epoch_begin(epoch)
-            before = self.steps_taken = epoch * steps_per_epoch
+            before = epoch * steps_per_epoch
+            self.steps_taken = max(before, first_step)
             end = min(steps, before + steps_per_epoch)
             while self.steps_taken < end:
                 hooks.on_train_batch_begin(self.steps_taken - before)

@@ -14,7 +14,7 @@ noise; statistics and slots may have any magnitude, and noise would make second 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -128,6 +128,22 @@ class FlatWeights:
         if len(chunks) > len(self.lengths):
             for place, value in self._split_wide(np.asarray(chunks[-1])):
                 self.variables[place].assign(value)
+
+    def state(self) -> dict[str, Any]:
+        """What these weights have besides the variables' values, for a checkpoint."""
+        return {
+            "remainders": [np.array(rest) for rest in self._remainders.values()],
+            "never_negative": [bool(flag) for flag in self._never_negative.values()],
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what `state` returned."""
+        for kept, values in (
+            (self._remainders, saved["remainders"]),
+            (self._never_negative, saved["never_negative"]),
+        ):
+            for variable, value in zip(kept.values(), values, strict=True):
+                variable.assign(value)
 
     def split(self, chunks: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """What `copy` returns, as one array for each of `variables`, in its shape."""

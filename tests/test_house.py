@@ -17,7 +17,7 @@ ORDER = [
     ["member", "rendezvous", "stop_check"],
     ["algorithm"],
     ["swarmsgd", "trainer"],
-    ["callbacks", "baselines"],
+    ["callbacks", "baselines", "checkpoint"],
     ["config"],
     ["runner"],
     ["launch"],

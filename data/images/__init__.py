@@ -75,7 +75,9 @@ def _in_memory(
     shard = len(next(epochs()))  # raises errors of the partition here, not at the first batch
     augment = (seed, rank) if config.augment else None
     return Images(
-        train=pipeline.train(source.train, scale, epochs, batch_size, augment=augment),
+        train_from=lambda first: pipeline.train(
+            source.train, scale, epochs, batch_size, augment=augment, first=first
+        ),
         test=pipeline.test(source.test, scale, batch_size),
         classes=source.classes,
         input_shape=source.train.images.shape[1:],
@@ -105,7 +107,7 @@ def _streamed(
         keep = np.isin(np.arange(examples), own)
         shard = len(own)
     return Images(
-        train=streaming.train(
+        train_from=lambda first: streaming.train(
             source.train,
             epochs,
             batch_size,
@@ -113,6 +115,7 @@ def _streamed(
             key=(seed, rank),
             augment=config.augment,
             keep=keep,
+            first=first,
         ),
         test=streaming.test(source.test, batch_size, side),
         classes=source.classes,

@@ -1,5 +1,6 @@
 """The tf.data pipelines of one rank, from arrays in memory."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -68,8 +69,9 @@ def train(
     batch_size: int,
     *,
     augment: tuple[int, int] | None = None,
+    first: int = 0,
 ) -> tf.data.Dataset:
-    """The training batches of one rank, without end; every iterator starts at the first batch.
+    """The training batches of one rank, without end; every iterator starts at batch `first`.
 
     Args:
       epochs: each call returns a new iterator over the rank's indices of epoch 0, 1, 2, ...
@@ -83,7 +85,7 @@ def train(
 
     # Per batch, Python passes only one array of indices to TensorFlow, no pixels.
     indices = tf.data.Dataset.from_generator(
-        lambda: batches(epochs(), batch_size),
+        lambda: itertools.islice(batches(epochs(), batch_size), first, None),
         output_signature=tf.TensorSpec([batch_size], tf.int64),
     )
     if augment is None:
@@ -95,7 +97,7 @@ def train(
         images, labels = fetch(chosen)
         return crop_and_flip(images, key), labels
 
-    return indices.enumerate().map(augmented).prefetch(AHEAD)
+    return indices.enumerate(first).map(augmented).prefetch(AHEAD)
 
 
 def test(split: Split, scale: Scale, batch_size: int) -> tf.data.Dataset:

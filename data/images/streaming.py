@@ -4,6 +4,7 @@ A rank holds `_SHUFFLE_BUFFER` encoded records (0.2 GB for ImageNet, 110 kB each
 decoded images and batches, and with dirichlet a byte per example. At most about 16 files are open.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -39,8 +40,9 @@ def train(
     key: tuple[int, int],
     augment: bool,
     keep: npt.NDArray[np.bool_] | None = None,
+    first: int = 0,
 ) -> tf.data.Dataset:
-    """The training batches of one rank, without end; every iterator starts at the first batch.
+    """The training batches of one rank, without end; every iterator starts at batch `first`.
 
     Args:
       epochs: each call returns a new iterator over the rank's ranges of epoch 0, 1, 2, ...
@@ -76,12 +78,30 @@ def train(
         image = crops.decode(encoded, lambda shape: crops.random(shape, crop), side)
         return tf.image.stateless_random_flip_left_right(image, flip), label
 
+    number, used = _position(epochs(), keep, first * batch_size)
     stream = tf.data.Dataset.from_generator(
-        epochs, output_signature=tf.TensorSpec([None, 2], tf.int64)
+        lambda: itertools.islice(epochs(), number, None),
+        output_signature=tf.TensorSpec([None, 2], tf.int64),
     )
-    records = stream.enumerate().flat_map(epoch).map(lambda _, record: record).enumerate()
+    records = stream.enumerate(number).flat_map(epoch).map(lambda _, record: record)
+    # Records that a resumed run has used are read, but not decoded.
+    records = records.skip(used).enumerate(first * batch_size)
     example = augmented if augment else lambda _, record: _central(split, record, side)
     return _batches(records, example, batch_size, drop_remainder=True)
+
+
+def _position(
+    epochs: Iterator[Ranges], keep: npt.NDArray[np.bool_] | None, records: int
+) -> tuple[int, int]:
+    """The epoch in which a rank is after so many records, and how many of them are of that epoch."""
+    for number, ranges in enumerate(epochs):
+        count = int(ranges[:, 1].sum())
+        if keep is not None:
+            count = sum(int(keep[low : low + length].sum()) for low, length in ranges)
+        if records < count:
+            return number, records
+        records -= count
+    raise ValueError("epochs must not end")
 
 
 def test(split: Records, batch_size: int, side: int) -> tf.data.Dataset:

@@ -1,5 +1,6 @@
 """The tf.data pipelines of one rank, from tokenized sentence pairs."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,11 @@ class Pairs:
         return units * length + np.arange(length)[:, np.newaxis]
 
     def dataset(
-        self, batches: Callable[[], Iterator[Batch]], widths: Sequence[int], rows: int | None
+        self,
+        batches: Callable[[], Iterator[Batch]],
+        widths: Sequence[int],
+        rows: int | None,
+        first: int = 0,
     ) -> tf.data.Dataset:
         """The batches that `translation.Translation` describes.
 
@@ -48,21 +53,25 @@ class Pairs:
           widths: the possible widths of batches, in ascending order.
           rows: number of rows of every batch, where rows without a unit are padding. None: as many
             rows as units.
+          first: number of the batch with which every iterator begins.
         """
         ids = tf.TensorSpec([rows, None], tf.int32)
         keys = {"source": ids, "labels": ids}
         if self.segments:
             keys["reset"] = tf.TensorSpec([rows], tf.bool)
         padded = tf.data.Dataset.from_generator(
-            lambda: self._padded(batches(), widths, rows), output_signature=keys
+            lambda: self._padded(batches(), widths, rows, first), output_signature=keys
         )
         return padded.map(_with_decoder_inputs).prefetch(AHEAD)
 
     def _padded(
-        self, batches: Iterator[Batch], widths: Sequence[int], rows: int | None
+        self, batches: Iterator[Batch], widths: Sequence[int], rows: int | None, first: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        for width, units in batches:
+        skipped, begun = divmod(first, self.segments or 1)
+        for number, (width, units) in enumerate(itertools.islice(batches, skipped, None)):
             for segment, pairs in enumerate(self.numbers(units)):
+                if number == 0 and segment < begun:
+                    continue
                 ids = np.full((2, rows or len(pairs), width), PADDING, np.int32)
                 ids[0, : len(pairs)] = self.source.rows(pairs, width)
                 ids[1, : len(pairs)] = self.target.rows(pairs, width)

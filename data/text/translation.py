@@ -136,7 +136,9 @@ def load(
     known = tf.data.experimental.assert_cardinality(len(tested) * (segments or 1))
     sources, references = _raw(corpus, languages)
     return Translation(
-        train=train.dataset(lambda: buckets.train(lengths, epochs()), buckets.widths, rows),
+        train_from=lambda first: train.dataset(
+            lambda: buckets.train(lengths, epochs()), buckets.widths, rows, first
+        ),
         test=test.dataset(lambda: iter(tested), buckets.widths, rows).apply(known),
         train_examples=trained.size,
         shard_examples=shard.size,

@@ -54,6 +54,18 @@ class DPSGD(DPSGDConfig, Algorithm):
         self._published: consensus.Chunks = []
         self._theirs: list[dict[int, Any]] = []
         self._transfers: list[collectives.Handle] = []
+        if self.resumed is not None and self.resumed["own"]:
+            self._published = list(self.resumed["published"])
+            self._theirs = [
+                {int(other): x for other, x in chunk.items()} for chunk in self.resumed["theirs"]
+            ]
+
+    def state(self) -> dict[str, Any]:
+        """See `Algorithm`; waits for the models that are under way."""
+        self._wait()
+        theirs = [{str(other): x.copy() for other, x in chunk.items()} for chunk in self._theirs]
+        published = [chunk.copy() for chunk in self._published]
+        return {**super().state(), "published": published, "theirs": theirs}
 
     def boundary(self, step: int) -> None:
         """Average with the neighbours' last models, then send this rank's model to them."""
@@ -96,7 +108,7 @@ class DPSGD(DPSGDConfig, Algorithm):
     def _corrections(self) -> list[tf.Tensor | None]:
         """sum_j W_ij (x_j - x_i) of the models sent last, by chunk; None before the first."""
         assert self.weights is not None
-        if not self._transfers:
+        if not self._published:
             return [None] * len(self.weights.lengths)
         self._wait()
         corrections: list[tf.Tensor | None] = []

@@ -73,6 +73,15 @@ class Outer(OuterConfig, Algorithm, ABC):
         self.slow = consensus.copy(self._trained)
         self.momentum = [np.zeros_like(chunk) for chunk in self.slow]
         self.round = 0
+        if self.resumed is not None:
+            self.slow, self.momentum = list(self.resumed["slow"]), list(self.resumed["momentum"])
+            self.round = self.resumed["round"]
+
+    def state(self) -> dict[str, Any]:
+        """See `Algorithm`."""
+        kept = {"slow": self.slow, "momentum": self.momentum}
+        copied = {name: [chunk.copy() for chunk in chunks] for name, chunks in kept.items()}
+        return {**super().state(), **copied, "round": self.round}
 
     def boundary(self, step: int) -> None:
         """Take an outer step; the next local steps start from its result."""

@@ -21,8 +21,9 @@ from swarm_tf.options import ANY, Options, option, with_options
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
-# For each array of the state: the transfer of a round, and the received arrays by sender.
-_Transfers = list[tuple[collectives.Handle, dict[int, Array]]]
+# For each array of the state: the transfer of a round (None: it is over), and the received arrays
+# by sender.
+_Transfers = list[tuple[collectives.Handle | None, dict[int, Array]]]
 
 
 @dataclass
@@ -69,6 +70,31 @@ class SGP(SGPConfig, Algorithm):
         self._round, self.weight = 0, 1.0
         self._z = consensus.copy(self.weights)
         self._delayed: _Transfers = []
+        if self.resumed is not None:
+            self._round = self.resumed["round"]
+        if self.resumed is not None and self.resumed["own"]:
+            self.weight = self.resumed["weight"]
+            self._z = list(self.resumed["z"])
+            self._delayed = [
+                (None, {int(sender): x for sender, x in received.items()})
+                for received in self.resumed["delayed"]
+            ]
+
+    def state(self) -> dict[str, Any]:
+        """See `Algorithm`; waits for what is under way."""
+        for handle, _ in self._delayed:
+            if handle is not None:
+                handle.wait()
+        return {
+            **super().state(),
+            "round": self._round,
+            "weight": self.weight,
+            "z": [chunk.copy() for chunk in self._z],
+            "delayed": [
+                {str(sender): x.copy() for sender, x in received.items()}
+                for _, received in self._delayed
+            ],
+        }
 
     def boundary(self, step: int) -> None:
         """Send to the out-neighbours, and add what this rank receives."""
@@ -81,6 +107,7 @@ class SGP(SGPConfig, Algorithm):
     def end(self, step: int) -> None:
         """Add what was sent in the last round."""
         self._receive(self._state(), self._delayed)
+        self._delayed = []
         self._background.stop()
 
     def abandon(self, *, exits: bool = False) -> None:
@@ -102,7 +129,8 @@ class SGP(SGPConfig, Algorithm):
         assert self.weights is not None
         state = list(kept)
         for number, (handle, received) in enumerate(transfers):
-            handle.wait()
+            if handle is not None:
+                handle.wait()
             state[number] = sum(received.values(), start=state[number])
         *x, weight = state
         self.weight = float(weight[0])
@@ -117,7 +145,7 @@ class SGP(SGPConfig, Algorithm):
         out = self.out_neighbors(rank, round)
         sources = [r for r in range(size) if rank in self.out_neighbors(r, round)]
         kept = [array / array.dtype.type(1 + len(out)) for array in self._state()]
-        transfers = []
+        transfers: _Transfers = []
         for number, array in enumerate(kept):
             # Transfers of two rounds may overlap, so consecutive rounds have different tags.
             tag = collectives.session_tag(self.transport, 2 * number + round % 2)

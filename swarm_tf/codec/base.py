@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -252,6 +252,13 @@ class Channel:
 
     def learn(self, own: Encoded, decoded: Decoded) -> None:
         """Update the state from an exchange; this channel has none."""
+
+    def state(self) -> dict[str, Any]:
+        """What this channel has learned, for a checkpoint; this one, nothing."""
+        return {}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what `state` returned."""
 
     def needs_exact_retry(self, attempt: int, accepted: Bools) -> bool:
         """Whether the chunk travels once more at once; the same answer on both sides.

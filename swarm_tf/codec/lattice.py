@@ -16,7 +16,8 @@ weighted checksum over the full integers shows every block where that happened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -219,6 +220,13 @@ class LatticeChannel(Channel):
             self.scales.update(bits, own.scales, decoded.accepted, decoded.spread)
         else:
             self.scales.update_exact(decoded.spread)
+
+    def state(self) -> dict[str, Any]:
+        return {"scales": self.scales.state(), "magnitude": self._magnitude}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.scales.restore(saved["scales"])
+        self._magnitude = saved["magnitude"]
 
     def needs_exact_retry(self, attempt: int, accepted: Bools) -> bool:
         return attempt == 0 and out_of_range(accepted)

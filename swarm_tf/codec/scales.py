@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from swarm_tf.codec.kernels import FLOAT32_DIGITS, Bools, Floats
@@ -56,6 +59,20 @@ class BlockScales:
         self._tail = np.full(blocks, TAIL, np.float32)
         self._failures = np.zeros(blocks, np.int64)
         self._updates = 0
+
+    def state(self) -> dict[str, Any]:
+        """What was learned, for a checkpoint."""
+        return {
+            "mean": self._mean.copy(),
+            "tail": self._tail.copy(),
+            "failures": self._failures.copy(),
+            "updates": self._updates,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what `state` returned."""
+        self._mean, self._tail = saved["mean"].copy(), saved["tail"].copy()
+        self._failures, self._updates = saved["failures"].astype(np.int64), int(saved["updates"])
 
     @property
     def known(self) -> bool:

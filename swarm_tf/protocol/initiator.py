@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -139,6 +140,14 @@ class Initiator:
         """The model of a partner in chunks, if one has come since the last call."""
         adopted, self._adopted = self._adopted, None
         return adopted
+
+    def state(self) -> dict[str, Any]:
+        """The generator of seeds, for a checkpoint; exchanges that are not over are lost."""
+        return {"seeds": self._seeds.bit_generator.state}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on with what `state` returned."""
+        self._seeds.bit_generator.state = saved["seeds"]
 
     # From the request to the end.
 

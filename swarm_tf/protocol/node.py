@@ -18,9 +18,10 @@ this node applies its half of an exchange: its older model must not change the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from swarm_tf.codec import Channel, Floats
 from swarm_tf.events import Event, MessageDropped, RankGone
@@ -156,6 +157,22 @@ class Node:
     def close(self) -> None:
         """Refuse all requests from now on."""
         self.responder.closed = True
+
+    def state(self) -> dict[str, Any]:
+        """What this node keeps from one exchange to the next, for a checkpoint."""
+        channels = [channel.state() for channel in self.replica.channels]
+        return {"initiator": self.initiator.state(), "channels": channels}
+
+    def restore(self, saved: Mapping[str, Any], *, own: bool) -> None:
+        """Go on with what `state` returned, before the first exchange.
+
+        Args:
+          own: whether it was this rank's own; seeds of another rank would repeat its dither.
+        """
+        if own:
+            self.initiator.restore(saved["initiator"])
+        for channel, one in zip(self.replica.channels, saved["channels"], strict=True):
+            channel.restore(one)
 
     # Calls of the driver.
 

@@ -12,6 +12,7 @@ from data.images import pipeline, sources
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
+from tests.data import same_batches
 
 
 def _config(name="digits", data_dir=None, **keys):
@@ -233,6 +234,12 @@ def test_augmentation_differs_between_steps_and_ranks_only():
     np.testing.assert_array_equal(train(0), train(0))
     assert (train(0) != train(1)).any()
     assert (train(0)[:64] != train(0)[64:]).any()
+
+
+@pytest.mark.parametrize("first", [1, 300])
+def test_a_resumed_run_begins_at_any_batch(standin_dir, first):
+    part = _load(_config("cifar10", standin_dir, augment=True), rank=1, size=2, batch_size=4)
+    same_batches.assert_begins_at(part, first)
 
 
 def test_digits_are_never_augmented():

@@ -15,6 +15,7 @@ from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 from testbed import tfds_standin
 from tests import other_process
+from tests.data import same_batches
 
 EXAMPLES = 200
 SIDE = 16
@@ -143,6 +144,14 @@ def test_batches_do_not_depend_on_the_global_seed(where, global_seed):
     expected = _digest(where)
     tf.random.set_seed(global_seed)
     assert _digest(where) == expected
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+@pytest.mark.parametrize("first", [1, 13, 40])
+def test_a_resumed_run_begins_at_any_batch(where, partition, first):
+    """Batch 13 of 8 is in the third epoch of 50 records, and a batch has records of two epochs."""
+    part = _load(where, batch_size=8, rank=1, size=4, partition=partition)
+    same_batches.assert_begins_at(part, first)
 
 
 def test_crops_and_flips_differ_between_epochs(where):

@@ -21,6 +21,7 @@ from swarm_tf.errors import UsageError
 from swarm_tf.runner.evaluation import evaluate
 from testbed import tfds_standin
 from tests import other_process
+from tests.data import same_batches
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +241,11 @@ def test_every_iteration_starts_from_the_beginning(load, small):
     assert first == second
 
 
+@pytest.mark.parametrize("first", [1, 150])
+def test_a_resumed_run_begins_at_any_batch(load, small, first):
+    same_batches.assert_begins_at(load(small, rank=1, size=2), first)
+
+
 # --- tokens on disk -------------------------------------------------------------------------------
 
 
@@ -402,6 +408,13 @@ def test_rows_of_documents_count_up_until_a_reset(load, numbers):
         np.testing.assert_array_equal(now[~reset], before[~reset] + 1)
         np.testing.assert_array_equal(reset, now % 20 == 0)
         before = now
+
+
+@pytest.mark.parametrize("first", [20, 47, 913])
+def test_a_resumed_run_begins_within_a_document(load, numbers, first):
+    """Each document has 20 batches."""
+    part = load(numbers, batch_size=100, documents=True, rank=1, size=2)
+    same_batches.assert_begins_at(part, first)
 
 
 @pytest.mark.parametrize("partition", ["iid", pytest.param("static", marks=pytest.mark.slow)])

@@ -1,0 +1,348 @@
+"""Checkpoint: saves every rank's training in the background, and goes on from what was saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from swarm_tf import files, state
+from swarm_tf.algorithm import Algorithm
+from swarm_tf.checkpoint import agreement, model_state
+from swarm_tf.checkpoint.store import Stage, Store, remove_other_stages
+from swarm_tf.cluster import world
+from swarm_tf.errors import UsageError
+from swarm_tf.options import POSITIVE, at_least, checked, one_of
+from swarm_tf.training_loop import callback_list, set_epoch_length
+from swarm_tf.transport.base import Transport
+
+_log = logging.getLogger("swarm_tf")
+
+_LONGEST_WRITE = 600.0
+"""Seconds for which the end of training waits for the last file."""
+
+RESUME = ("auto", "must", "never")
+
+
+class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
+    """Saves every rank's training in the background, and goes on from what was saved.
+
+    Each rank copies its state at a boundary of its own and trains on, while a thread writes the
+    copy: model, optimizer, random states, the algorithm's state, the position in the data. When the
+    same program is started again it goes on from there: on as many ranks each with its own state,
+    on another number all with the mean of the models. A signal, or the end of training, saves too.
+
+    ```python
+    checkpoint = swarm_tf.Checkpoint("checkpoints")
+    callbacks = [swarm_tf.SwarmCallback(), checkpoint]
+    model.fit(checkpoint.rest_of(data), epochs=90, callbacks=callbacks)
+    ```
+
+    Every rank needs it, beside the algorithm in the list of callbacks. Callbacks that follow it see
+    the last step before a signal saves it.
+
+    Args:
+      directory: of the files; the same on all ranks, best on a file system that all see.
+      every: minutes between two checkpoints.
+      steps: local steps between two; None: as `every` says.
+      keep: checkpoints that each rank keeps.
+      resume: "auto": go on if there are checkpoints; "must": refuse to begin anew; "never": begin
+        anew, and keep the checkpoints that are there.
+      also: returns what else to save, JSON values and NumPy arrays; see `found`.
+
+    Raises:
+      UsageError: a value breaks its rule; in training, also if a checkpoint is of another model or
+        algorithm, or the algorithm is missing.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        every: float = 10.0,
+        *,
+        steps: int | None = None,
+        keep: int = 2,
+        resume: str = "auto",
+        also: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+        self.every = checked("Checkpoint.every", every, float, POSITIVE)
+        self.steps = checked("Checkpoint.steps", steps, int | None, at_least(1))
+        self.keep = checked("Checkpoint.keep", keep, int, at_least(1))
+        self.resume = checked("Checkpoint.resume", resume, str, one_of(RESUME))
+        self._also = also
+        self._found: agreement.Found | None = None
+        self._loaded = self._resumed = False
+        self._algorithm: Algorithm | None = None
+        self._stage: Stage | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[Path] | None = None
+        self._epoch = self._epoch_began_at = 0
+        self._lengths: tuple[int, int] | None = None  # batches of the first epoch, and of others
+        self._continues = False  # whether the data go on within the interrupted epoch
+        self._saved_step, self._saved_at = -1, 0.0
+
+    # What was saved.
+
+    def found(self) -> agreement.Found | None:
+        """The checkpoint that training goes on from; None if it begins anew.
+
+        All ranks must call it: they read their files, and agree on them, at the first call. Its
+        `state["also"]` is what `also` returned.
+        """
+        return self._load(world.transport())
+
+    def rest_of(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """`dataset`, without the batches that were trained on, in its first pass.
+
+        A dataset without end leaves out all batches so far, any other those of the epoch that was
+        interrupted. They are read and dropped. All ranks must call it before the training.
+        """
+        length = int(dataset.cardinality())
+        endless = length == tf.data.INFINITE_CARDINALITY
+        found = self.found()
+        if found is None:
+            return dataset
+        self._continues = True
+        batches = found.step if endless else _batches(found)
+
+        def skipped() -> np.int64:
+            return np.int64(0 if self._resumed else batches)  # nothing, once that pass is over
+
+        rest = tf.data.Dataset.range(1).flat_map(
+            lambda _: dataset.skip(tf.numpy_function(skipped, [], tf.int64))
+        )
+        rest.cardinality = lambda: tf.constant(length, tf.int64)
+        if length > batches and not endless:
+            self._lengths = length - batches, length
+        return rest
+
+    def first_step(self) -> int:
+        """Local steps that were taken before, 0 if training begins anew.
+
+        Instead of calling `rest_of` one may begin the data there. All ranks must call it.
+        """
+        found = self.found()
+        self._continues = found is not None
+        return 0 if found is None else found.step
+
+    def _load(self, transport: Transport | None) -> agreement.Found | None:
+        if self._loaded:
+            return self._found
+        rank, size = (0, 1) if transport is None else (transport.rank, transport.size)
+        last = agreement.newest_stage(self.directory, transport)
+        found = None
+        if self.resume != "never" and last is not None:
+            found = agreement.find(self.directory, transport, last)
+        if found is None and self.resume == "must":
+            raise UsageError(
+                f"resume=must, but {self.directory} has no checkpoints; with resume=auto the "
+                "training would begin anew"
+            )
+        number = 0 if last is None else last.number
+        same = found is not None and found.stage.ranks == size
+        self._stage = Stage(number if same else number + 1, size)
+        if found is not None and rank == 0:
+            _log.warning("going on from %s, step %d", self.directory / found.stage.name, found.step)
+        self._found, self._loaded = found, True
+        return found
+
+    # Keras' hooks.
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Restore what was saved, before the ranks join."""
+        hooks = callback_list()
+        others = [] if hooks is None else hooks.callbacks
+        self._algorithm = next((c for c in others if isinstance(c, Algorithm)), None)
+        if self._algorithm is None:
+            raise UsageError(
+                "Checkpoint needs a SwarmCallback, or another of swarm_tf's algorithms, beside it "
+                "in the list of callbacks"
+            )
+        found = self._load(self._algorithm.transport)
+        if found is not None and not self._resumed:
+            self._restore(found)
+        else:
+            self._resumed = True
+        self._algorithm.checkpoint_due, self._algorithm.checkpoint_now = self._is_time, False
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="swarm-tf checkpoint")
+
+    def _restore(self, found: agreement.Found) -> None:
+        algorithm, saved = self._algorithm, found.state
+        assert algorithm is not None
+        if saved["name"] != algorithm.name:
+            raise UsageError(
+                f"the checkpoints in {self.directory} are of algorithm={saved['name']}, not "
+                f"{algorithm.name}; move them away to begin anew"
+            )
+        if not state.is_built(self.model):
+            raise UsageError(
+                f"the model {self.model.name} is not built, so its checkpoint cannot be restored: "
+                "call model.build(input_shape), or the model itself, before training"
+            )
+        own = found.own and saved["own"]
+        model_state.restore(self.model, saved["model"], own=own)
+        kept = {**saved["algorithm"], "step": found.step}
+        if found.other_ranks:
+            kept["due"] = 0  # it counted steps of another number of ranks
+            self._scale_iterations(found)
+        algorithm.resume(kept, own=own)
+        self.model._initial_epoch = self._epoch = saved["epoch"]
+        self._epoch_began_at = found.step - _batches(found)
+        if found.other_ranks:
+            self._begin_stage(found)
+
+    def _scale_iterations(self, found: agreement.Found) -> None:
+        """Let schedules count passes: with more ranks a pass has fewer steps."""
+        for optimizer in state.optimizers(self.model).values():
+            for part in state.parts(optimizer):
+                part._iterations.assign(round(int(part._iterations.numpy()) * found.scale))
+
+    def _begin_stage(self, found: agreement.Found) -> None:
+        """Save the mean as the first checkpoint of each rank in the new stage."""
+        assert self._algorithm is not None
+        transport = self._algorithm.transport
+        snapshot = {**found.state, "own": False, "also": self._also()}
+        snapshot["model"] = model_state.capture(self.model)
+        reason = ""
+        try:
+            self._store().write(found.step, snapshot)
+        except OSError as error:
+            reason = files.reason(error)
+        reasons = world.gather_over(transport, reason, "the first checkpoint", world.FIRST_SECONDS)
+        if any(reasons):
+            _log.warning("%s cannot be written (%s)", self.directory, next(filter(None, reasons)))
+        elif transport is None or transport.rank == 0:
+            assert self._stage is not None
+            remove_other_stages(self.directory, self._stage)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where the epoch begins."""
+        self._epoch = epoch
+        if self._lengths is not None:
+            set_epoch_length(self._lengths[self._resumed])
+        if self._resumed or not self._continues:
+            self._epoch_began_at = self._step
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save, if it is time: now no callback has still to see the last step."""
+        algorithm = self._algorithm
+        assert algorithm is not None
+        busy = self._writing is not None and not self._writing.done()
+        if busy and not algorithm.synchronous:
+            return  # later; synchronous ranks wait for the file instead, to save at one step
+        if self.steps is not None:
+            due = self._step - self._saved_step >= self.steps
+        else:
+            due = algorithm.checkpoint_now
+        if due:
+            self._save()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """At a signal save at once, since the process may soon be killed."""
+        assert self._algorithm is not None
+        if self.model.stop_training and self._algorithm.stop_requested:
+            self._save()
+            self._wait()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """The next checkpoint is of the next epoch."""
+        self._resumed = True
+        if not self.model.stop_training:
+            self._epoch, self._epoch_began_at = epoch + 1, self._step
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Save the end, and wait for the file."""
+        assert self._algorithm is not None
+        assert self._writer is not None
+        self.model._initial_epoch = None
+        self._resumed = True
+        if self._step > self._saved_step:
+            self._save()
+        self._wait()
+        self._writer.shutdown(wait=False)
+        self._algorithm.checkpoint_due = lambda: False
+
+    @property
+    def _step(self) -> int:
+        assert self._algorithm is not None
+        return self._algorithm.local_step()
+
+    def _is_time(self) -> bool:
+        return self.steps is None and time.monotonic() - self._saved_at >= 60 * self.every
+
+    # Saving.
+
+    def _save(self) -> None:
+        """Copy the state, and let the thread write it."""
+        self._wait()
+        step, self._saved_step, self._saved_at = self._step, self._step, time.monotonic()
+        snapshot = self._snapshot()
+        if snapshot is None:
+            _log.warning("no checkpoint at step %d: the weights contain NaN or Inf", step)
+            return
+        assert self._writer is not None
+        self._writing = self._writer.submit(self._store().write, step, snapshot)
+
+    def _snapshot(self) -> Mapping[str, Any] | None:
+        """The state of this rank; None if its weights are not finite."""
+        algorithm = self._algorithm
+        assert algorithm is not None
+        model = model_state.capture(self.model)
+        trained = {id(v) for v in self.model.trainable_variables}
+        pairs = zip(model_state.variables(self.model), model["variables"], strict=True)
+        for variable, value in pairs:
+            if id(variable) in trained and not np.isfinite(value.astype(np.float32)).all():
+                return None
+        return {
+            "name": algorithm.name,
+            "synchronous": algorithm.synchronous,
+            "own": True,
+            "step": self._step,
+            "epoch": self._epoch,
+            "batch": self._step - self._epoch_began_at,
+            "model": model,
+            "algorithm": algorithm.state(),
+            "also": self._also(),
+        }
+
+    def _store(self) -> Store:
+        assert self._stage is not None
+        assert self._algorithm is not None
+        transport = self._algorithm.transport
+        rank = 0 if transport is None else transport.rank
+        return Store(self.directory, self._stage, rank, self.keep)
+
+    def _wait(self) -> None:
+        """Wait until the last file is on disk, or could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result(_LONGEST_WRITE)
+        except OSError as error:
+            _log.warning(
+                "the checkpoint in %s cannot be written (%s); training goes on",
+                self.directory,
+                files.reason(error),
+            )
+        except FutureTimeoutError:
+            _log.warning(
+                "the checkpoint in %s is not on disk after %g s", self.directory, _LONGEST_WRITE
+            )
+
+
+def _batches(found: agreement.Found) -> int:
+    """Batches of the interrupted epoch that this rank has trained on."""
+    return round(float(found.state["batch"]) * found.scale)

@@ -1,0 +1,109 @@
+"""What a rank's training has in Keras and in Python: variables, optimizers, random states."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras.src.random.seed_generator import global_seed_generator
+
+from swarm_tf import state
+from swarm_tf.errors import UsageError
+
+
+def capture(model: keras.Model) -> dict[str, Any]:
+    """A copy of all that the model and its optimizers hold, and of the random states.
+
+    Metrics are in it, so that the logs of an epoch go on; optimizers with slots, steps and rates;
+    seed generators. Not in it: what TensorFlow's `tf.random` functions count within themselves.
+    """
+    saved = variables(model)
+    return {
+        "variables": [_value(variable) for variable in saved],
+        "shapes": state.shapes(saved),
+        "metrics": [_value(variable) for variable in model.metrics_variables],
+        "random": _random_states(),
+    }
+
+
+def restore(model: keras.Model, saved: Mapping[str, Any], *, own: bool = True) -> None:
+    """The opposite of `capture`.
+
+    Args:
+      own: whether this rank's own state was saved. The mean of other ranks' states has no random
+        states and no metrics that this rank may continue.
+
+    Raises:
+      UsageError: the model has other variables than the saved one.
+    """
+    state.build_optimizer(model)
+    found = variables(model)
+    check_same(state.shapes(found), saved["shapes"])
+    common = {id(variable) for variable in state.all_variables(model)}  # no seed generators
+    for variable, value in zip(found, saved["variables"], strict=True):
+        if own or id(variable) in common:
+            variable.assign(value)
+    state.finalize_layers(model)
+    if not own:
+        return
+    metrics = model.metrics_variables
+    # Keras builds metrics in the first step; before it there is nothing to continue.
+    if [tuple(v.shape) for v in metrics] == [value.shape for value in saved["metrics"]]:
+        for variable, value in zip(metrics, saved["metrics"], strict=True):
+            variable.assign(value)
+    _set_random_states(saved["random"])
+
+
+def variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables of the model (seed generators included) and of its optimizers."""
+    every = [*model.variables, *state.all_variables(model)]
+    return list({id(variable): variable for variable in every}.values())
+
+
+def check_same(here: list[Any], saved: list[Any]) -> None:
+    """Make sure that variables have the saved shapes and types, in the saved order.
+
+    Args:
+      here, saved: as `state.shapes` returns them; names may differ, since Keras numbers them.
+
+    Raises:
+      UsageError: names the first variable that differs.
+    """
+    for place in range(max(len(here), len(saved))):
+        one, other = (_described(shapes, place) for shapes in (here, saved))
+        if one[1] != other[1]:
+            raise UsageError(
+                f"the checkpoint is of another model: variable {place} is {' '.join(other)} in "
+                f"it, and {' '.join(one)} here"
+            )
+
+
+def _described(shapes: list[Any], place: int) -> tuple[str, str]:
+    if place >= len(shapes):
+        return "not", "there"
+    path, shape, dtype = shapes[place]
+    return path, f"{dtype} {tuple(shape)}"
+
+
+def _value(variable: keras.Variable) -> npt.NDArray[Any]:
+    return np.array(keras.ops.convert_to_numpy(variable.value))
+
+
+def _random_states() -> dict[str, Any]:
+    _, words, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [np.array(words), *rest],
+        "keras": _value(global_seed_generator().state),
+    }
+
+
+def _set_random_states(saved: Mapping[str, Any]) -> None:
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(("MT19937", *saved["numpy"]))
+    global_seed_generator().state.assign(saved["keras"])
