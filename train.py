@@ -29,10 +29,10 @@ def train(argv: list[str]) -> int:
     with startup_logs.start():
         from swarm_tf import config  # loads TensorFlow
     try:
-        settings, workdir = world.run_on_all_ranks(lambda: read(argv))
+        settings, workdir, resume = world.run_on_all_ranks(lambda: read(argv))
         agreed = config.flatten(config.to_dict(settings))
         world.agree(world.transport(), "the configuration", agreed)
-        run = world.run_on_all_ranks(lambda: build(settings, workdir))
+        run = world.run_on_all_ranks(lambda: build(settings, workdir, resume))
         summary = run()
         if world.rank() == 0:
             print(summary)
@@ -46,17 +46,17 @@ def train(argv: list[str]) -> int:
 
 
 def read(argv: list[str]):
-    """The configuration, validated, and the workdir."""
+    """The configuration, validated, the workdir, and whether to go on from its checkpoints."""
     from swarm_tf.runner import flags, metrics, validation
 
-    settings, workdir = flags.parse(argv)
+    settings, workdir, resume = flags.parse(argv)
     validation.validate(settings, world.size())
     if world.rank() == 0:
         metrics.check_writable(workdir)
-    return settings, workdir
+    return settings, workdir, resume
 
 
-def build(settings, workdir: str):
+def build(settings, workdir: str, resume: str):
     """The run, ready to be called."""
     import keras
 
@@ -87,13 +87,14 @@ def build(settings, workdir: str):
         settings,
         workdir,
         task.model,
-        train=data.train,
+        train_from=data.train_from,
         test=data.test,
         examples=data.train_examples,
         steps=steps,
         steps_per_pass=data.steps_per_pass,
         score=task.score,
         files=task.files,
+        resume=resume,
     )
 
 

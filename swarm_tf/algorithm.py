@@ -36,7 +36,11 @@ class AlgorithmConfig(Options):
         False, ANY, "average momentum and other optimizer slots too; for every algorithm"
     )
     timeout_seconds: float = option(
-        60.0, POSITIVE, "longest wait for another rank; for every algorithm", agreed=False
+        60.0,
+        POSITIVE,
+        "longest wait for another rank; for every algorithm",
+        agreed=False,
+        may_change=True,
     )
 
 

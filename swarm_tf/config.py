@@ -77,7 +77,10 @@ class DataConfig:
         NAME, "digits, number_words, or the name of a TFDS set that is prepared on disk"
     )
     data_dir: str | None = option(
-        None, DIRECTORY, "directory with the prepared sets of TFDS; None: the default of TFDS"
+        None,
+        DIRECTORY,
+        "directory with the prepared sets of TFDS; None: the default of TFDS",
+        may_change=True,
     )
     partition: str = option(
         "iid",
@@ -126,6 +129,7 @@ class DataConfig:
         DIRECTORY,
         "directory where tokenized sets are stored for later runs; None: the workdir",
         only=TRANSLATION,
+        may_change=True,
     )
 
 
@@ -133,11 +137,14 @@ class DataConfig:
 class TrainConfig:
     """The training loop. An epoch is one pass over the data by all ranks together."""
 
-    epochs: float = required(POSITIVE, "passes over the data by all ranks together")
+    epochs: float = required(
+        POSITIVE, "passes over the data by all ranks together", may_change=True
+    )
     max_steps: int | None = option(
         None,
         at_least(1),
         "local steps per rank, overrides epochs; None: as many as epochs requires",
+        may_change=True,
     )
     batch_size: int = required(
         at_least(1), "images, or target tokens including padding, per local step of one rank"
@@ -158,29 +165,51 @@ class TrainConfig:
     jit_compile: bool = option(
         False, ANY, "compile the training step with XLA; measured as slower on CPUs"
     )
-    log_every: int = option(10, at_least(1), "local steps between two lines of metrics.jsonl")
+    log_every: int = option(
+        10, at_least(1), "local steps between two lines of metrics.jsonl", may_change=True
+    )
     evaluate_every: float = option(
         1.0,
         POSITIVE,
         "epochs between two evaluations on the test set; in a swarm each rank evaluates its model",
+        may_change=True,
+    )
+    checkpoint_every: float | None = option(
+        10.0,
+        POSITIVE,
+        "minutes between two checkpoints of a rank, from which the same command goes on; one more "
+        "is written at the end and at a signal; None: no checkpoints",
+        may_change=True,
+    )
+    checkpoint_steps: int | None = option(
+        None,
+        at_least(1),
+        "local steps between two checkpoints, overrides checkpoint_every; None: as that says",
+        may_change=True,
+    )
+    checkpoint_keep: int = option(
+        2, at_least(1), "checkpoints that each rank keeps", may_change=True
     )
     recalibrate: bool = option(
         False,
         ANY,
         "estimate the BatchNormalization statistics of the mean model again before its evaluation",
+        may_change=True,
     )
     step_seconds: float = option(
-        0.0, at_least(0), "minimum seconds per step, to simulate a slow machine"
+        0.0, at_least(0), "minimum seconds per step, to simulate a slow machine", may_change=True
     )
     slow_factors: tuple[float, ...] = option(
         (),
         _FACTORS,
         "a factor on the step duration of each rank, to simulate uneven machines; empty: all 1",
+        may_change=True,
     )
     threads: int = option(
         0,
         at_least(0),
         "TensorFlow's intra-op threads per rank; 0: the cores of the host divided by its ranks",
+        may_change=True,
     )
 
 

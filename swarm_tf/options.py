@@ -71,6 +71,7 @@ def option(
     only: str | None = None,
     or_type: type | None = None,
     agreed: bool = True,
+    may_change: bool = False,
 ) -> Any:
     """A dataclass field that is an option.
 
@@ -81,6 +82,7 @@ def option(
       only: the one task that uses the option; with other tasks it must keep its default.
       or_type: a second type, accepted without a rule in constructors, not on the command line.
       agreed: whether the value must be the same on all ranks.
+      may_change: whether a run that goes on from checkpoints may have another value.
     """
     metadata = {
         "rule": allowed,
@@ -88,13 +90,14 @@ def option(
         "only": only,
         "or": or_type,
         "agreed": agreed,
+        "may_change": may_change,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def required(allowed: Rule, description: str) -> Any:
+def required(allowed: Rule, description: str, *, may_change: bool = False) -> Any:
     """An `option` without a default."""
-    return option(MISSING, allowed, description)
+    return option(MISSING, allowed, description, may_change=may_change)
 
 
 class Options:

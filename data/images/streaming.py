@@ -93,7 +93,7 @@ def train(
 def _position(
     epochs: Iterator[Ranges], keep: npt.NDArray[np.bool_] | None, records: int
 ) -> tuple[int, int]:
-    """The epoch in which a rank is after so many records, and how many of them are of that epoch."""
+    """The epoch that a rank is in after so many records, and how many of them are of that epoch."""
     for number, ranges in enumerate(epochs):
         count = int(ranges[:, 1].sum())
         if keep is not None:

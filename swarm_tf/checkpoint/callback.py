@@ -30,8 +30,6 @@ _log = logging.getLogger("swarm_tf")
 _LONGEST_WRITE = 600.0
 """Seconds for which the end of training waits for the last file."""
 
-RESUME = ("auto", "must", "never")
-
 
 class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     """Saves every rank's training in the background, and goes on from what was saved.
@@ -79,10 +77,11 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self.every = checked("Checkpoint.every", every, float, POSITIVE)
         self.steps = checked("Checkpoint.steps", steps, int | None, at_least(1))
         self.keep = checked("Checkpoint.keep", keep, int, at_least(1))
-        self.resume = checked("Checkpoint.resume", resume, str, one_of(RESUME))
+        self.resume = checked("Checkpoint.resume", resume, str, one_of(("auto", "must", "never")))
         self._also = also
         self._found: agreement.Found | None = None
         self._loaded = self._resumed = False
+        self._metrics: Mapping[str, Any] | None = None
         self._algorithm: Algorithm | None = None
         self._stage: Stage | None = None
         self._writer: ThreadPoolExecutor | None = None
@@ -192,6 +191,8 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
                 "call model.build(input_shape), or the model itself, before training"
             )
         own = found.own and saved["own"]
+        if own and self._continues:
+            self._metrics = saved["model"]  # for later: an epoch begins by resetting them
         model_state.restore(self.model, saved["model"], own=own)
         kept = {**saved["algorithm"], "step": found.step}
         if found.other_ranks:
@@ -239,6 +240,9 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """Save, if it is time: now no callback has still to see the last step."""
         algorithm = self._algorithm
         assert algorithm is not None
+        if self._metrics is not None:
+            model_state.restore_metrics(self.model, self._metrics)
+            self._metrics = None
         busy = self._writing is not None and not self._writing.done()
         if busy and not algorithm.synchronous:
             return  # later; synchronous ranks wait for the file instead, to save at one step

@@ -31,11 +31,11 @@ def capture(model: keras.Model) -> dict[str, Any]:
 
 
 def restore(model: keras.Model, saved: Mapping[str, Any], *, own: bool = True) -> None:
-    """The opposite of `capture`.
+    """The opposite of `capture`, but for the metrics.
 
     Args:
       own: whether this rank's own state was saved. The mean of other ranks' states has no random
-        states and no metrics that this rank may continue.
+        states that this rank may continue.
 
     Raises:
       UsageError: the model has other variables than the saved one.
@@ -48,14 +48,16 @@ def restore(model: keras.Model, saved: Mapping[str, Any], *, own: bool = True) -
         if own or id(variable) in common:
             variable.assign(value)
     state.finalize_layers(model)
-    if not own:
-        return
+    if own:
+        _set_random_states(saved["random"])
+
+
+def restore_metrics(model: keras.Model, saved: Mapping[str, Any]) -> None:
+    """Go on with the metrics of `capture`, within an epoch; if they are other ones, do nothing."""
     metrics = model.metrics_variables
-    # Keras builds metrics in the first step; before it there is nothing to continue.
     if [tuple(v.shape) for v in metrics] == [value.shape for value in saved["metrics"]]:
         for variable, value in zip(metrics, saved["metrics"], strict=True):
             variable.assign(value)
-    _set_random_states(saved["random"])
 
 
 def variables(model: keras.Model) -> list[keras.Variable]:

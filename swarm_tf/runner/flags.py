@@ -1,4 +1,4 @@
-"""The command line of a run: --config=FILE --workdir=DIR [--config.SECTION.KEY=VALUE ...].
+"""The command line of a run: --config=FILE --workdir=DIR [--resume=...] [--config.KEY=VALUE ...].
 
 Uses absl flags and ml_collections; every error becomes one line that says what is allowed. Each
 call has its own FlagValues, so no global state changes.
@@ -20,17 +20,22 @@ from swarm_tf.errors import UsageError
 from swarm_tf.options import describe_type
 from swarm_tf.runner import keys
 
-USAGE = "--config=configs/NAME.py --workdir=DIR [--config.SECTION.KEY=VALUE ...]"
+USAGE = (
+    "--config=configs/NAME.py --workdir=DIR [--resume=auto|must|never] "
+    "[--config.SECTION.KEY=VALUE ...]"
+)
+RESUME = ("auto", "must", "never")
 
 
-def parse(argv: Sequence[str]) -> tuple[RunConfig, str]:
+def parse(argv: Sequence[str]) -> tuple[RunConfig, str, str]:
     """Parses a command line; the caller must pass the result to `validation.validate`.
 
     Args:
       argv: as `sys.argv`, the program's name first.
 
     Returns:
-      The configuration with its overrides, and the path given as --workdir.
+      The configuration with its overrides, the path given as --workdir, and whether the run goes
+      on from the checkpoints in it: one of `RESUME`.
 
     Raises:
       UsageError: one line, if an argument or the file is invalid.
@@ -45,7 +50,7 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, str]:
         raise UsageError(f"--config is missing; use {argv[0]} {USAGE}")
     if not workdir:
         raise UsageError("--workdir is missing; name the directory for the files of the run")
-    return _override(load(path), overrides), workdir
+    return _override(load(path), overrides), workdir, known["resume"].value
 
 
 def load(path: str) -> RunConfig:
@@ -88,6 +93,8 @@ def _parse_known(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     known.set_gnu_getopt(True)
     flags.DEFINE_string("config", None, "configuration file", flag_values=known)
     flags.DEFINE_string("workdir", None, "directory for the files of the run", flag_values=known)
+    text = "whether to go on from the checkpoints in workdir"
+    flags.DEFINE_enum("resume", "auto", RESUME, text, flag_values=known)
     flags.DEFINE_boolean("help", False, "print the keys", short_name="h", flag_values=known)
     try:
         return known, known(list(argv), known_only=True)

@@ -23,6 +23,9 @@ from swarm_tf.runner.summary import Summary
 
 _log = logging.getLogger("swarm_tf")
 
+CHECKPOINTS = "checkpoints"
+"""The directory of the checkpoints, in the workdir."""
+
 _MIN_FREE_BYTES = 1 << 16
 """A run does not start if fewer bytes than these can be written."""
 
@@ -52,14 +55,24 @@ class MetricsWriter:
     The files of an earlier run that has at least written a line of metrics are moved to
     `previous-1` (or the next free number) in the workdir. So an old summary.json or old weights
     cannot be mistaken for the result of a new run that failed, and starting again loses no result.
+    But a run that goes on from a checkpoint continues the files.
 
     On a full disk, lines of metrics and TensorBoard events are left out, with one warning for each
     of the two. The weights and the summary are the result of the run: if they cannot be written,
     `close` tries again and raises an error if that fails too.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], rank: int = 0) -> None:
-        """Creates `workdir`; raises UsageError if rank 0 cannot write to it."""
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        rank: int = 0,
+        continues: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Creates `workdir`; raises UsageError if rank 0 cannot write to it.
+
+        Args:
+          continues: what `state` returned at the checkpoint that the run goes on from.
+        """
         self._workdir = Path(workdir)
         self._rank = rank
         self._start = time.monotonic()
@@ -70,9 +83,21 @@ class MetricsWriter:
         self._unwritten: dict[str, Callable[[], bytes | memoryview]] = {}
         if rank == 0:
             check_writable(workdir)
-            self._earlier = _move_earlier_run(self._workdir)
             path = self._workdir / "metrics.jsonl"
-            self._lines = open(path, "wb", buffering=0)  # noqa: SIM115 (until close)
+            if continues is None:
+                self._earlier = _move_earlier_run(self._workdir)
+                path.write_bytes(b"")
+            self._lines = open(path, "ab", buffering=0)  # noqa: SIM115 (until close)
+        if continues is not None:
+            self._start -= continues["seconds"]
+            if self._lines:  # lines after the checkpoint are written again
+                self._lines.truncate(min(continues["bytes"], self._lines.seek(0, os.SEEK_END)))
+                self._lines.seek(0, os.SEEK_END)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: seconds since the start, and bytes of metrics.jsonl (0 if not here)."""
+        end = self._lines.tell() if self._lines else 0
+        return {"seconds": time.monotonic() - self._start, "bytes": end}
 
     def config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, the result of `swarm_tf.config.to_dict`; raises as `file` does."""
@@ -235,14 +260,15 @@ def _append(file: FileIO, line: bytes) -> None:
 def _move_earlier_run(workdir: Path) -> Path | None:
     """Moves the files of an earlier run to a new subdirectory `previous-N`.
 
-    A used workdir is allowed because `make demo`, benchmarks and requeued jobs reuse theirs.
+    A used workdir is allowed because `make demo` and benchmarks reuse theirs.
 
     Returns:
       The subdirectory; None if there was no earlier result.
     """
     lines = workdir / "metrics.jsonl"
     results = [workdir / "summary.json", workdir / "consensus.weights.h5"]
-    if not any(path.exists() for path in results) and not (lines.exists() and lines.stat().st_size):
+    whole = [*results, workdir / CHECKPOINTS]
+    if not any(path.exists() for path in whole) and not (lines.exists() and lines.stat().st_size):
         return None
     events = workdir.glob("events.out.tfevents.*")
     for number in itertools.count(1):
@@ -251,7 +277,7 @@ def _move_earlier_run(workdir: Path) -> Path | None:
             break
     try:
         aside.mkdir()
-        for path in (lines, *results, workdir / "config.json", *events):
+        for path in (lines, *whole, workdir / "config.json", *events):
             if path.exists():
                 path.rename(aside / path.name)
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,14 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf import consensus
+from swarm_tf.checkpoint import Checkpoint
 from swarm_tf.cluster import signals, world
 from swarm_tf.config import RunConfig, to_dict
+from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, merge
 from swarm_tf.runner import algorithms, evaluation
-from swarm_tf.runner.metrics import MetricsWriter
-from swarm_tf.runner.progress import Progress, Status
+from swarm_tf.runner.metrics import CHECKPOINTS, MetricsWriter
+from swarm_tf.runner.progress import Progress
 from swarm_tf.runner.slowdown import Slowdown
 from swarm_tf.runner.summary import Summary
+from swarm_tf.runner.training_log import TrainingLog, prefixed
+from swarm_tf.runner.validation import check_unchanged
 from swarm_tf.state import moving_statistics
 from swarm_tf.trainer import Trainer
 from swarm_tf.weights import FlatWeights
@@ -35,17 +38,16 @@ class Run:
 
     Args:
       config: validated.
-      workdir: the directory into which rank 0 writes.
+      workdir: the directory into which rank 0 writes, and each rank its checkpoints.
       model: compiled.
-      train, test: data sets of batches; `train` repeats without end.
+      train_from: the training batches from the batch of a number on, without end.
+      test: batches of the test split.
       examples: number of training examples of all ranks together.
       steps: local steps of this rank.
       steps_per_pass: local steps per rank in one pass of all ranks together over the training set.
       score: returns further scores of the mean model, by name; called on all ranks.
       files: contents of other files that are needed to use the model, by name in `workdir`.
-
-    Raises:
-      UsageError: on rank 0, if `workdir` cannot be written.
+      resume: whether the run goes on from checkpoints in `workdir`: see `Checkpoint`.
     """
 
     def __init__(
@@ -54,53 +56,108 @@ class Run:
         workdir: str,
         model: keras.Model,
         *,
-        train: tf.data.Dataset,
+        train_from: Callable[[int], tf.data.Dataset],
         test: tf.data.Dataset,
         examples: int,
         steps: int,
         steps_per_pass: float,
         score: Callable[[], dict[str, Any]] = dict,
         files: Mapping[str, bytes] = MappingProxyType({}),
+        resume: str = "auto",
     ) -> None:
         self.config, self.workdir, self.model = config, Path(workdir), model
-        self.train_data, self.test_data = train, test
+        self.train_from, self.test_data = train_from, test
         self.steps, self.steps_per_pass, self.examples = steps, steps_per_pass, examples
         self.score, self.files = score, files
         self.trainer = Trainer(
             model, jit_compile=config.train.jit_compile, longest_block=config.train.log_every
         )
         self.algorithm = algorithms.build(config, steps)
-        self._writer = MetricsWriter(self.workdir, world.rank())
+        self.resume = resume
+        self._earlier = Counters()  # of the runs that this one goes on from
+        self._checkpoint: Checkpoint | None = None
+        self._writer = MetricsWriter(self.workdir, rank=-1)  # until `__call__`
 
     def __call__(self) -> Summary:
-        """Train, evaluate and write the files; after a signal, write them without an evaluation."""
-        began = time.monotonic()
+        """Train, evaluate and write the files; after a signal, write them without an evaluation.
+
+        Raises:
+          UsageError: `workdir` cannot be written, or has checkpoints of another configuration.
+        """
+        log = TrainingLog(self, Progress() if world.rank() == 0 else None)
+        first_step = self._prepare(log)
         with self._writer as writer:
             world.run_on_all_ranks(lambda: self._write_inputs(writer))
-            log = _Log(self, Progress() if world.rank() == 0 else None)
             with signals.listening():
                 self.trainer.fit(
-                    self.train_data,
+                    self.train_from(first_step),
                     steps=self.steps,
                     steps_per_epoch=math.ceil(self.steps_per_pass),
+                    first_step=first_step,
                     callbacks=self._callbacks(log),
                 )
                 distance, own = self._take_mean()
                 ended_by = self._ended_by()
-                summary = self._summarize(began, {} if ended_by else own, ended_by, distance)
+                summary = self._summarize({} if ended_by else own, ended_by, distance)
                 # A signal that arrives from here on only prevents the scores of the mean model.
                 writer.summary(summary)
                 world.gather(None, "the files of rank 0")
                 if not ended_by:
-                    self.log(self.steps, **_prefixed("test", own))
+                    self.log(self.steps, **prefixed("test", own))
                     final = self._final(own)
                     if received := signals.received():
                         final, ended_by = {}, received.name
                     summary = dataclasses.replace(summary, final=final, ended_by=ended_by)
                     numbers = {k: v for k, v in final.items() if not isinstance(v, str)}
-                    self.log(self.steps, **_prefixed("consensus", numbers))
+                    self.log(self.steps, **prefixed("consensus", numbers))
                     writer.summary(summary)
         return summary
+
+    def _prepare(self, log: TrainingLog) -> int:
+        """Open the files; if there are checkpoints, those of the earlier run.
+
+        Returns:
+          the local step at which this run begins.
+        """
+        train = self.config.train
+        saved: Mapping[str, Any] | None = None
+        if train.checkpoint_every is not None or train.checkpoint_steps is not None:
+            self._checkpoint = Checkpoint(
+                self.workdir / CHECKPOINTS,
+                train.checkpoint_every or math.inf,
+                steps=train.checkpoint_steps,
+                keep=train.checkpoint_keep,
+                resume=self.resume,
+                also=lambda: self._state(log),
+            )
+            if self.resume != "never":
+                found = self._checkpoint.found()
+                saved = None if found is None else found.state["also"]
+        elif self.resume == "must":
+            raise UsageError("--resume=must needs checkpoints, but train.checkpoint_every is None")
+        if saved is not None:
+            check_unchanged(self.config, saved["config"])
+            log.restore(saved["log"])
+            self._earlier = Counters(**{k: v.item() for k, v in saved["counters"].items()})
+            self.trainer.train_seconds = saved["train_seconds"]
+            self.trainer.wait_seconds = saved["wait_seconds"]
+        self._writer = world.run_on_all_ranks(
+            lambda: MetricsWriter(self.workdir, world.rank(), saved and saved["metrics"])
+        )
+        return 0 if self._checkpoint is None else self._checkpoint.first_step()
+
+    def _state(self, log: TrainingLog) -> dict[str, Any]:
+        """What a checkpoint has of the run, besides the training's own state."""
+        counters = dataclasses.asdict(self.counters)
+        return {
+            "config": to_dict(self.config),
+            "log": log.state(),
+            "metrics": self._writer.state(),
+            # As arrays, so that a run on another number of ranks begins with their mean.
+            "counters": {name: np.array(value) for name, value in counters.items()},
+            "train_seconds": self.trainer.train_seconds,
+            "wait_seconds": self.trainer.wait_seconds,
+        }
 
     def _write_inputs(self, writer: MetricsWriter) -> None:
         """Before training, write the configuration and the other files that the model needs."""
@@ -108,14 +165,15 @@ class Run:
         for name, content in self.files.items():
             writer.file(name, content)
 
-    def _callbacks(self, log: _Log) -> list[keras.callbacks.Callback]:
+    def _callbacks(self, log: TrainingLog) -> list[keras.callbacks.Callback]:
         """The algorithm comes before the log, because the log may take long to evaluate."""
         callbacks: list[keras.callbacks.Callback] = [self.algorithm]
         train = self.config.train
         if train.slow_factors or train.step_seconds:
             factor = train.slow_factors[world.rank()] if train.slow_factors else 1.0
             callbacks.append(Slowdown(factor, train.step_seconds))
-        return [*callbacks, log]
+        callbacks.append(log)
+        return callbacks if self._checkpoint is None else [*callbacks, self._checkpoint]
 
     def passes(self, step: float) -> float:
         """Passes of all ranks together over the training set until local step `step`."""
@@ -133,8 +191,8 @@ class Run:
 
     @property
     def counters(self) -> Counters:
-        """The counters of this rank."""
-        return self.algorithm.counters
+        """The counters of this rank, with those of the runs that this one goes on from."""
+        return self._earlier + self.algorithm.counters
 
     def _ended_by(self) -> str | None:
         """The name of the signal that ended the training of any rank, on all ranks; or None."""
@@ -146,9 +204,7 @@ class Run:
         )
         return next(filter(None, names), None)
 
-    def _summarize(
-        self, began: float, own: dict[str, float], ended_by: str | None, distance: float
-    ) -> Summary:
+    def _summarize(self, own: dict[str, float], ended_by: str | None, distance: float) -> Summary:
         """The summary of all ranks, without the final scores."""
         ranks = world.gather(
             {
@@ -174,7 +230,7 @@ class Run:
             local_steps_total=steps,
             epochs=self.passes(steps / len(ranks)),
             ended_by=ended_by,
-            wall_seconds=time.monotonic() - began,
+            wall_seconds=self._writer.state()["seconds"],
             train_seconds=train_seconds,
             examples_per_second=float(np.mean(rates)) / self.steps_per_pass * self.examples,
             final={},
@@ -233,66 +289,13 @@ class Run:
         distance = consensus.distance(algorithm.weights, algorithm.transport, mean)
         algorithm.weights.assign(mean)
         if self.config.train.recalibrate or not self.config.swarm.average_statistics:
-            evaluation.recalibrate(self.model, self.train_data.take(_RECALIBRATION_BATCHES))
+            evaluation.recalibrate(self.model, self.train_from(0).take(_RECALIBRATION_BATCHES))
             # Each rank used its own part of the data.
             statistics = FlatWeights(moving_statistics(self.model))
             statistics.assign(consensus.mean(statistics, algorithm.transport))
         return distance
 
 
-class _Log(keras.callbacks.Callback):  # type: ignore[misc]
-    """Evaluates the rank's own model at intervals; on rank 0 writes metrics.jsonl and progress."""
-
-    def __init__(self, run: Run, progress: Progress | None) -> None:
-        super().__init__()
-        self._run, self._progress = run, progress
-        self._accuracy: float | None = None
-        self._next_log = self._last_evaluation = 0.0
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        step = self._run.trainer.steps_taken
-        if self._progress and step >= self._next_log:
-            self._next_log = step + self._run.config.train.log_every
-            self._run.log(step, **logs or {})
-            self._progress.update(self._status(step, logs))
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        step = int(self.model.optimizer.iterations.numpy())
-        if self._progress:
-            self._run.log(step, **_prefixed("pass", logs or {}))
-        due = epoch + 1 >= self._last_evaluation + self._run.config.train.evaluate_every
-        # The run evaluates the model again at its end.
-        ends = step >= self._run.steps or self.model.stop_training
-        if due and not ends:
-            self._last_evaluation = epoch + 1
-            synchronous = self._run.algorithm.synchronous
-            # In a swarm all ranks evaluate: a single one would fall behind the others.
-            if self._progress or not synchronous:
-                tested = evaluation.evaluate(self.model, self._run.test_data)
-                self._accuracy = tested.get("accuracy")
-                self._run.log(step, **_prefixed("test", tested))
-            if synchronous:  # the others wait here, so that `exposed` does not count this time
-                world.gather(None, "the evaluation of rank 0", world.FIRST_SECONDS)
-        if self._progress:
-            self._progress.end_epoch(self._status(step, logs))
-
-    def _status(self, step: int, logs: dict[str, float] | None) -> Status:
-        run, counters = self._run, self._run.counters
-        return Status(
-            epoch=run.passes(step),
-            epochs=run.passes(run.steps),
-            loss=(logs or {}).get("loss", float("nan")),
-            accuracy=self._accuracy,
-            exchanges=counters.exchanges + counters.exchanges_served,
-            bytes_sent=counters.bytes_sent,
-            exposed_fraction=counters.exposed_seconds / max(run.trainer.train_seconds, 1e-9),
-        )
-
-
 def _assign(variables: list[keras.Variable], values: list[Any]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-
-
-def _prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}_{name}": value for name, value in values.items()}

@@ -1,10 +1,11 @@
 """Checks a configuration before training; every error is one line."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from swarm_tf import options
-from swarm_tf.config import RunConfig, algorithms
+from swarm_tf.config import RunConfig, algorithms, to_dict
 from swarm_tf.errors import UsageError
 
 
@@ -33,6 +34,37 @@ def validate(config: RunConfig, size: int) -> None:
     getattr(config, config.algorithm).check(
         config.algorithm, ranks=size, seed=config.seed, common=config.swarm
     )
+
+
+def check_unchanged(config: RunConfig, saved: Mapping[str, Any]) -> None:
+    """Checks that a run that goes on from checkpoints has the configuration that it began with.
+
+    Keys of other algorithms do not count, nor those that `may_change`.
+
+    Args:
+      saved: `config.to_dict` of the run that wrote the checkpoints.
+
+    Raises:
+      UsageError: names the first key that differs, and both values.
+    """
+    now, others = to_dict(config), algorithms(config).keys() - {config.algorithm, "swarm"}
+    _check_section(config, now, saved, "")
+    for section in fields(config):
+        if "rule" not in section.metadata and section.name not in others:
+            value: Any = getattr(config, section.name)
+            earlier = saved.get(section.name, {})
+            _check_section(value, now[section.name], earlier, f"{section.name}.")
+
+
+def _check_section(section: Any, now: Mapping[str, Any], saved: Mapping[str, Any], at: str) -> None:
+    for option in options.fields(section):
+        name = option.name
+        if option.metadata["may_change"] or name not in saved or now[name] == saved[name]:
+            continue
+        raise UsageError(
+            f"{at}{name}={now[name]}, but the run of the checkpoints in --workdir began with "
+            f"{saved[name]}; keep that, or begin anew with --resume=never"
+        )
 
 
 def _check_train(config: RunConfig, size: int, *, waits_in_step: bool) -> None:

@@ -1,8 +1,6 @@
 """A training that goes on from a checkpoint ends like one that was never interrupted."""
 
 import hashlib
-import json
-import shutil
 
 import keras
 import numpy as np
