@@ -48,7 +48,7 @@ class Method:
     def arguments(self, config: str, workdir: Path, rest: Sequence[str]) -> list[str]:
         """Its command line, from train.py on; `rest` are the arguments that all methods get."""
         flags = [f"--config.{setting}" for setting in self.settings]
-        line = ["train.py", f"--config={config}", f"--workdir={workdir}"]
+        line = ["train.py", f"--config={config}", f"--workdir={workdir}", "--resume=never"]
         return [*line, *rest, f"--config.algorithm={self.algorithm}", *flags]
 
 

@@ -23,7 +23,7 @@ from swarm_tf.errors import UsageError
 
 if TYPE_CHECKING:
     from swarm_tf.algorithm import Algorithm
-    from swarm_tf.checkpoint import Checkpoint
+    from swarm_tf.checkpoint.callback import Checkpoint
     from swarm_tf.cluster.world import rank, size
     from swarm_tf.swarmsgd import SwarmCallback
     from swarm_tf.trainer import Trainer
@@ -34,7 +34,7 @@ __all__ = ["Algorithm", "Checkpoint", "SwarmCallback", "Trainer", "UsageError", 
 
 _MODULE_OF = {
     "Algorithm": "swarm_tf.algorithm",
-    "Checkpoint": "swarm_tf.checkpoint",
+    "Checkpoint": "swarm_tf.checkpoint.callback",
     "SwarmCallback": "swarm_tf.swarmsgd",
     "Trainer": "swarm_tf.trainer",
     "rank": "swarm_tf.cluster.world",

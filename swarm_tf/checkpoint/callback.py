@@ -19,7 +19,7 @@ from swarm_tf import files, state
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.checkpoint import agreement, model_state
 from swarm_tf.checkpoint.store import Stage, Store, remove_other_stages
-from swarm_tf.cluster import world
+from swarm_tf.cluster import environment, world
 from swarm_tf.errors import UsageError
 from swarm_tf.options import POSITIVE, at_least, checked, one_of
 from swarm_tf.training_loop import callback_list, set_epoch_length
@@ -54,7 +54,8 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
       steps: local steps between two; None: as `every` says.
       keep: checkpoints that each rank keeps.
       resume: "auto": go on if there are checkpoints; "must": refuse to begin anew; "never": begin
-        anew, and keep the checkpoints that are there.
+        anew, and rename the directory if it has checkpoints. But if Slurm or swarmrun has started
+        this very job again, "never" is "auto".
       also: returns what else to save, JSON values and NumPy arrays; see `found`.
 
     Raises:
@@ -77,7 +78,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self.every = checked("Checkpoint.every", every, float, POSITIVE)
         self.steps = checked("Checkpoint.steps", steps, int | None, at_least(1))
         self.keep = checked("Checkpoint.keep", keep, int, at_least(1))
-        self.resume = checked("Checkpoint.resume", resume, str, one_of(("auto", "must", "never")))
+        allowed = one_of(("auto", "must", "never"))
+        self.resume = checked("Checkpoint.resume", resume, str, allowed)
+        if resume == "never" and environment.is_restart():
+            self.resume = "auto"
         self._also = also
         self._found: agreement.Found | None = None
         self._loaded = self._resumed = False
@@ -141,7 +145,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         rank, size = (0, 1) if transport is None else (transport.rank, transport.size)
         last = agreement.newest_stage(self.directory, transport)
         found = None
-        if self.resume != "never" and last is not None:
+        if last is not None and self.resume == "never":
+            self._move_aside(transport)
+            last = None
+        elif last is not None:
             found = agreement.find(self.directory, transport, last)
         if found is None and self.resume == "must":
             raise UsageError(
@@ -155,6 +162,20 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             _log.warning("going on from %s, step %d", self.directory / found.stage.name, found.step)
         self._found, self._loaded = found, True
         return found
+
+    def _move_aside(self, transport: Transport | None) -> None:
+        """On rank 0, rename the directory."""
+        reason, number = "", 1
+        if transport is None or transport.rank == 0:
+            while (aside := Path(f"{self.directory}-{number}")).exists():
+                number += 1
+            try:
+                self.directory.rename(aside)
+            except OSError as error:
+                reason = f"{self.directory} cannot be renamed ({files.reason(error)})"
+        reasons = world.gather_over(transport, reason, "the earlier checkpoints")
+        if reasons[0]:
+            raise UsageError(reasons[0])
 
     # Keras' hooks.
 
@@ -297,7 +318,12 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             _log.warning("no checkpoint at step %d: the weights contain NaN or Inf", step)
             return
         assert self._writer is not None
-        self._writing = self._writer.submit(self._store().write, step, snapshot)
+        self._writing = self._writer.submit(self._write, step, snapshot)
+
+    def _write(self, step: int, snapshot: Mapping[str, Any]) -> Path:
+        path = self._store().write(step, snapshot)
+        environment.note_progress()
+        return path
 
     def _snapshot(self) -> Mapping[str, Any] | None:
         """The state of this rank; None if its weights are not finite."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -61,6 +62,25 @@ def parent() -> tuple[int, int] | None:
 def forget_parent(environment: dict[str, str]) -> None:
     """Remove the mark from `environment`, so that the processes of another job can be ranks."""
     environment.pop(_JOINED, None)
+
+
+PROGRESS = "SWARM_TF_PROGRESS"
+"""A variable of `swarmrun --restarts`: a file that a rank creates when it has made progress."""
+
+RESTARTED = "SWARM_TF_RESTARTED"
+"""A variable of `swarmrun --restarts`: how often the job has been started again."""
+
+
+def note_progress() -> None:
+    """This rank has made progress that is on disk."""
+    if path := os.environ.get(PROGRESS):
+        with contextlib.suppress(OSError):  # swarmrun's directory may be on another host
+            open(path, "w").close()
+
+
+def is_restart() -> bool:
+    """Whether swarmrun or Slurm has started this job again."""
+    return _first_number((RESTARTED, "SLURM_RESTART_COUNT"), 0) > 0
 
 
 def _job() -> str:

@@ -1,8 +1,9 @@
 """swarmrun: `swarmrun -n 4 script.py ...` starts a script on several ranks.
 
 It finds the mpirun of the MPI that mpi4py uses, sets the variables that mpirun needs here, forwards
-signals, and exits with the code of the script. --dry-run prints the command, which also works
-without swarmrun.
+signals, and exits with the code of the script. --restarts K starts a job that failed again, up to K
+times; it goes on from its checkpoints. --dry-run prints the command, which also works without
+swarmrun.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +28,13 @@ from swarm_tf.cluster import environment, subprocesses
 from swarm_tf.errors import UsageError
 
 USAGE = (
-    "swarmrun -n RANKS [--hosts HOST[:RANKS],...] [--dry-run] script.py|-m module [arguments ...]"
+    "swarmrun -n RANKS [--hosts HOST[:RANKS],...] [--restarts K] [--dry-run] "
+    "script.py|-m module [arguments ...]"
 )
 
 # "mpirun (Open MPI) 5.0.11"; called by another name, "mpirun.openmpi (OpenRTE) 4.1.4".
 _OPEN_MPI = re.compile(r"\((?:Open MPI|OpenRTE)\) (\d+)")
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds before a job is started again
 _NAMES = ("mpirun", "mpiexec", "mpirun.openmpi", "mpirun.mpich", "mpiexec.hydra")
 _FORWARDED = re.compile(
     r"PATH|PYTHON\w*|LD_LIBRARY_PATH|VIRTUAL_ENV|(SWARM_TF|KERAS|TF|TFDS|OMP|XLA|CUDA|HOROVOD)_\w+"
@@ -39,19 +44,36 @@ _FORWARDED = re.compile(
 def main() -> None:
     """Exits with the code of the script; with 2 and one line if it cannot be started."""
     try:
-        command, variables, dry_run = plan(sys.argv[1:])
+        job = plan(sys.argv[1:])
     except UsageError as error:
         print(f"swarmrun: {error}", file=sys.stderr)
         sys.exit(2)
-    if dry_run:
-        changed = {k: v for k, v in variables.items() if os.environ.get(k) != v}
-        print(shlex.join([*(f"{k}={v}" for k, v in sorted(changed.items())), *command]))
+    if job.dry_run:
+        changed = {k: v for k, v in job.variables.items() if os.environ.get(k) != v}
+        print(shlex.join([*(f"{k}={v}" for k, v in sorted(changed.items())), *job.command]))
         return
-    sys.exit(run(command, variables))
+    sys.exit(run_again(job) if job.restarts else run(job.command, job.variables, []))
 
 
-def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
-    """The command, its environment, and whether it is only to be shown.
+@dataclass(frozen=True)
+class Job:
+    """What to start.
+
+    Attributes:
+      command: mpirun with its arguments.
+      variables: its environment.
+      dry_run: whether the command is only shown.
+      restarts: how often it may be started again.
+    """
+
+    command: list[str]
+    variables: dict[str, str]
+    dry_run: bool
+    restarts: int
+
+
+def plan(arguments: list[str]) -> Job:
+    """The job that these arguments describe.
 
     Raises:
       UsageError: the arguments are not of the form `USAGE`, or there is no fitting mpirun.
@@ -61,6 +83,8 @@ def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
     # Whether a user watches: ranks can't know, since mpirun gives them a pipe or its own terminal.
     variables = {**os.environ, "SWARM_TF_LIVE": str(int(sys.stdout.isatty()))}
     environment.forget_parent(variables)
+    if options.restarts:  # so that these are passed to other hosts too
+        variables |= {environment.PROGRESS: "", environment.RESTARTED: "0"}
     command = [find_mpirun(library), "-n", str(options.ranks)]
     if "Open MPI" in library:
         variables |= _open_mpi_settings(options.ranks)
@@ -69,7 +93,8 @@ def plan(arguments: list[str]) -> tuple[list[str], dict[str, str], bool]:
             command += ["--host", options.hosts, *(word for name in names for word in ("-x", name))]
     elif options.hosts:
         command += ["-hosts", options.hosts]
-    return [*command, sys.executable, *script], variables, options.dry_run
+    command += [sys.executable, *script]
+    return Job(command, variables, options.dry_run, options.restarts)
 
 
 def mpi_library() -> str:
@@ -126,13 +151,53 @@ def _fits(mpirun: str, library: str) -> bool:
     return code == 0 and found is None
 
 
-def run(command: list[str], variables: Mapping[str, str]) -> int:
+def run_again(job: Job) -> int:
+    """Starts the job, and again when it has failed; returns the last exit code.
+
+    It is not started again after success, a refusal (2) or a signal to swarmrun, nor when two
+    starts in a row have ended without a new checkpoint on this host.
+    """
+    received: list[int] = []
+    pause, fruitless = _SHORTEST_PAUSE, 0
+    with tempfile.TemporaryDirectory(prefix="swarmrun-") as directory:
+        progress = Path(directory) / "progress"
+        variables = {**job.variables, environment.PROGRESS: str(progress)}
+        for left in range(job.restarts, -1, -1):
+            progress.unlink(missing_ok=True)
+            variables[environment.RESTARTED] = str(job.restarts - left)
+            code = run(job.command, variables, received)
+            if code in (0, 2) or received or not left:
+                return code
+            if progress.exists():
+                pause, fruitless = _SHORTEST_PAUSE, 0
+            else:
+                fruitless += 1
+            if fruitless == 2:
+                _say(f"exit code {code}, and two starts without a new checkpoint: giving up")
+                return code
+            _say(f"exit code {code}; starting again in {pause:g} s, {left} restarts left")
+            deadline = time.monotonic() + pause
+            while not received and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if received:
+                return 128 + received[0]
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    raise AssertionError("the last start returns")
+
+
+def _say(text: str) -> None:
+    print(f"swarmrun: {text}", file=sys.stderr, flush=True)
+
+
+def run(command: list[str], variables: Mapping[str, str], received: list[int]) -> int:
     """Starts `command`, forwards signals, and returns its exit code, or 128 + the signal.
 
     A first SIGTERM or SIGINT is forwarded as SIGUSR1, which ends the ranks cleanly: after
     SIGTERM Open MPI would kill them at once. A second one kills them.
+
+    Args:
+      received: signals are appended, as long as the program runs.
     """
-    received: list[int] = []
     # In a session of its own: the terminal would send Ctrl-C to mpirun too.
     process = subprocess.Popen(
         command,
@@ -169,6 +234,7 @@ class _Options:
     ranks: int
     hosts: str | None
     dry_run: bool
+    restarts: int
 
 
 # The names that mpiruns use: Open MPI's knows all of the first, MPICH's some of the second.
@@ -180,18 +246,23 @@ def _parse(arguments: list[str]) -> tuple[_Options, list[str]]:
     """The options of swarmrun, and the script with its arguments."""
     ranks: str | None = None
     hosts: str | None = None
+    restarts = "0"
     dry_run, rest = False, list(arguments)
     while rest and rest[0].startswith("-") and rest[0] != "-m":
         flag, equals, value = rest.pop(0).partition("=")
         if flag in ("-h", "--help"):
             print(USAGE)
             sys.exit(0)
-        if flag in (*_RANKS, *_HOSTS) and not equals:
+        if flag in (*_RANKS, *_HOSTS, "--restarts") and not equals:
             value = rest.pop(0) if rest else ""
         if flag == "--dry-run" and not equals:
             dry_run = True
         elif flag in _HOSTS:
             hosts = value
+        elif flag == "--restarts":
+            restarts = value
+            if not re.fullmatch("[0-9]+", restarts):
+                raise UsageError(f"--restarts {restarts} must be a whole number; {USAGE}")
         elif flag in _RANKS:
             ranks = value
             if not re.fullmatch("0*[1-9][0-9]*", ranks):
@@ -219,13 +290,15 @@ def _parse(arguments: list[str]) -> tuple[_Options, list[str]]:
         near = difflib.get_close_matches(rest[0], there, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"{rest[0]} is not a file{hint}; {USAGE}")
-    return _Options(int(ranks), hosts, dry_run), rest
+    return _Options(int(ranks), hosts, dry_run, int(restarts)), rest
 
 
 def _suggestion(flag: str) -> str:
     if number := re.fullmatch(r"--?np?(\d+)", flag):
         return f"; did you mean -n {number[1]}?"
-    near = difflib.get_close_matches(flag, [*_RANKS, *_HOSTS, "--dry-run"], n=1, cutoff=0.7)
+    near = difflib.get_close_matches(
+        flag, [*_RANKS, *_HOSTS, "--dry-run", "--restarts"], n=1, cutoff=0.7
+    )
     if near:
         return f"; did you mean {near[0]}?"
     return "; a flag of the script comes after the script, and one of mpirun needs mpirun itself"

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf import consensus
-from swarm_tf.checkpoint import Checkpoint
+from swarm_tf.checkpoint.callback import Checkpoint
 from swarm_tf.cluster import signals, world
 from swarm_tf.config import RunConfig, to_dict
 from swarm_tf.errors import UsageError
@@ -130,7 +130,7 @@ class Run:
                 resume=self.resume,
                 also=lambda: self._state(log),
             )
-            if self.resume != "never":
+            if self._checkpoint.resume != "never":
                 found = self._checkpoint.found()
                 saved = None if found is None else found.state["also"]
         elif self.resume == "must":

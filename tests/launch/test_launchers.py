@@ -58,7 +58,8 @@ def library():
 @pytest.mark.slow  # swarmrun, which starts most ranks of the tests, calls exactly this
 def test_mpirun_starts_ranks_that_train(tmp_path):
     # swarmrun knows which settings mpirun needs as root, and with more ranks than cores.
-    command, environment, _ = swarmrun.plan(["-n", "2", "train.py"])
+    job = swarmrun.plan(["-n", "2", "train.py"])
+    command, environment = job.command, job.variables
     done = run(command[0], "-n", 2, "python", *SMALL, f"--workdir={tmp_path}", **environment)
     trained(done, tmp_path, 2)
 

@@ -16,13 +16,13 @@ SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
 def test_the_script_and_its_arguments_are_passed_to_mpirun_unchanged():
-    command, _, _ = swarmrun.plan(["-n", "3", __file__, "-n", "7", "--dry-run"])
+    command = swarmrun.plan(["-n", "3", __file__, "-n", "7", "--dry-run"]).command
     assert Path(command[0]).name in ("mpirun", "mpiexec")
     assert command[1:] == ["-n", "3", sys.executable, __file__, "-n", "7", "--dry-run"]
 
 
 def test_more_ranks_than_cores_are_allowed():
-    _, variables, _ = swarmrun.plan(["-n", str(2 * os.cpu_count()), __file__])
+    variables = swarmrun.plan(["-n", str(2 * os.cpu_count()), __file__]).variables
     assert variables["PRTE_MCA_rmaps_default_mapping_policy"] == "slot:oversubscribe"
 
 
@@ -52,6 +52,8 @@ def test_more_ranks_than_cores_are_allowed():
         (["-n", "2", "no_such.py"], "no_such.py"),
         (["-n", "2", "-m"], "module"),
         (["-n", "2", "--hosts"], "--hosts"),
+        (["-n", "2", "--restarts", "some", __file__], "--restarts some must be a whole number"),
+        (["-n", "2", "--restart=3", __file__], "did you mean --restarts"),
         (["-n", "2", "--hosts", "a:b", "x.py"], "--hosts a:b"),
     ],
 )
@@ -70,9 +72,9 @@ def test_wrong_arguments_are_refused_in_one_line(arguments, word):
     "hosts", [["-H", "a,b"], ["--host", "a,b"], ["-hosts", "a,b"], ["--hosts=a,b"]]
 )
 def test_the_flags_of_every_mpirun_are_accepted(flags, hosts):
-    expected, _, _ = swarmrun.plan(["-n", "2", "--hosts", "a,b", __file__])
-    assert swarmrun.plan([*flags, *hosts, __file__])[0] == expected
-    assert swarmrun.plan([*hosts, *flags, __file__])[0] == expected
+    expected = swarmrun.plan(["-n", "2", "--hosts", "a,b", __file__]).command
+    assert swarmrun.plan([*flags, *hosts, __file__]).command == expected
+    assert swarmrun.plan([*hosts, *flags, __file__]).command == expected
 
 
 def test_dry_run_prints_the_command_and_starts_nothing():
@@ -85,7 +87,7 @@ def test_dry_run_prints_the_command_and_starts_nothing():
 
 def test_hosts_are_passed_to_mpirun_with_the_variables_their_ranks_need(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    command, _, _ = swarmrun.plan(["-n", "3", "--hosts", "a:2,b", __file__])
+    command = swarmrun.plan(["-n", "3", "--hosts", "a:2,b", __file__]).command
     hosts = command.index("--host" if "--host" in command else "-hosts")
     assert command[hosts + 1] == "a:2,b"
     assert command[-2:] == [sys.executable, __file__]

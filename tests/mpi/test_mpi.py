@@ -30,6 +30,7 @@ RANKS = {
     "callbacks": 2,  # Keras' callbacks on several ranks
     "signals_in_fit": 2,  # a signal ends all ranks, at any moment
     "leaves": 2,  # a failed training that was handled ends no program
+    "resume": 2,  # a training goes on from its checkpoint as if it had never been interrupted
     "evaluate": 2,  # an evaluation delays no other rank
     "children": 2,  # processes that a rank starts are not part of the job
 }

@@ -42,8 +42,9 @@ def refusal(*argv):
 
 
 def test_without_overrides_the_file_decides(path):
-    run, workdir = parse(path)
+    run, workdir, resume = parse(path)
     assert (run.model.name, run.swarm.bits, workdir) == ("resnet8", 8, "w")
+    assert resume == "auto"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_without_overrides_the_file_decides(path):
     ],
 )
 def test_an_override_changes_one_key(path, arguments, key, value):
-    run, _ = parse(path, *arguments)
+    run, *_ = parse(path, *arguments)
     changed = config.flatten(config.to_dict(run))
     assert changed.pop(key) == value
     unchanged = config.flatten(config.to_dict(parse(path)[0]))
@@ -75,10 +76,10 @@ def test_an_override_changes_one_key(path, arguments, key, value):
 
 
 def test_order_of_flags_does_not_matter(path):
-    run, workdir = flags.parse(
-        ["train.py", "--config.swarm.bits=4", "--workdir", "w", "--config", path]
+    run, *others = flags.parse(
+        ["train.py", "--config.swarm.bits=4", "--resume=must", "--workdir", "w", "--config", path]
     )
-    assert (run.swarm.bits, workdir) == (4, "w")
+    assert (run.swarm.bits, others) == (4, ["w", "must"])
 
 
 def test_a_file_may_take_an_argument(path):

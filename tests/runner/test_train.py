@@ -185,7 +185,7 @@ def test_two_ranks_that_share_the_test_split_have_the_score_of_one(tmp_path):
     assert final.keys() == names
     assert final["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
 
-    config, _ = flags.parse(["", f"--config={ROOT / recipe}", f"--workdir={tmp_path}", *short])
+    config, *_ = flags.parse(["", f"--config={ROOT / recipe}", f"--workdir={tmp_path}", *short])
     task = tasks.build(config, str(tmp_path))
     task.model.load_weights(tmp_path / "consensus.weights.h5")
     task.model.compile(loss=task.loss, weighted_metrics=task.metrics, jit_compile=False)

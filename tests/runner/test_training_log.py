@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import keras
 import pytest
 
-from swarm_tf.runner import run
+from swarm_tf.runner import training_log
 
 
 class Watch:
@@ -14,9 +14,9 @@ class Watch:
     def __init__(self, monkeypatch, algorithm):
         self.calls = []
         monkeypatch.setattr(
-            run.evaluation, "evaluate", lambda *_: self.calls.append("evaluate") or {}
+            training_log.evaluation, "evaluate", lambda *_: self.calls.append("evaluate") or {}
         )
-        monkeypatch.setattr(run.world, "gather", lambda *_: self.calls.append("gather"))
+        monkeypatch.setattr(training_log.world, "gather", lambda *_: self.calls.append("gather"))
         train = SimpleNamespace(evaluate_every=2.0, log_every=10)
         self.run = SimpleNamespace(
             algorithm=algorithm,
@@ -28,7 +28,7 @@ class Watch:
 
     def epochs(self, progress, stop=False):
         """Ends four epochs of ten steps; on rank 0 if `progress` is not None."""
-        log = run._Log(self.run, progress)
+        log = training_log.TrainingLog(self.run, progress)
         model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
         model.compile("sgd")
         log.set_model(model)
