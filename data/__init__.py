@@ -3,10 +3,12 @@
 `data.images.load` loads sets of images, `data.text.translation.load` sets of sentence pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
+
+Stages = Sequence[Sequence[int]]
 
 AHEAD = 2
 """Batches that are prefetched: one is enough on average, the second covers a slow batch."""
@@ -17,7 +19,9 @@ class Data:
     """The training and test data of one rank, for any kind of examples.
 
     Attributes:
-      train_from: `train`, beginning with the batch of a number; a resumed run goes on there.
+      train_from: train_from(first, stages) is `train` from batch `first` on, where a resumed run
+        goes on. `stages` are earlier parts of the run, on other numbers of ranks: for each, the
+        batches that each rank has used. What was used of an epoch is left out.
       test: batches of the whole test split, once.
       train_examples: number of training examples of all ranks together.
       shard_examples: number of training examples in this rank's part.
@@ -25,7 +29,7 @@ class Data:
         train_examples; the same on every rank, even if their parts differ in size.
     """
 
-    train_from: Callable[[int], tf.data.Dataset]
+    train_from: Callable[[int, Stages], tf.data.Dataset]
     test: tf.data.Dataset
     train_examples: int
     shard_examples: int
@@ -34,4 +38,4 @@ class Data:
     @property
     def train(self) -> tf.data.Dataset:
         """Training batches without end; every iterator starts at the first batch."""
-        return self.train_from(0)
+        return self.train_from(0, ())

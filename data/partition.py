@@ -6,11 +6,16 @@ together contain each of 0..examples-1 once.
 Examples in memory are distributed one by one (`epochs`). Examples that are read from disk are
 distributed as ranges of consecutive records (`range_epochs`), because a file of records can only be
 read sequentially.
+
+A run that goes on with another number of ranks divides what is left of an epoch anew, so that each
+example is still used once an epoch: `used_by` finds what was used, `epochs` leaves it out.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +25,8 @@ from swarm_tf.errors import UsageError
 
 Indices = npt.NDArray[np.int64]
 Ranges = npt.NDArray[np.int64]  # [k, 2]: number of the first record, and how many
+Used = Mapping[int, Indices]
+"""The examples that were used in an epoch, by the number of the epoch."""
 
 # Ranges per rank. More ranges mix better, but to reach a range a rank must read all records before
 # it in its file: with f files it reads (1 + 32 ranks/f)/2 times the bytes if 32 ranks > f.
@@ -28,10 +35,14 @@ _RANGES = 32
 # Each purpose has its own stream of random numbers, so that no two purposes share a seed.
 _COMMON, _CUT, _OWN = range(3)
 
+_NONE: Indices = np.empty(0, np.int64)
 
-def iid(examples: int, size: int, seed: int, epoch: int) -> list[Indices]:
-    """Equal parts of a permutation that differs in every epoch; sizes differ by at most 1."""
-    return np.array_split(_rng(seed, _COMMON, epoch).permutation(examples), size)
+
+def iid(examples: int, size: int, seed: int, epoch: int, used: Indices = _NONE) -> list[Indices]:
+    """Equal parts of a permutation that differs in every epoch, without the examples in `used`;
+    sizes differ by at most 1."""
+    order = _rng(seed, _COMMON, epoch).permutation(examples)
+    return np.array_split(_without(order, used), size)
 
 
 def static(examples: int, size: int, seed: int) -> list[Indices]:
@@ -74,27 +85,79 @@ def epochs(
     size: int,
     alpha: float,
     seed: int,
-) -> Iterator[Indices]:
-    """The indices of `rank` in epoch 0, 1, 2, ..., in the order of use, without end.
+    used: Used = MappingProxyType({}),
+) -> Iterator[tuple[int, Indices]]:
+    """The number of each epoch, and the indices of `rank` in it in the order of use, without end.
+
+    Args:
+      used: examples that are left out of some epochs. It begins with the first epoch that is not
+        used up.
 
     Raises:
       UsageError: if the partition is unknown, alpha <= 0, or there are fewer examples than ranks;
         raised by the call, not when the first epoch is drawn.
     """
     _check(partition, len(labels), size)
+    first = first_epoch(used, len(labels))
     if partition == "iid":
-        return (iid(len(labels), size, seed, epoch)[rank] for epoch in count())
+        return (
+            (epoch, iid(len(labels), size, seed, epoch, used.get(epoch, _NONE))[rank])
+            for epoch in count(first)
+        )
     if partition == "static":
-        return _reshuffled(static(len(labels), size, seed)[rank], rank, seed)
+        part = static(len(labels), size, seed)[rank]
+    else:
+        check_alpha(alpha)
+        part = dirichlet(labels, size, alpha, seed)[rank]
+    return (
+        (epoch, _without(_rng(seed, _OWN, rank, epoch).permutation(part), used.get(epoch, _NONE)))
+        for epoch in count(first)
+    )
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises UsageError if the concentration of a Dirichlet distribution is not above 0."""
     if not alpha > 0:
         raise UsageError(f"data.dirichlet_alpha={alpha} must be above 0; 0.1 is strong skew")
-    return _reshuffled(dirichlet(labels, size, alpha, seed)[rank], rank, seed)
+
+
+def first_epoch(used: Used, examples: int) -> int:
+    """The first epoch of which not all examples are used."""
+    return next(epoch for epoch in count() if len(used.get(epoch, _NONE)) < examples)
+
+
+def used_by(
+    stages: Sequence[Sequence[int]],
+    examples: int,
+    batches: Callable[[int, int, Used], Iterator[Indices]],
+) -> dict[int, Indices]:
+    """The examples that earlier stages of a run have used, in each epoch that they have begun.
+
+    Args:
+      stages: for each stage, the batches that each of its ranks has used.
+      examples: in an epoch, of all ranks together.
+      batches: batches(rank, size, used) are those of a rank in a stage before which `used` was
+        used; each index has `examples` times the number of its epoch added.
+    """
+    used: dict[int, Indices] = {}
+    for counts in stages:
+        tagged = [
+            batch
+            for rank, count in enumerate(counts)
+            for batch in itertools.islice(batches(rank, len(counts), used), count)
+        ]
+        epochs, indices = np.divmod(np.concatenate([_NONE, *tagged]), examples)
+        for epoch in np.unique(epochs).tolist():
+            used[epoch] = np.append(used.get(epoch, _NONE), indices[epochs == epoch])
+    return used
 
 
 def range_epochs(
-    partition: str, files: Sequence[int], *, rank: int, size: int, seed: int
-) -> Iterator[Ranges]:
-    """The records that `rank` reads in epoch 0, 1, 2, ..., as ranges in the order of use.
+    partition: str, files: Sequence[int], *, rank: int, size: int, seed: int, first: int = 0
+) -> Iterator[tuple[int, Ranges]]:
+    """The number of each epoch from `first` on, and the records that `rank` reads in it.
+
+    Records are given as ranges in the order of use.
 
     iid distributes the ranges again in every epoch, static only once; the numbers of records
     differ by at most 1 between ranks and do not change. dirichlet gives every rank all records, in
@@ -109,11 +172,15 @@ def range_epochs(
     """
     _check(partition, sum(files), size)
     all_ranges = ranges(files, size)
-    if partition == "dirichlet":
-        return _reshuffled(all_ranges, rank, seed)
+    if partition == "iid":
+        return (
+            (epoch, split_ranges(all_ranges, size, seed, epoch)[rank]) for epoch in count(first)
+        )
     if partition == "static":
-        return _reshuffled(split_ranges(all_ranges, size, seed, 0)[rank], rank, seed)
-    return (split_ranges(all_ranges, size, seed, epoch)[rank] for epoch in count())
+        all_ranges = split_ranges(all_ranges, size, seed, 0)[rank]
+    return (
+        (epoch, _rng(seed, _OWN, rank, epoch).permutation(all_ranges)) for epoch in count(first)
+    )
 
 
 def ranges(files: Sequence[int], size: int) -> Ranges:
@@ -153,8 +220,8 @@ def _check(partition: str, examples: int, size: int) -> None:
         )
 
 
-def _reshuffled(part: Indices, rank: int, seed: int) -> Iterator[Indices]:
-    return (_rng(seed, _OWN, rank, epoch).permutation(part) for epoch in count())
+def _without(indices: Indices, used: Indices) -> Indices:
+    return indices[~np.isin(indices, used)] if len(used) else indices
 
 
 def _without_empty(parts: list[Indices]) -> list[Indices]:

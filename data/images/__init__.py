@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import tensorflow as tf
 
-from data import Data, partition
+from data import Data, Stages, partition
 from data.images import pipeline, sources, streaming
+from data.partition import Indices, Used
 from swarm_tf.config import DataConfig
 from swarm_tf.errors import UsageError
 
@@ -60,29 +62,37 @@ def _in_memory(
     source: sources.Source, config: DataConfig, rank: int, size: int, batch_size: int, seed: int
 ) -> Images:
     scale = pipeline.scale_of(source.train.images)
-    examples = len(source.train.labels)
+    labels, examples = source.train.labels, len(source.train.labels)
 
-    def epochs() -> Iterator[partition.Indices]:
+    def epochs(rank: int, size: int, used: Used) -> Iterator[tuple[int, Indices]]:
+        alpha = config.dirichlet_alpha
         return partition.epochs(
-            config.partition,
-            source.train.labels,
-            rank=rank,
-            size=size,
-            alpha=config.dirichlet_alpha,
-            seed=seed,
+            config.partition, labels, rank=rank, size=size, alpha=alpha, seed=seed, used=used
         )
 
-    shard = len(next(epochs()))  # raises errors of the partition here, not at the first batch
-    augment = (seed, rank) if config.augment else None
+    def tagged(rank: int, size: int, used: Used) -> Iterator[Indices]:
+        """Batches of indices, with the number of each one's epoch: see `partition.used_by`."""
+        numbered = (epoch * examples + part for epoch, part in epochs(rank, size, used))
+        return pipeline.batches(numbered, batch_size)
+
+    def train_from(first: int, stages: Stages) -> tf.data.Dataset:
+        used = partition.used_by(stages, examples, tagged)
+        return pipeline.train(
+            source.train,
+            scale,
+            lambda: (batch % examples for batch in tagged(rank, size, used)),
+            augment=(seed, rank) if config.augment else None,
+            first=first,
+        )
+
+    _, part = next(epochs(rank, size, {}))  # raises errors of the partition before training
     return Images(
-        train_from=lambda first: pipeline.train(
-            source.train, scale, epochs, batch_size, augment=augment, first=first
-        ),
+        train_from=train_from,
         test=pipeline.test(source.test, scale, batch_size),
         classes=source.classes,
         input_shape=source.train.images.shape[1:],
         train_examples=examples,
-        shard_examples=shard,
+        shard_examples=len(part),
         steps_per_pass=examples / (size * batch_size),
     )
 
@@ -91,36 +101,46 @@ def _streamed(
     source: sources.Source, config: DataConfig, rank: int, size: int, batch_size: int, seed: int
 ) -> Images:
     files, side = source.train.counts, config.image_size
+    examples = sum(files)
+    labels = None
 
-    def epochs() -> Iterator[partition.Ranges]:
-        return partition.range_epochs(config.partition, files, rank=rank, size=size, seed=seed)
-
-    examples, keep = sum(files), None
-    shard = int(next(epochs())[:, 1].sum())  # raises errors before reading all labels
-    if config.partition == "dirichlet":
-        labels = streaming.labels(source.train)
-        own = next(
-            partition.epochs(
-                "dirichlet", labels, rank=rank, size=size, alpha=config.dirichlet_alpha, seed=seed
-            )
-        )
-        keep = np.isin(np.arange(examples), own)
-        shard = len(own)
-    return Images(
-        train_from=lambda first: streaming.train(
+    def reader(rank: int, size: int, used: Used) -> streaming.Reader:
+        keep = None
+        if config.partition == "dirichlet":
+            parts = partition.dirichlet(labels, size, config.dirichlet_alpha, seed)
+            keep = np.isin(np.arange(examples), parts[rank])
+        first = partition.first_epoch(used, examples)
+        kind = config.partition
+        return streaming.Reader(
             source.train,
-            epochs,
-            batch_size,
-            side,
+            lambda: partition.range_epochs(
+                kind, files, rank=rank, size=size, seed=seed, first=first
+            ),
             key=(seed, rank),
-            augment=config.augment,
             keep=keep,
-            first=first,
-        ),
+            used=used,
+        )
+
+    def tagged(rank: int, size: int, used: Used) -> Iterator[Indices]:
+        return reader(rank, size, used).order(batch_size)
+
+    def train_from(first: int, stages: Stages) -> tf.data.Dataset:
+        used = partition.used_by(stages, examples, tagged)
+        return streaming.train(
+            reader(rank, size, used), batch_size, side, augment=config.augment, first=first
+        )
+
+    # These two raise errors of the partition before all labels are read.
+    next(partition.range_epochs(config.partition, files, rank=rank, size=size, seed=seed))
+    if config.partition == "dirichlet":
+        partition.check_alpha(config.dirichlet_alpha)
+        labels = streaming.labels(source.train)
+    return Images(
+        train_from=train_from,
         test=streaming.test(source.test, batch_size, side),
         classes=source.classes,
         input_shape=(side, side, 3),
         train_examples=examples,
-        shard_examples=shard,
+        shard_examples=reader(rank, size, {}).records(0),
         steps_per_pass=examples / (size * batch_size),
     )

@@ -1,7 +1,7 @@
 """The tf.data pipelines of one rank, from arrays in memory."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ def normalise(images: tf.Tensor, scale: Scale) -> tf.Tensor:
     return tf.reshape((rows - mean) * factor, [-1, *shape])
 
 
-def batches(epochs: Iterator[Indices], batch_size: int) -> Iterator[Indices]:
+def batches(epochs: Iterable[Indices], batch_size: int) -> Iterator[Indices]:
     """Divides the stream of epochs into batches of batch_size indices; no index is dropped.
 
     A batch that is not full at the end of an epoch is filled from the next epoch.
@@ -65,8 +65,7 @@ def batches(epochs: Iterator[Indices], batch_size: int) -> Iterator[Indices]:
 def train(
     split: Split,
     scale: Scale,
-    epochs: Callable[[], Iterator[Indices]],
-    batch_size: int,
+    indices: Callable[[], Iterator[Indices]],
     *,
     augment: tuple[int, int] | None = None,
     first: int = 0,
@@ -74,7 +73,7 @@ def train(
     """The training batches of one rank, without end; every iterator starts at batch `first`.
 
     Args:
-      epochs: each call returns a new iterator over the rank's indices of epoch 0, 1, 2, ...
+      indices: each call returns a new iterator over the indices of all batches, of one size.
       augment: seed of the random crops and flips; None leaves the images as they are.
 
     Returns:
@@ -84,12 +83,12 @@ def train(
     fetch = _fetch(split, scale)
 
     # Per batch, Python passes only one array of indices to TensorFlow, no pixels.
-    indices = tf.data.Dataset.from_generator(
-        lambda: itertools.islice(batches(epochs(), batch_size), first, None),
-        output_signature=tf.TensorSpec([batch_size], tf.int64),
+    chosen = tf.data.Dataset.from_generator(
+        lambda: itertools.islice(indices(), first, None),
+        output_signature=tf.TensorSpec([len(next(indices()))], tf.int64),
     )
     if augment is None:
-        return indices.map(fetch).prefetch(AHEAD)
+        return chosen.map(fetch).prefetch(AHEAD)
 
     def augmented(step: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Random numbers depend only on (seed, step), not on the thread that computes them.
@@ -97,7 +96,7 @@ def train(
         images, labels = fetch(chosen)
         return crop_and_flip(images, key), labels
 
-    return indices.enumerate(first).map(augmented).prefetch(AHEAD)
+    return chosen.enumerate(first).map(augmented).prefetch(AHEAD)
 
 
 def test(split: Split, scale: Scale, batch_size: int) -> tf.data.Dataset:

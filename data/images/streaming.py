@@ -6,6 +6,7 @@ decoded images and batches, and with dirichlet a byte per example. At most about
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from data import AHEAD
 from data.images import crops
 from data.images.pipeline import Scale, normalise
 from data.images.sources import Records
-from data.partition import Ranges
+from data.partition import Indices, Ranges, Used
 
 # The usual mean and standard deviation of ImageNet's RGB channels (Gross and Wilber 2016,
 # github.com/facebookarchive/fb.resnet.torch; torchvision has the same), for pixels 0..255.
@@ -31,45 +32,111 @@ _SHUFFLE_BUFFER = 2048  # records from which the next one is drawn
 _Examples = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
+@dataclass(frozen=True)
+class Reader:
+    """The order in which one rank reads the records of its epochs.
+
+    Attributes:
+      epochs: each call returns a new iterator over the numbers of epochs and the rank's ranges.
+      key: (seed, rank), the seed of the order.
+      keep: [records], which records belong to this rank; other records are read and dropped without
+        decoding. None: all.
+      used: records that earlier ranks have used in some epochs; they are dropped too.
+    """
+
+    split: Records
+    epochs: Callable[[], Iterator[tuple[int, Ranges]]]
+    key: tuple[int, int]
+    keep: npt.NDArray[np.bool_] | None
+    used: Used
+
+    def stream(self, first: int, *, numbers_only: bool = False) -> tf.data.Dataset:
+        """(epoch, number, record) of all records from `first` on, without end.
+
+        Args:
+          numbers_only: read nothing; all records are empty.
+        """
+        # A record is dropped if any row of this table that counts in its epoch says so.
+        numbers = [-1, *self.used]
+        dropped = np.zeros((len(numbers), sum(self.split.counts)), np.bool_)
+        if self.keep is not None:
+            dropped[0] = ~self.keep
+        for row, indices in zip(dropped[1:], self.used.values(), strict=True):
+            row[indices] = True
+        with tf.device("CPU:0"):
+            order_key, _ = _keys(self.key)
+            table, rows = tf.constant(dropped), tf.constant(numbers, tf.int64)
+
+        def records(number: tf.Tensor, ranges: tf.Tensor) -> tf.data.Dataset:
+            rows_of = tf.data.Dataset.from_tensor_slices(ranges)
+            found = _read(None if numbers_only else self.split, rows_of, _INTERLEAVED)
+            if len(numbers) > 1 or self.keep is not None:
+                counts = (rows == -1) | (rows == number)
+                found = found.filter(lambda index, _: ~tf.reduce_any(counts & table[:, index]))
+            # Each epoch is shuffled by itself, so that its records do not appear in the next one.
+            own = tf.random.fold_in(order_key, number)
+            # This sets the seed of this function's graph only. Without it the order would also
+            # depend on the global seed, and a global seed of 0 cannot be combined with a tensor as
+            # seed.
+            tf.random.set_seed(1)
+            shuffled = found.shuffle(_SHUFFLE_BUFFER, seed=own[0], reshuffle_each_iteration=False)
+            return shuffled.map(lambda index, record: (number, index, record))
+
+        epochs, rest = self._position(first)
+        signature = tf.TensorSpec([], tf.int64), tf.TensorSpec([None, 2], tf.int64)
+        stream = tf.data.Dataset.from_generator(
+            lambda: itertools.islice(self.epochs(), epochs, None), output_signature=signature
+        )
+        # Records that a resumed run has used are read, but not decoded.
+        return stream.flat_map(records).skip(rest)
+
+    def order(self, batch_size: int) -> Iterator[Indices]:
+        """The numbers of the records of each batch, each with its epoch: `partition.used_by`."""
+        examples = sum(self.split.counts)
+        batches = self.stream(0, numbers_only=True).batch(batch_size)
+        for epochs, numbers, _ in batches.as_numpy_iterator():
+            yield epochs * examples + numbers
+
+    def records(self, epoch: int) -> int:
+        """How many records the rank has in its epoch number `epoch`, counted from its first."""
+        number, ranges = next(itertools.islice(self.epochs(), epoch, None))
+        return self._count(number, ranges)
+
+    def _count(self, epoch: int, ranges: Ranges) -> int:
+        used = self.used.get(epoch)
+        if self.keep is None and used is None:
+            return int(ranges[:, 1].sum())
+        kept = np.ones(sum(self.split.counts), np.bool_) if self.keep is None else self.keep.copy()
+        if used is not None:
+            kept[used] = False
+        return sum(int(kept[low : low + length].sum()) for low, length in ranges)
+
+    def _position(self, records: int) -> tuple[int, int]:
+        """The epochs before that of record number `records`, and how many come before it there."""
+        for before, (number, ranges) in enumerate(self.epochs()):
+            count = self._count(number, ranges)
+            if records < count:
+                return before, records
+            records -= count
+        raise ValueError("epochs must not end")
+
+
 def train(
-    split: Records,
-    epochs: Callable[[], Iterator[Ranges]],
-    batch_size: int,
-    side: int,
-    *,
-    key: tuple[int, int],
-    augment: bool,
-    keep: npt.NDArray[np.bool_] | None = None,
-    first: int = 0,
+    reader: Reader, batch_size: int, side: int, *, augment: bool, first: int = 0
 ) -> tf.data.Dataset:
     """The training batches of one rank, without end; every iterator starts at batch `first`.
 
     Args:
-      epochs: each call returns a new iterator over the rank's ranges of epoch 0, 1, 2, ...
       side: height and width of the images.
-      key: (seed, rank), the seed of the order, crops and flips.
       augment: crops and flips as in Szegedy et al. 2015; if False, images are cropped as in `test`.
-      keep: [records], which records belong to this rank; other records are read and dropped without
-        decoding. None: all.
 
     Returns:
       Batches of static shape: float32 images [batch_size, side, side, 3] and int32 labels
       [batch_size].
     """
+    split = reader.split
     with tf.device("CPU:0"):
-        order_key, image_key = tf.unstack(tf.random.split(tf.constant(key, tf.int64)))
-        kept = tf.constant(True if keep is None else keep)
-
-    def epoch(number: tf.Tensor, ranges: tf.Tensor) -> tf.data.Dataset:
-        records = _read(split, tf.data.Dataset.from_tensor_slices(ranges), _INTERLEAVED)
-        if keep is not None:
-            records = records.filter(lambda index, _: kept[index])
-        # Each epoch is shuffled by itself, so that its records do not appear in the next epoch.
-        own = tf.random.fold_in(order_key, number)
-        # This sets the seed of this function's graph only. Without it the order would also depend
-        # on the global seed, and a global seed of 0 cannot be combined with a tensor as seed.
-        tf.random.set_seed(1)
-        return records.shuffle(_SHUFFLE_BUFFER, seed=own[0], reshuffle_each_iteration=False)
+        _, image_key = _keys(reader.key)
 
     def augmented(step: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # Random numbers depend only on (key, step), not on the thread that computes them.
@@ -78,30 +145,15 @@ def train(
         image = crops.decode(encoded, lambda shape: crops.random(shape, crop), side)
         return tf.image.stateless_random_flip_left_right(image, flip), label
 
-    number, used = _position(epochs(), keep, first * batch_size)
-    stream = tf.data.Dataset.from_generator(
-        lambda: itertools.islice(epochs(), number, None),
-        output_signature=tf.TensorSpec([None, 2], tf.int64),
-    )
-    records = stream.enumerate(number).flat_map(epoch).map(lambda _, record: record)
-    # Records that a resumed run has used are read, but not decoded.
-    records = records.skip(used).enumerate(first * batch_size)
+    stream = reader.stream(first * batch_size).map(lambda _, __, record: record)
+    records = stream.enumerate(first * batch_size)
     example = augmented if augment else lambda _, record: _central(split, record, side)
     return _batches(records, example, batch_size, drop_remainder=True)
 
 
-def _position(
-    epochs: Iterator[Ranges], keep: npt.NDArray[np.bool_] | None, records: int
-) -> tuple[int, int]:
-    """The epoch that a rank is in after so many records, and how many of them are of that epoch."""
-    for number, ranges in enumerate(epochs):
-        count = int(ranges[:, 1].sum())
-        if keep is not None:
-            count = sum(int(keep[low : low + length].sum()) for low, length in ranges)
-        if records < count:
-            return number, records
-        records -= count
-    raise ValueError("epochs must not end")
+def _keys(key: tuple[int, int]) -> list[tf.Tensor]:
+    """Two keys: of the order, and of crops and flips."""
+    return tf.unstack(tf.random.split(tf.constant(key, tf.int64)))
 
 
 def test(split: Records, batch_size: int, side: int) -> tf.data.Dataset:
@@ -130,17 +182,24 @@ def _whole(split: Records) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(np.stack([first, split.counts], axis=1))
 
 
-def _read(split: Records, ranges: tf.data.Dataset, interleaved: int) -> tf.data.Dataset:
-    """The number (int64) and string of each record, read from `interleaved` ranges in turn."""
-    with tf.device("CPU:0"):
-        paths = tf.constant(split.paths)
-        starts = tf.constant(np.cumsum([0, *split.counts[:-1]]), tf.int64)
+def _read(split: Records | None, ranges: tf.data.Dataset, interleaved: int) -> tf.data.Dataset:
+    """The number (int64) and string of each record, read from `interleaved` ranges in turn.
+
+    Without a split all strings are empty; the order is the same.
+    """
+    if split is not None:
+        with tf.device("CPU:0"):
+            paths = tf.constant(split.paths)
+            starts = tf.constant(np.cumsum([0, *split.counts[:-1]]), tf.int64)
 
     def records(row: tf.Tensor) -> tf.data.Dataset:
         first, count = row[0], row[1]
+        numbers = tf.data.Dataset.range(first, first + count)
+        if split is None:
+            return numbers.map(lambda number: (number, ""))
         file = tf.searchsorted(starts, row[:1], side="right")[0] - 1
         stored = tf.data.TFRecordDataset(paths[file]).skip(first - starts[file])
-        return tf.data.Dataset.zip(tf.data.Dataset.range(first, first + count), stored)
+        return tf.data.Dataset.zip(numbers, stored)
 
     return ranges.interleave(
         records, cycle_length=interleaved, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True

@@ -66,14 +66,15 @@ class Buckets:
 
         Args:
           lengths: [examples].
-          epochs: the indices of the examples in epoch 0, 1, 2, ..., without end.
+          epochs: the indices of the examples in epoch 0, 1, 2, ..., without end; a multiple of the
+            number of examples may be added to each.
         """
         buckets = self.of(lengths)
         waiting = [np.empty(0, np.int64) for _ in self.rows]
         for epoch in epochs:
             full = []
             for k, rows in enumerate(self.rows):
-                arrivals = np.flatnonzero(buckets[epoch] == k)
+                arrivals = np.flatnonzero(buckets[epoch % len(buckets)] == k)
                 members = np.concatenate([waiting[k], epoch[arrivals]])
                 count = len(members) // rows
                 last = arrivals[rows - 1 - len(waiting[k]) :: rows]

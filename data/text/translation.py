@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from data import Data, partition
-from data.partition import Indices
+from data import Data, Stages, partition
+from data.partition import Indices, Used
 from data.text import texts, tokens
-from data.text.buckets import Buckets, Lengths
+from data.text.buckets import Batch, Buckets, Lengths
 from data.text.pairs import Pairs
 from data.text.texts import Corpus
 from data.text.vocabulary import Vocabulary
@@ -111,18 +111,37 @@ def load(
         np.append(lengths[kept], test_lengths.max()), _SHAPES, batch_size, even_rows=documents
     )
 
-    def epochs() -> Iterator[Indices]:
-        parts = partition.epochs(
+    def epochs(rank: int, size: int, used: Used) -> Iterator[tuple[int, Indices]]:
+        return partition.epochs(
             config.partition,
             np.zeros(len(kept), np.int8),  # no classes
             rank=rank,
             size=size,
             alpha=config.dirichlet_alpha,
             seed=seed,
+            used=used,
         )
-        return (kept[part] for part in parts)
 
-    shard = train.numbers(next(epochs()))  # raises errors of the partition here
+    def tagged(rank: int, size: int, used: Used) -> Iterator[Batch]:
+        """Widths, and units by their number in `kept`, with the epoch: see `partition.used_by`."""
+        numbered = (epoch * len(kept) + part for epoch, part in epochs(rank, size, used))
+        return buckets.train(lengths[kept], numbered)
+
+    def train_from(first: int, stages: Stages) -> tf.data.Dataset:
+        # A unit is used up with its last segment: one that has been begun is used again, whole.
+        units = [[count // (segments or 1) for count in counts] for counts in stages]
+        used = partition.used_by(
+            units, len(kept), lambda *rank: (batch for _, batch in tagged(*rank))
+        )
+
+        def batches() -> Iterator[Batch]:
+            for width, numbers in tagged(rank, size, used):
+                yield width, kept[numbers % len(kept)]
+
+        return train.dataset(batches, buckets.widths, rows, first)
+
+    _, part = next(epochs(rank, size, {}))  # raises errors of the partition here
+    shard = train.numbers(kept[part])
     trained = train.numbers(kept)
     dropped = len(train.target.lengths) - trained.size
     if dropped and rank == 0:
@@ -136,9 +155,7 @@ def load(
     known = tf.data.experimental.assert_cardinality(len(tested) * (segments or 1))
     sources, references = _raw(corpus, languages)
     return Translation(
-        train_from=lambda first: train.dataset(
-            lambda: buckets.train(lengths, epochs()), buckets.widths, rows, first
-        ),
+        train_from=train_from,
         test=test.dataset(lambda: iter(tested), buckets.widths, rows).apply(known),
         train_examples=trained.size,
         shard_examples=shard.size,

@@ -217,7 +217,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         model_state.restore(self.model, saved["model"], own=own)
         kept = {**saved["algorithm"], "step": found.step}
         if found.other_ranks:
-            kept["due"] = 0  # it counted steps of another number of ranks
+            kept["due"] = 0  # it counts steps of another number of ranks
             self._scale_iterations(found)
         algorithm.resume(kept, own=own)
         self.model._initial_epoch = self._epoch = saved["epoch"]
@@ -235,8 +235,14 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """Save the mean as the first checkpoint of each rank in the new stage."""
         assert self._algorithm is not None
         transport = self._algorithm.transport
-        snapshot = {**found.state, "own": False, "also": self._also()}
-        snapshot["model"] = model_state.capture(self.model)
+        snapshot = {
+            **found.state,
+            "own": False,
+            "batch": _batches(found),
+            "model": model_state.capture(self.model),
+            "algorithm": {**found.state["algorithm"], "due": 0},
+            "also": self._also(),
+        }
         reason = ""
         try:
             self._store().write(found.step, snapshot)

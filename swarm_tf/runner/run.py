@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf import consensus
+from swarm_tf.checkpoint.agreement import Found
 from swarm_tf.checkpoint.callback import Checkpoint
 from swarm_tf.cluster import signals, world
 from swarm_tf.config import RunConfig, to_dict
@@ -40,7 +41,8 @@ class Run:
       config: validated.
       workdir: the directory into which rank 0 writes, and each rank its checkpoints.
       model: compiled.
-      train_from: the training batches from the batch of a number on, without end.
+      train_from: the training batches without end, from the batch of a number on, after stages on
+        other numbers of ranks; see `data.Data`.
       test: batches of the test split.
       examples: number of training examples of all ranks together.
       steps: local steps of this rank.
@@ -56,7 +58,7 @@ class Run:
         workdir: str,
         model: keras.Model,
         *,
-        train_from: Callable[[int], tf.data.Dataset],
+        train_from: Callable[[int, Sequence[Sequence[int]]], tf.data.Dataset],
         test: tf.data.Dataset,
         examples: int,
         steps: int,
@@ -75,6 +77,8 @@ class Run:
         self.algorithm = algorithms.build(config, steps)
         self.resume = resume
         self._earlier = Counters()  # of the runs that this one goes on from
+        self._stages: list[list[int]] = []  # earlier ones, for `train_from`
+        self._stage_began_at = 0
         self._checkpoint: Checkpoint | None = None
         self._writer = MetricsWriter(self.workdir, rank=-1)  # until `__call__`
 
@@ -86,11 +90,12 @@ class Run:
         """
         log = TrainingLog(self, Progress() if world.rank() == 0 else None)
         first_step = self._prepare(log)
+        data = self.train_from(first_step - self._stage_began_at, self._stages)
         with self._writer as writer:
             world.run_on_all_ranks(lambda: self._write_inputs(writer))
             with signals.listening():
                 self.trainer.fit(
-                    self.train_from(first_step),
+                    data,
                     steps=self.steps,
                     steps_per_epoch=math.ceil(self.steps_per_pass),
                     first_step=first_step,
@@ -132,7 +137,9 @@ class Run:
             )
             if self._checkpoint.resume != "never":
                 found = self._checkpoint.found()
-                saved = None if found is None else found.state["also"]
+                if found is not None:
+                    saved = found.state["also"]
+                    self._go_on(found)
         elif self.resume == "must":
             raise UsageError("--resume=must needs checkpoints, but train.checkpoint_every is None")
         if saved is not None:
@@ -146,12 +153,24 @@ class Run:
         )
         return 0 if self._checkpoint is None else self._checkpoint.first_step()
 
+    def _go_on(self, found: Found) -> None:
+        """Take up the stages of the run; with other ranks, what they have used is a stage more."""
+        saved = found.state["also"]
+        self._stages, self._stage_began_at = saved["stages"], saved["stage_began_at"]
+        if found.other_ranks:
+            mean = round(float(np.mean(list(found.steps.values()))))  # of ranks without a file
+            steps = [found.steps.get(rank, mean) for rank in range(found.stage.ranks)]
+            self._stages = [*self._stages, [step - self._stage_began_at for step in steps]]
+            self._stage_began_at = found.step
+
     def _state(self, log: TrainingLog) -> dict[str, Any]:
         """What a checkpoint has of the run, besides the training's own state."""
         counters = dataclasses.asdict(self.counters)
         return {
             "config": to_dict(self.config),
             "log": log.state(),
+            "stages": self._stages,
+            "stage_began_at": self._stage_began_at,
             "metrics": self._writer.state(),
             # As arrays, so that a run on another number of ranks begins with their mean.
             "counters": {name: np.array(value) for name, value in counters.items()},
@@ -289,7 +308,7 @@ class Run:
         distance = consensus.distance(algorithm.weights, algorithm.transport, mean)
         algorithm.weights.assign(mean)
         if self.config.train.recalibrate or not self.config.swarm.average_statistics:
-            evaluation.recalibrate(self.model, self.train_from(0).take(_RECALIBRATION_BATCHES))
+            evaluation.recalibrate(self.model, self.train_from(0, ()).take(_RECALIBRATION_BATCHES))
             # Each rank used its own part of the data.
             statistics = FlatWeights(moving_statistics(self.model))
             statistics.assign(consensus.mean(statistics, algorithm.transport))

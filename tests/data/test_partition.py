@@ -12,7 +12,8 @@ LABELS = np.random.default_rng(0).integers(0, 10, 1003)
 
 
 def _epochs(kind, rank, size, count=3, seed=5, labels=LABELS, alpha=0.3):
-    stream = partition.epochs(kind, labels, rank=rank, size=size, alpha=alpha, seed=seed)
+    numbered = partition.epochs(kind, labels, rank=rank, size=size, alpha=alpha, seed=seed)
+    stream = (part for _, part in numbered)
     return list(itertools.islice(stream, count))
 
 
@@ -113,7 +114,8 @@ FILES = (13, 1, 400, 7, 582)
 
 
 def _range_epochs(kind, rank, size, count=3, seed=5):
-    stream = partition.range_epochs(kind, FILES, rank=rank, size=size, seed=seed)
+    numbered = partition.range_epochs(kind, FILES, rank=rank, size=size, seed=seed)
+    stream = (part for _, part in numbered)
     return list(itertools.islice(stream, count))
 
 
@@ -172,3 +174,38 @@ def test_the_ranges_depend_on_the_seed(kind):
 def test_more_ranks_than_records_are_refused_at_the_call():
     with pytest.raises(UsageError, match="1003 examples among 1004 ranks"):
         partition.range_epochs("iid", FILES, rank=0, size=1004, seed=0)
+
+
+# --- other numbers of ranks -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["iid", "static", "dirichlet"])
+def test_each_example_is_used_once_an_epoch_though_the_number_of_ranks_changes(kind):
+    """Ranks of the first two stages are up to two epochs apart when their stage ends."""
+    examples, batch = len(LABELS), 7
+
+    def epochs(rank, size, used):
+        return partition.epochs(kind, LABELS, rank=rank, size=size, alpha=0.3, seed=5, used=used)
+
+    def batches(rank, size, used):
+        tagged = (epoch * examples + part for epoch, part in epochs(rank, size, used))
+        rest = np.empty(0, np.int64)
+        for part in tagged:
+            rest = np.append(rest, part)
+            while len(rest) >= batch:
+                yield rest[:batch]
+                rest = rest[batch:]
+
+    per_epoch = examples // batch
+    stages = [[per_epoch // 2, per_epoch // 4, per_epoch], [0, 3, 5, per_epoch // 3]]
+    used = partition.used_by(stages, examples, batches)
+    count = sum(len(indices) for indices in used.values())
+    assert count == batch * sum(sum(counts) for counts in stages)
+    parts = [list(itertools.islice(epochs(rank, 2, used), 6)) for rank in range(2)]
+    assert len(used) > 1
+    for mine, other in zip(*parts, strict=True):
+        assert mine[0] == other[0]
+        everything = [*used.get(mine[0], []), *mine[1], *other[1]]
+        assert sorted(everything) == list(range(examples))
+    assert parts[0][0][0] == partition.first_epoch(used, examples)
+    assert sum(len(used[epoch]) for epoch in used if epoch < parts[0][0][0]) % examples == 0

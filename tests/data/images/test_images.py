@@ -227,9 +227,9 @@ def test_augmentation_differs_between_steps_and_ranks_only():
     split.images[0, 3, 4] = 9
 
     def train(rank):
-        epochs = lambda: itertools.repeat(np.zeros(64, np.int64))  # noqa: E731
+        indices = lambda: itertools.repeat(np.zeros(64, np.int64))  # noqa: E731
         scale = pipeline.scale_of(split.images)
-        return _take(pipeline.train(split, scale, epochs, 64, augment=(0, rank)), 2)[0]
+        return _take(pipeline.train(split, scale, indices, augment=(0, rank)), 2)[0]
 
     np.testing.assert_array_equal(train(0), train(0))
     assert (train(0) != train(1)).any()

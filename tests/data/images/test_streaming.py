@@ -154,6 +154,25 @@ def test_a_resumed_run_begins_at_any_batch(where, partition, first):
     same_batches.assert_begins_at(part, first)
 
 
+@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+def test_each_record_is_used_once_an_epoch_though_the_number_of_ranks_changes(where, partition):
+    keys = {"partition": partition, "augment": False, "batch_size": 1}
+    parts = [_load(where, rank=rank, size=3, **keys) for rank in range(3)]
+    counts = [
+        part.shard_examples * share // 8 for share, part in zip((1, 5, 7), parts, strict=True)
+    ]
+    left = set(range(EXAMPLES))
+    for part, count in zip(parts, counts, strict=True):
+        left -= {int(label[0]) for _, label in part.train.take(count)}
+    assert len(left) == EXAMPLES - sum(counts)
+    first, second = (
+        [int(label[0]) for _, label in part.train_from(0, [counts]).take(len(left))]
+        for part in (_load(where, rank=rank, size=2, **keys) for rank in range(2))
+    )
+    splits = range(len(left) + 1)
+    assert any({*first[:at], *second[: len(left) - at]} == left for at in splits)
+
+
 def test_crops_and_flips_differ_between_epochs(where):
     part = _load(where, "caltech101", partition="static", size=100, rank=5)
     assert part.shard_examples == 3

@@ -62,7 +62,7 @@ def an_evaluation_delays_no_other_rank():
         config,
         str(WORKDIR / "run"),
         model,
-        train_from=lambda first: dataset(train),
+        train_from=lambda *_: dataset(train),
         test=dataset(test),
         examples=SIZE * BATCH * PER_EPOCH,
         steps=STEPS,
