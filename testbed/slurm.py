@@ -104,6 +104,10 @@ class LoopbackSlurm:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
+    def state(self, job: str) -> str:
+        """State of a job and why it is not running, in squeue's words; empty if it is over."""
+        return self.call("squeue", "--noheader", f"--jobs={job}", "--format=%T %r").strip()
+
     def _start(self) -> None:
         missing = [name for name in NEEDED if not shutil.which(name, path=_PATH)]
         if missing:

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from swarm_tf import files, state
 from swarm_tf.algorithm import Algorithm
-from swarm_tf.checkpoint import agreement, model_state
-from swarm_tf.checkpoint.store import Stage, Store, remove_other_stages
+from swarm_tf.checkpoint import agreement, layout, model_state
+from swarm_tf.checkpoint.store import Stage, Store, layout_path, remove_other_stages
 from swarm_tf.cluster import environment, world
 from swarm_tf.errors import UsageError
 from swarm_tf.options import POSITIVE, at_least, checked, one_of
@@ -327,9 +327,26 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._writing = self._writer.submit(self._write, step, snapshot)
 
     def _write(self, step: int, snapshot: Mapping[str, Any]) -> Path:
+        self._write_layout()
         path = self._store().write(step, snapshot)
         environment.note_progress()
         return path
+
+    def _write_layout(self) -> None:
+        """On rank 0, once: how Keras saves the model, for `swarm-tf consensus`."""
+        assert self._stage is not None
+        assert self._algorithm is not None
+        transport, path = self._algorithm.transport, layout_path(self.directory, self._stage)
+        if (transport is not None and transport.rank) or path.exists():
+            return
+        owned = [p for o in state.optimizers(self.model).values() for p in state.parts(o)]
+        try:
+            content = layout.of(self.model, model_state.variables(self.model), owned)
+        except Exception as error:  # layers may save whatever they like
+            _log.debug("no layout of the model: %s", error)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, content)
 
     def _snapshot(self) -> Mapping[str, Any] | None:
         """The state of this rank; None if its weights are not finite."""

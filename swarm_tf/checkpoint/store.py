@@ -68,6 +68,11 @@ def ranks(directory: Path, stage: Stage) -> list[int]:
     return [rank for rank in every if Store(directory, stage, rank).steps()]
 
 
+def layout_path(directory: Path, stage: Stage) -> Path:
+    """The file that says how Keras saves the model; see `layout`."""
+    return directory / stage.name / "layout.h5"
+
+
 def remove_other_stages(directory: Path, current: Stage) -> None:
     """Remove all stages but one; what cannot be removed stays."""
     for path in _children(directory):

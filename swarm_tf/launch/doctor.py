@@ -68,8 +68,11 @@ class Link:
         )
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Prints on rank 0; returns 0 if all is well, 1 if something should be changed."""
+    if arguments:
+        print("usage: swarm-tf doctor", file=sys.stderr)
+        return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     problems = []
     try:

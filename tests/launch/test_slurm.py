@@ -155,35 +155,64 @@ def test_the_wmt17_job_trains_and_scores_translations(complete, tmp_path):
     assert (tmp_path / "wmt17/seed-0/vocabulary.model").exists()
 
 
-def trains(workdir, after=0):
-    """Whether metrics have been written since the time `after`."""
+def trains(workdir):
+    """Whether metrics have been written."""
     path = workdir / "metrics.jsonl"
-    return path.exists() and path.stat().st_size > 0 and path.stat().st_mtime > after
+    return path.exists() and path.stat().st_size > 0
 
 
-def ended(slurm, job):
-    """Whether the job no longer runs; a requeued job is pending then."""
-    states = slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").split()
-    return set(states) <= {"PENDING"}
+def requeued(slurm, job):
+    """Waits until a job has ended its run and is pending; its next run may begin at once."""
+    until(lambda: slurm.state(job) == "PENDING BeginTime", "the job to be requeued", 90)
+    time.sleep(3)  # Slurm itself waits two minutes: until the old step is over, a new one fails
+    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 @pytest.mark.slow
-def test_a_requeued_job_trains_again_and_its_signal_ends_it_in_good_order(slurm, submit, tmp_path):
-    workdir = tmp_path / "cifar10/seed-3"
-    flags = ["--config.train.max_steps=1000000", "--config.algorithm=local_sgd", *DIGITS]
+def test_a_job_goes_on_after_three_requeues_and_again_with_fewer_ranks(slurm, submit, tmp_path):
+    workdir, log = tmp_path / "cifar10/seed-3", tmp_path / "log-3"
+
+    def trains_from(run):
+        began = "going on from"
+        until(lambda: log.read_text().count(began) == run, f"run {run} to go on", 100)
+        step = int(re.findall(r"going on from .*, step (\d+)", log.read_text())[-1])
+        path = workdir / "metrics.jsonl"
+        until(lambda: last_step(path) > step + 20, "twenty steps more", 100)
+        return step
+
+    flags = ["--config.train.max_steps=100000", "--config.train.step_seconds=0.02", *DIGITS]
     job = submit("cifar10", *flags, seeds="3") + "_3"
     until(lambda: trains(workdir), "the first step", 300)
-    slurm.call("scontrol", "requeue", job)
-    until(lambda: ended(slurm, job), "the job to end", 60)
-    assert summary(workdir)["ended_by"] == "SIGTERM"
-    before = (workdir / "metrics.jsonl").stat().st_mtime
-    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
-    until(lambda: trains(workdir, before), "the first step after it was requeued", 300)
-    slurm.call("scancel", "--signal=USR1", job)
-    until(lambda: ended(slurm, job), "the job to end", 60)
+    until(lambda: last_step(workdir / "metrics.jsonl") > 60, "some steps", 300)
+    slurm.call("scontrol", "requeue", job)  # as a preemption: SIGTERM
+    requeued(slurm, job)
+    first = trains_from(1)
+    assert first > 50
+    # As near the time limit; the script then requeues the job.
+    slurm.call("scancel", "--batch", "--signal=USR1", job)
+    requeued(slurm, job)
     assert summary(workdir)["ended_by"] == "SIGUSR1"
+    second = trains_from(2)
+    assert second > first + 20
+    slurm.call("scontrol", "requeue", job)
+    requeued(slurm, job)
+    third = trains_from(3)
+    assert third > second + 20
+    slurm.call("scancel", job)
+    until(lambda: not slurm.state(job), "the job to end", 90)
+    job = submit("cifar10", *flags, seeds="3", sbatch=["--ntasks=1"]) + "_3"
+    assert trains_from(4) > 2 * third  # one rank takes two steps for one of two ranks
+    slurm.call("scancel", job)
+    until(lambda: not slurm.state(job), "the job to end", 90)
+    assert summary(workdir)["ended_by"] == "SIGTERM"
+    assert summary(workdir)["ranks"] == 1
     assert (workdir / "consensus.weights.h5").exists()
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+
+
+def last_step(path):
+    lines = path.read_text().splitlines()
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 @pytest.mark.matrix
@@ -195,12 +224,10 @@ def test_a_requeued_job_starts_even_if_its_ranks_were_killed(slurm, plugins, tmp
         *(f"--output={tmp_path}/log", "--open-mode=append"),
         f"--wrap={start} || scontrol requeue $SLURM_JOB_ID",
     ).strip()
-    requeued = ("squeue", "--noheader", f"--jobs={job}", "--format=%T %r")
-    until(lambda: "PENDING BeginTime" in slurm.call(*requeued), "the job to be requeued", 60)
-    slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    requeued(slurm, job)
     log = tmp_path / "log"
     until(lambda: log.read_text().count("passed") == 2, "the ranks to pass", 60)
-    until(lambda: not slurm.call(*requeued), "the job to end", 60)
+    until(lambda: not slurm.state(job), "the job to end", 60)
 
 
 @pytest.mark.slow
@@ -210,8 +237,8 @@ def test_the_time_limit_ends_a_job_in_good_order(slurm, submit, tmp_path):
     job = submit(
         "cifar10",
         *("--config.train.max_steps=1000000", *DIGITS),
-        sbatch=("--time=3", "--signal=USR1@60"),
+        sbatch=("--time=3", "--signal=B:USR1@60"),
     )
     until(lambda: trains(workdir), "the first step", 100)
-    until(lambda: ended(slurm, f"{job}_0"), "the job to end before its limit", 200)
+    until(lambda: "PENDING" in slurm.state(f"{job}_0"), "the job to requeue itself", 200)
     assert summary(workdir)["ended_by"] == "SIGUSR1"
