@@ -19,7 +19,7 @@ setup(
     python_requires=">=3.11",
     # The extras [cpu] and [gpu] install TensorFlow: requiring `tensorflow` here would install the
     # full package in addition to a tensorflow-cpu that is already installed.
-    install_requires=["keras>=3.10", "numpy", "mpi4py>=4.0", "networkx>=3.2"],
+    install_requires=["h5py", "keras>=3.10", "ml_dtypes", "mpi4py>=4.0", "networkx>=3.2", "numpy"],
     extras_require={
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],

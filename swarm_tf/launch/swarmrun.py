@@ -175,7 +175,8 @@ def run_again(job: Job) -> int:
             if fruitless == 2:
                 _say(f"exit code {code}, and two starts without a new checkpoint: giving up")
                 return code
-            _say(f"exit code {code}; starting again in {pause:g} s, {left} restarts left")
+            number = job.restarts - left + 1
+            _say(f"exit code {code}; restart {number} of {job.restarts} in {pause:g} s")
             deadline = time.monotonic() + pause
             while not received and time.monotonic() < deadline:
                 time.sleep(0.1)

@@ -59,4 +59,4 @@ def test_a_problem_is_printed_with_what_to_change(monkeypatch):
 
 def test_another_subcommand_is_refused():
     done = run("cure")
-    assert (done.returncode, done.stderr) == (2, "usage: swarm-tf doctor\n")
+    assert (done.returncode, done.stderr) == (2, "usage: swarm-tf doctor|consensus\n")

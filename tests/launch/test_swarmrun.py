@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +145,59 @@ def test_swarmrun_returns_the_exit_code_of_the_script(tmp_path, code):
     assert (
         subprocess.run([SWARMRUN, "-n", "2", str(script)], capture_output=True).returncode == code
     )
+
+
+# --- restarts -------------------------------------------------------------------------------------
+
+FAILING = """
+import os, pathlib, sys, time
+from swarm_tf.cluster import environment
+starts, progress, code = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+count = len(starts.read_text()) if starts.exists() else 0
+starts.write_text("x" * (count + 1))
+assert environment.is_restart() == (count > 0)
+if count < progress:
+    environment.note_progress()
+sys.exit(code if count < 4 else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("restarts", "progress", "code", "expected", "starts"),
+    [
+        (9, 9, 3, 0, 5),  # four failures, each after some progress, and a success
+        (2, 9, 3, 3, 3),  # no more restarts
+        (9, 0, 3, 3, 2),  # two starts without progress
+        (9, 2, 3, 3, 4),  # the first two made progress, the next two did not
+        (9, 9, 2, 2, 1),  # a refusal would only be repeated
+    ],
+)
+def test_a_failed_job_is_started_again_as_long_as_it_makes_progress(
+    tmp_path, monkeypatch, capfd, restarts, progress, code, expected, starts
+):
+    monkeypatch.setattr(swarmrun, "_SHORTEST_PAUSE", 0.1)
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    counted = tmp_path / "starts"
+    command = [sys.executable, str(script), str(counted), str(progress), str(code)]
+    job = swarmrun.Job(command, dict(os.environ), dry_run=False, restarts=restarts)
+    assert swarmrun.run_again(job) == expected
+    assert len(counted.read_text()) == starts
+    said = capfd.readouterr().err
+    assert said.count("; restart ") == starts - 1
+    assert ("giving up" in said) == (starts in (2, 4))
+
+
+def test_a_signal_to_swarmrun_ends_the_restarts(tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text("import sys; print('started', flush=True); sys.exit(3)")
+    process = subprocess.Popen(
+        [SWARMRUN, "-n", "1", "--restarts=9", str(script)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    line = next(line for line in process.stderr if line.startswith("swarmrun:"))
+    assert line == "swarmrun: exit code 3; restart 1 of 9 in 5 s\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
