@@ -85,6 +85,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._also = also
         self._found: agreement.Found | None = None
         self._loaded = self._resumed = False
+        self._began = self._first_pass_begun = False
         self._metrics: Mapping[str, Any] | None = None
         self._algorithm: Algorithm | None = None
         self._stage: Stage | None = None
@@ -120,7 +121,9 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         batches = found.step if endless else _batches(found)
 
         def skipped() -> np.int64:
-            return np.int64(0 if self._resumed else batches)  # nothing, once that pass is over
+            """Called when a pass begins; `model.fit` may begin one more before the training."""
+            before, self._first_pass_begun = self._first_pass_begun, self._began
+            return np.int64(0 if before else batches)
 
         rest = tf.data.Dataset.range(1).flat_map(
             lambda _: dataset.skip(tf.numpy_function(skipped, [], tf.int64))
@@ -189,6 +192,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
                 "Checkpoint needs a SwarmCallback, or another of swarm_tf's algorithms, beside it "
                 "in the list of callbacks"
             )
+        self._began = True
         found = self._load(self._algorithm.transport)
         if found is not None and not self._resumed:
             self._restore(found)

@@ -129,7 +129,7 @@ class Run:
         if train.checkpoint_every is not None or train.checkpoint_steps is not None:
             self._checkpoint = Checkpoint(
                 self.workdir / CHECKPOINTS,
-                train.checkpoint_every or math.inf,
+                train.checkpoint_every or 10.0,
                 steps=train.checkpoint_steps,
                 keep=train.checkpoint_keep,
                 resume=self.resume,

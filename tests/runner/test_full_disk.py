@@ -4,7 +4,6 @@ import io
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -20,53 +19,16 @@ from swarm_tf import files
 from swarm_tf.errors import UsageError
 from swarm_tf.runner import metrics
 from swarm_tf.runner.progress import Progress
+from testbed.small_disk import SmallDisk
 
 ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
 
-class Disk:
-    """A disk of 4 MiB where the test may mount one, else a limit on the size of files."""
-
-    def __init__(self, path: Path) -> None:
-        path.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "small", str(path)]
-        self.path = path
-        try:
-            self.mounted = subprocess.run(mount, capture_output=True).returncode == 0
-        except FileNotFoundError:
-            self.mounted = False
-        self._before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def fill(self) -> None:
-        """Fills the disk to the last byte."""
-        if not self.mounted:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._before[1]))
-            return
-        with open(self.path / "filler", "ab", buffering=0) as filler:
-            for size in (1 << 16, 1 << 10, 1):
-                try:
-                    while filler.write(bytes(size)):
-                        pass
-                except OSError:
-                    continue
-
-    def free(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, self._before)
-        (self.path / "filler").unlink(missing_ok=True)
-
-    def names(self) -> set[str]:
-        return {file.name for file in self.path.iterdir()} - {"filler"}
-
-
 @pytest.fixture
 def disk(tmp_path):
-    disk = Disk(tmp_path / "disk")
-    yield disk
-    disk.free()
-    if disk.mounted:
-        subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
+    with SmallDisk(tmp_path / "disk") as disk:
+        yield disk
 
 
 def model() -> keras.Model:
