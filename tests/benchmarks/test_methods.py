@@ -28,6 +28,7 @@ def test_own_settings_come_last_in_the_command_line():
         "train.py",
         "--config=c.py",
         "--workdir=out",
+        "--resume=never",
         "--config.seed=1",
         "--config.algorithm=sgp",
         "--config.seed=3",
