@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from swarm_tf import files, state
@@ -90,7 +91,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._algorithm: Algorithm | None = None
         self._stage: Stage | None = None
         self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future[Path] | None = None
+        self._writing: Future[None] | None = None
         self._epoch = self._epoch_began_at = 0
         self._lengths: tuple[int, int] | None = None  # batches of the first epoch, and of others
         self._continues = False  # whether the data go on within the interrupted epoch
@@ -322,19 +323,25 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
     def _save(self) -> None:
         """Copy the state, and let the thread write it."""
         self._wait()
-        step, self._saved_step, self._saved_at = self._step, self._step, time.monotonic()
-        snapshot = self._snapshot()
-        if snapshot is None:
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+        assert self._writer is not None
+        self._writing = self._writer.submit(self._write, self._step, self._snapshot())
+
+    def _write(self, step: int, snapshot: Mapping[str, Any]) -> None:
+        """On the thread: write what `_snapshot` returned."""
+        if not self._is_finite(snapshot["model"]["variables"]):
             _log.warning("no checkpoint at step %d: the weights contain NaN or Inf", step)
             return
-        assert self._writer is not None
-        self._writing = self._writer.submit(self._write, step, snapshot)
-
-    def _write(self, step: int, snapshot: Mapping[str, Any]) -> Path:
         self._write_layout()
-        path = self._store().write(step, snapshot)
+        self._store().write(step, snapshot)
         environment.note_progress()
-        return path
+
+    def _is_finite(self, values: list[npt.NDArray[Any]]) -> bool:
+        """Whether all weights that are trained are finite."""
+        trained = {id(v) for v in self.model.trainable_variables}
+        places = [k for k, v in enumerate(model_state.variables(self.model)) if id(v) in trained]
+        ends = [end(values[k]) for k in places if values[k].size for end in (np.min, np.max)]
+        return bool(np.isfinite(np.array(ends, np.float32)).all())
 
     def _write_layout(self) -> None:
         """On rank 0, once: how Keras saves the model, for `swarm-tf consensus`."""
@@ -352,16 +359,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, content)
 
-    def _snapshot(self) -> Mapping[str, Any] | None:
-        """The state of this rank; None if its weights are not finite."""
+    def _snapshot(self) -> Mapping[str, Any]:
+        """A copy of this rank's state."""
         algorithm = self._algorithm
         assert algorithm is not None
-        model = model_state.capture(self.model)
-        trained = {id(v) for v in self.model.trainable_variables}
-        pairs = zip(model_state.variables(self.model), model["variables"], strict=True)
-        for variable, value in pairs:
-            if id(variable) in trained and not np.isfinite(value.astype(np.float32)).all():
-                return None
         return {
             "name": algorithm.name,
             "synchronous": algorithm.synchronous,
@@ -369,7 +370,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             "step": self._step,
             "epoch": self._epoch,
             "batch": self._step - self._epoch_began_at,
-            "model": model,
+            "model": model_state.capture(self.model),
             "algorithm": algorithm.state(),
             "also": self._also(),
         }

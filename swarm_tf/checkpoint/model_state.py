@@ -92,7 +92,8 @@ def _described(shapes: list[Any], place: int) -> tuple[str, str]:
 
 
 def _value(variable: keras.Variable) -> npt.NDArray[Any]:
-    return np.array(keras.ops.convert_to_numpy(variable.value))
+    value: npt.NDArray[Any] = variable.value.numpy()  # one copy; keras.ops would make three
+    return value
 
 
 def _random_states() -> dict[str, Any]:
