@@ -92,8 +92,7 @@ def _described(shapes: list[Any], place: int) -> tuple[str, str]:
 
 
 def _value(variable: keras.Variable) -> npt.NDArray[Any]:
-    value: npt.NDArray[Any] = variable.value.numpy()  # one copy; keras.ops would make three
-    return value
+    return np.asarray(variable.value.numpy())  # one copy; keras.ops would make three
 
 
 def _random_states() -> dict[str, Any]:
