@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from swarm_tf import files, state
 from swarm_tf.algorithm import Algorithm
-from swarm_tf.checkpoint import agreement, layout, model_state
-from swarm_tf.checkpoint.store import Stage, Store, layout_path, remove_other_stages
+from swarm_tf.checkpoint import agreement, model_state
+from swarm_tf.checkpoint.store import Stage
+from swarm_tf.checkpoint.writer import Writer
 from swarm_tf.cluster import environment, world
 from swarm_tf.errors import UsageError
 from swarm_tf.options import POSITIVE, at_least, checked, one_of
@@ -27,9 +26,6 @@ from swarm_tf.training_loop import callback_list, set_epoch_length
 from swarm_tf.transport.base import Transport
 
 _log = logging.getLogger("swarm_tf")
-
-_LONGEST_WRITE = 600.0
-"""Seconds for which the end of training waits for the last file."""
 
 
 class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
@@ -90,8 +86,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._metrics: Mapping[str, Any] | None = None
         self._algorithm: Algorithm | None = None
         self._stage: Stage | None = None
-        self._writer: ThreadPoolExecutor | None = None
-        self._writing: Future[None] | None = None
+        self._writer: Writer | None = None
         self._epoch = self._epoch_began_at = 0
         self._lengths: tuple[int, int] | None = None  # batches of the first epoch, and of others
         self._continues = False  # whether the data go on within the interrupted epoch
@@ -194,14 +189,20 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
                 "in the list of callbacks"
             )
         self._began = True
-        found = self._load(self._algorithm.transport)
+        transport = self._algorithm.transport
+        found = self._load(transport)
+        assert self._stage is not None
+        rank = 0 if transport is None else transport.rank
+        self._writer = Writer(self.directory, self._stage, rank, self.keep, self.model)
         if found is not None and not self._resumed:
             self._restore(found)
+            # What is large is not needed any more.
+            small = {name: found.state[name] for name in ("also", "batch")}
+            self._found = dataclasses.replace(found, state=small)
         else:
             self._resumed = True
         self._algorithm.checkpoint_due, self._algorithm.checkpoint_now = self._is_time, False
         self._saved_step, self._saved_at = self._step, time.monotonic()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="swarm-tf checkpoint")
 
     def _restore(self, found: agreement.Found) -> None:
         algorithm, saved = self._algorithm, found.state
@@ -218,7 +219,8 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             )
         own = found.own and saved["own"]
         if own and self._continues:
-            self._metrics = saved["model"]  # for later: an epoch begins by resetting them
+            # For later, since an epoch begins by resetting them.
+            self._metrics = {"metrics": saved["model"]["metrics"]}
         model_state.restore(self.model, saved["model"], own=own)
         kept = {**saved["algorithm"], "step": found.step}
         if found.other_ranks:
@@ -248,21 +250,13 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             "algorithm": {**found.state["algorithm"], "due": 0},
             "also": self._also(),
         }
-        reason = ""
-        try:
-            self._store().write(found.step, snapshot)
-        except OSError as error:
-            reason = files.reason(error)
-        reasons = world.gather_over(transport, reason, "the first checkpoint", world.FIRST_SECONDS)
-        if any(reasons):
-            _log.warning("%s cannot be written (%s)", self.directory, next(filter(None, reasons)))
-        elif transport is None or transport.rank == 0:
-            assert self._stage is not None
-            remove_other_stages(self.directory, self._stage)
+        assert self._writer is not None
+        self._writer.begin_stage(found.step, snapshot, transport)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where the epoch begins."""
         self._epoch = epoch
+        self.model._initial_epoch = None  # it was read; a later training must not see it
         if self._lengths is not None:
             set_epoch_length(self._lengths[self._resumed])
         if self._resumed or not self._continues:
@@ -272,11 +266,11 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """Save, if it is time: now no callback has still to see the last step."""
         algorithm = self._algorithm
         assert algorithm is not None
+        assert self._writer is not None
         if self._metrics is not None:
             model_state.restore_metrics(self.model, self._metrics)
             self._metrics = None
-        busy = self._writing is not None and not self._writing.done()
-        if busy and not algorithm.synchronous:
+        if self._writer.is_busy and not algorithm.synchronous:
             return  # later; synchronous ranks wait for the file instead, to save at one step
         if self.steps is not None:
             due = self._step - self._saved_step >= self.steps
@@ -290,7 +284,8 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._algorithm is not None
         if self.model.stop_training and self._algorithm.stop_requested:
             self._save()
-            self._wait()
+            assert self._writer is not None
+            self._writer.wait()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """The next checkpoint is of the next epoch."""
@@ -302,12 +297,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """Save the end, and wait for the file."""
         assert self._algorithm is not None
         assert self._writer is not None
-        self.model._initial_epoch = None
         self._resumed = True
         if self._step > self._saved_step:
             self._save()
-        self._wait()
-        self._writer.shutdown(wait=False)
+        self._writer.close()
         self._algorithm.checkpoint_due = lambda: False
 
     @property
@@ -322,42 +315,10 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _save(self) -> None:
         """Copy the state, and let the thread write it."""
-        self._wait()
-        self._saved_step, self._saved_at = self._step, time.monotonic()
         assert self._writer is not None
-        self._writing = self._writer.submit(self._write, self._step, self._snapshot())
-
-    def _write(self, step: int, snapshot: Mapping[str, Any]) -> None:
-        """On the thread: write what `_snapshot` returned."""
-        if not self._is_finite(snapshot["model"]["variables"]):
-            _log.warning("no checkpoint at step %d: the weights contain NaN or Inf", step)
-            return
-        self._write_layout()
-        self._store().write(step, snapshot)
-        environment.note_progress()
-
-    def _is_finite(self, values: list[npt.NDArray[Any]]) -> bool:
-        """Whether all weights that are trained are finite."""
-        trained = {id(v) for v in self.model.trainable_variables}
-        places = [k for k, v in enumerate(model_state.variables(self.model)) if id(v) in trained]
-        ends = [end(values[k]) for k in places if values[k].size for end in (np.min, np.max)]
-        return bool(np.isfinite(np.array(ends, np.float32)).all())
-
-    def _write_layout(self) -> None:
-        """On rank 0, once: how Keras saves the model, for `swarm-tf consensus`."""
-        assert self._stage is not None
-        assert self._algorithm is not None
-        transport, path = self._algorithm.transport, layout_path(self.directory, self._stage)
-        if (transport is not None and transport.rank) or path.exists():
-            return
-        owned = [p for o in state.optimizers(self.model).values() for p in state.parts(o)]
-        try:
-            content = layout.of(self.model, model_state.variables(self.model), owned)
-        except Exception as error:  # layers may save whatever they like
-            _log.debug("no layout of the model: %s", error)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, content)
+        self._writer.wait()
+        self._saved_step, self._saved_at = self._step, time.monotonic()
+        self._writer.write(self._step, self._snapshot())
 
     def _snapshot(self) -> Mapping[str, Any]:
         """A copy of this rank's state."""
@@ -374,31 +335,6 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
             "algorithm": algorithm.state(),
             "also": self._also(),
         }
-
-    def _store(self) -> Store:
-        assert self._stage is not None
-        assert self._algorithm is not None
-        transport = self._algorithm.transport
-        rank = 0 if transport is None else transport.rank
-        return Store(self.directory, self._stage, rank, self.keep)
-
-    def _wait(self) -> None:
-        """Wait until the last file is on disk, or could not be written."""
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return
-        try:
-            writing.result(_LONGEST_WRITE)
-        except OSError as error:
-            _log.warning(
-                "the checkpoint in %s cannot be written (%s); training goes on",
-                self.directory,
-                files.reason(error),
-            )
-        except FutureTimeoutError:
-            _log.warning(
-                "the checkpoint in %s is not on disk after %g s", self.directory, _LONGEST_WRITE
-            )
 
 
 def _batches(found: agreement.Found) -> int:
