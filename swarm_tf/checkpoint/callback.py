@@ -83,7 +83,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         self._found: agreement.Found | None = None
         self._loaded = self._resumed = False
         self._began = self._first_pass_begun = False
-        self._metrics: Mapping[str, Any] | None = None
+        self._late: Mapping[str, Any] | None = None  # what is restored before the first step
         self._algorithm: Algorithm | None = None
         self._stage: Stage | None = None
         self._writer: Writer | None = None
@@ -218,9 +218,9 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
                 "call model.build(input_shape), or the model itself, before training"
             )
         own = found.own and saved["own"]
-        if own and self._continues:
-            # For later, since an epoch begins by resetting them.
-            self._metrics = {"metrics": saved["model"]["metrics"]}
+        if own:
+            late = ("metrics", "unknown_to_keras")
+            self._late = {name: saved["model"][name] for name in late}
         model_state.restore(self.model, saved["model"], own=own)
         kept = {**saved["algorithm"], "step": found.step}
         if found.other_ranks:
@@ -267,9 +267,14 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         algorithm = self._algorithm
         assert algorithm is not None
         assert self._writer is not None
-        if self._metrics is not None:
-            model_state.restore_metrics(self.model, self._metrics)
-            self._metrics = None
+        if self._late is not None:
+            if not model_state.restore_late(self.model, self._late, within_epoch=self._continues):
+                _log.warning(
+                    "the model %s has other variables that Keras does not know than its checkpoint "
+                    "has; they begin anew",
+                    self.model.name,
+                )
+            self._late = None
         if self._writer.is_busy and not algorithm.synchronous:
             return  # later; synchronous ranks wait for the file instead, to save at one step
         if self.steps is not None:

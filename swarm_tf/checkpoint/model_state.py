@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator
 
 from swarm_tf import state
@@ -19,19 +20,21 @@ def capture(model: keras.Model) -> dict[str, Any]:
     """A copy of all that the model and its optimizers hold, and of the random states.
 
     Metrics are in it, so that the logs of an epoch go on; optimizers with slots, steps and rates;
-    seed generators. Not in it: what TensorFlow's `tf.random` functions count within themselves.
+    seed generators; and variables of TensorFlow in the model that Keras does not know, such as the
+    memory of a Transformer-XL. Not in it: what `tf.random` functions count within themselves.
     """
     saved = variables(model)
     return {
         "variables": [_value(variable) for variable in saved],
         "shapes": state.shapes(saved),
         "metrics": [_value(variable) for variable in model.metrics_variables],
+        "unknown_to_keras": [np.asarray(v.numpy()) for v in _unknown_to_keras(model)],
         "random": _random_states(),
     }
 
 
 def restore(model: keras.Model, saved: Mapping[str, Any], *, own: bool = True) -> None:
-    """The opposite of `capture`, but for the metrics.
+    """The opposite of `capture`, but for what `restore_late` does.
 
     Args:
       own: whether this rank's own state was saved. The mean of other ranks' states has no random
@@ -52,12 +55,43 @@ def restore(model: keras.Model, saved: Mapping[str, Any], *, own: bool = True) -
         _set_random_states(saved["random"])
 
 
-def restore_metrics(model: keras.Model, saved: Mapping[str, Any]) -> None:
-    """Go on with the metrics of `capture`, within an epoch; if they are other ones, do nothing."""
-    metrics = model.metrics_variables
-    if [tuple(v.shape) for v in metrics] == [value.shape for value in saved["metrics"]]:
-        for variable, value in zip(metrics, saved["metrics"], strict=True):
+def restore_late(model: keras.Model, saved: Mapping[str, Any], *, within_epoch: bool) -> bool:
+    """Restore what an epoch begins by resetting, or what exists only when the step was traced.
+
+    Args:
+      within_epoch: whether the epoch goes on, so that its metrics do; else they stay.
+
+    Returns:
+      whether all variables exist that Keras does not know.
+    """
+    if within_epoch:
+        _assign(model.metrics_variables, saved["metrics"])
+    return _assign(_unknown_to_keras(model), saved["unknown_to_keras"])
+
+
+def _assign(variables: Sequence[Any], values: Sequence[npt.NDArray[Any]]) -> bool:
+    """Assign the values, if there are as many variables, and of these shapes; whether it did."""
+    fit = [tuple(v.shape) for v in variables] == [value.shape for value in values]
+    if fit:
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+    return fit
+
+
+def _unknown_to_keras(model: keras.Model) -> list[tf.Variable]:
+    """TensorFlow's own variables and generators in attributes of the model and its layers."""
+    found = [v for layer in model._flatten_layers() for v in _in_attribute(vars(layer))]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _in_attribute(value: Any) -> Iterator[tf.Variable]:
+    if isinstance(value, tf.Variable):
+        yield value
+    elif isinstance(value, tf.random.Generator):
+        yield value.state
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _in_attribute(item)
 
 
 def variables(model: keras.Model) -> list[keras.Variable]:

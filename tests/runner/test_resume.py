@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed import tfds_standin
+
 ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 SHORT = [
@@ -145,3 +147,53 @@ def test_to_go_on_from_nothing_is_refused(tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py")]
     assert len(lines) == 1
     assert "has no checkpoints" in lines[0]
+
+
+def imagenet(where):
+    make = tfds_standin.coloured((48, 56), file_name="x")
+    tfds_standin.write("imagenet2012", where, make, {"train": 64, "validation": 8})
+    size = ["--config.data.image_size=32", "--config.model.name=resnet18"]
+    return ["imagenet_resnet18", f"--config.data.data_dir={where}", *size]
+
+
+def wmt17(where):
+    pairs = {"train": 300, "test": 4}
+    tfds_standin.write("wmt17_translate/de-en", where, tfds_standin.sentences, pairs)
+    size = ["--config.data.vocabulary_size=400", "--config.data.max_length=64"]
+    size += ["--config.model.name=transformer_tiny", "--config.train.batch_size=256"]
+    return ["wmt17_transformer_base", f"--config.data.data_dir={where}", *size]
+
+
+PIPELINES = {
+    "in memory": lambda where: ["digits_resnet"],
+    "streamed": imagenet,
+    "buckets": wmt17,
+    # The memory of a Transformer-XL is state too: the run stops within documents.
+    "documents": lambda where: [
+        "number_words_transformer_xl",
+        "--config.data.train_examples=400",
+        "--config.train.batch_size=200",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_pipeline_goes_on_exactly(tmp_path, pipeline):
+    config, *flags = PIPELINES[pipeline](str(tmp_path / "tfds"))
+    words = [sys.executable, "train.py", f"--config=configs/{config}.py", *flags]
+    words += ["--config.algorithm=single", "--config.train.max_steps=12"]
+    words += ["--config.train.checkpoint_steps=5", "--config.train.checkpoint_keep=9"]
+    words += ["--config.train.batch_size=8"] if pipeline == "streamed" else []
+    words += ["--config.train.log_every=1", f"--workdir={tmp_path / 'run'}"]
+    weights = tmp_path / "run" / "consensus.weights.h5"
+    written = []
+    for _ in range(2):
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        written.append((weights.read_bytes(), list(map(exact, metrics(tmp_path / "run")))))
+        for path in files(tmp_path / "run", 0):
+            if not path.name.startswith("step-000000005"):
+                path.unlink()
+    assert "step 5" in done.stderr
+    assert written[0] == written[1]
