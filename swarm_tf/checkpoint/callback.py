@@ -17,7 +17,7 @@ import tensorflow as tf
 from swarm_tf import files, state
 from swarm_tf.algorithm import Algorithm
 from swarm_tf.checkpoint import agreement, model_state
-from swarm_tf.checkpoint.store import Stage
+from swarm_tf.checkpoint.store import Stage, stages
 from swarm_tf.checkpoint.writer import Writer
 from swarm_tf.cluster import environment, world
 from swarm_tf.errors import UsageError
@@ -163,18 +163,20 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         return found
 
     def _move_aside(self, transport: Transport | None) -> None:
-        """On rank 0, rename the directory."""
-        reason, number = "", 1
-        if transport is None or transport.rank == 0:
-            while (aside := Path(f"{self.directory}-{number}")).exists():
-                number += 1
-            try:
-                self.directory.rename(aside)
-            except OSError as error:
-                reason = f"{self.directory} cannot be renamed ({files.reason(error)})"
-        reasons = world.gather_over(transport, reason, "the earlier checkpoints")
-        if reasons[0]:
-            raise UsageError(reasons[0])
+        """Rename the directory: rank 0 first; then others whose directory is not the same one."""
+        rank = 0 if transport is None else transport.rank
+        for turn in (rank == 0, rank != 0):
+            reason, number = "", 1
+            if turn and stages(self.directory):
+                while (aside := Path(f"{self.directory}-{number}")).exists():
+                    number += 1
+                try:
+                    self.directory.rename(aside)
+                except OSError as error:
+                    reason = f"{self.directory} cannot be renamed ({files.reason(error)})"
+            for other in world.gather_over(transport, reason, "the earlier checkpoints"):
+                if other:
+                    raise UsageError(other)
 
     # Keras' hooks.
 
