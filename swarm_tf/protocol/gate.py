@@ -53,6 +53,7 @@ class Gate:
       partner: the rank that the node is paired with.
       settled: whether the node has averaged at this boundary, or its exchange has failed.
       waiting: requests that are not served yet, in the order in which they came.
+      finished: whether the node has taken its last step.
     """
 
     def __init__(self, rank: int, blocking: bool) -> None:
@@ -62,7 +63,7 @@ class Gate:
         self.settled = False
         self.waiting: list[Message] = []
         self._must_serve: frozenset[tuple[int, int]] = frozenset()
-        self._finished = False
+        self.finished = False
 
     # Requests.
 
@@ -82,7 +83,7 @@ class Gate:
         """(blocking) Whether this request may be served now."""
         if self.state is State.PAIRED:
             return self.partner == request.sender
-        unsettled = not self.settled or self._finished
+        unsettled = not self.settled or self.finished
         return self.state is State.FREE and (unsettled or _key(request) in self._must_serve)
 
     def queue(self, request: Message) -> None:
@@ -122,7 +123,7 @@ class Gate:
     def finish(self) -> None:
         """The node has taken its last step and serves everybody."""
         self.reach_boundary()
-        self._finished = True
+        self.finished = True
 
     def start_request(self) -> None:
         """This node sends a request of its own."""

@@ -235,7 +235,7 @@ class Initiator:
             return []
         exchange.last_reply_at = now
         # A partner that ended earlier applies its half, but must not pull back one that trains on.
-        withhold = message.sender in self._membership.done and message.step < exchange.step
+        withhold = message.reason is Reason.ENDED and message.step < exchange.step
         averaged = self._replica.conclude(
             number, own, reply, accepted, strict=self._repeat is not None, withhold=withhold
         )

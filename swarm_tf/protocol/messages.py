@@ -33,7 +33,7 @@ class Kind(enum.IntEnum):
 
 
 class Reason(enum.IntEnum):
-    """Why a node refuses to serve a request, or is done."""
+    """Why a node refuses to serve a request, or is done; in a REPLY, whether it is."""
 
     NONE = 0
     CROSSED = 1
@@ -50,6 +50,9 @@ class Reason(enum.IntEnum):
     """My training ended by an exception; I take no part in the final mean."""
     LEFT = 9
     """My program ends."""
+    ENDED = 10
+    """In a REPLY: my own steps were over when I averaged. DONE alone does not say so, since it may
+    overtake a REPLY that was sent before."""
 
     @property
     def is_failure(self) -> bool:
@@ -69,6 +72,7 @@ class Reason(enum.IntEnum):
             Reason.SIGNAL: f"a signal ended the training of rank {partner}",
             Reason.FAILED: f"the training of rank {partner} failed",
             Reason.LEFT: f"rank {partner} has left",
+            Reason.ENDED: f"rank {partner} has taken its last step",
         }[self]
 
 

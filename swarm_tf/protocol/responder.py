@@ -115,6 +115,7 @@ class Responder:
             self.rank,
             message.exchange,
             message.chunk,
+            reason=Reason.ENDED if self._gate.finished else Reason.NONE,
             encoded=own,
             accepted=averaged.accepted,
         )

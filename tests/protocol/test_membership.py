@@ -5,7 +5,7 @@ import pytest
 
 from swarm_tf import codec as codecs
 from swarm_tf.protocol.messages import Kind, Reason
-from tests.protocol.swarm import CODECS, Swarm, even_models, pair, run_exchange
+from tests.protocol.swarm import CODECS, ROUNDING, Swarm, even_models, pair, run_exchange
 
 
 @pytest.mark.parametrize("reason", [Reason.FAILED, Reason.LEFT])
@@ -116,6 +116,24 @@ def test_a_node_that_finished_earlier_follows_and_does_not_move_others(name, chu
         now = np.abs(np.concatenate(swarm.models[1]) - a).max()
         assert now < 0.6 * distance
         distance = now
+
+
+def test_a_done_that_overtakes_a_reply_withholds_nothing():
+    """The partner averaged while it still trained: both sides apply their halves."""
+    swarm = pair()
+    a, b = even_models(swarm)
+    swarm.steps = [50, 49]
+    swarm.request(0, 1)
+    ((_, request),) = swarm.nodes[0].poll()
+    ((_, reply),) = swarm.nodes[1].handle(request)
+    swarm.nodes[1].finish(49)
+    ((_, done),) = swarm.nodes[1].poll()
+    swarm.nodes[0].handle(done)
+    swarm.nodes[0].handle(reply)
+    assert swarm.drift() < ROUNDING
+    for rank in (0, 1):
+        swarm.apply(rank)
+        np.testing.assert_array_equal(np.concatenate(swarm.models[rank]), (a + b) / 2)
 
 
 def test_a_node_that_finished_at_no_earlier_step_is_averaged_as_usual():
