@@ -18,7 +18,7 @@ from swarm_tf.events import Counters, RanksAveraged
 from swarm_tf.options import ANY, POSITIVE, SEED, Options, fields, option, with_options
 from swarm_tf.same_data import FirstBatch, SameData, arrays_of
 from swarm_tf.stop_check import StopCheck
-from swarm_tf.training_loop import frame_of_callback_list, is_running
+from swarm_tf.training_loop import callback_list, frame_of_callback_list, is_running
 from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
 
@@ -513,6 +513,23 @@ class _AfterAllCallbacks(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.algorithm._end_training()
+
+
+def algorithm_beside(callback: str) -> Algorithm:
+    """The algorithm in the list of callbacks that is calling a hook of `callback`.
+
+    Raises:
+      UsageError: there is none.
+    """
+    hooks = callback_list()
+    others = [] if hooks is None else hooks.callbacks
+    found = next((c for c in others if isinstance(c, Algorithm)), None)
+    if found is None:
+        raise UsageError(
+            f"{callback} needs a SwarmCallback, or another of swarm_tf's algorithms, beside it in "
+            "the list of callbacks"
+        )
+    return found
 
 
 def _plain(value: Any) -> Any:

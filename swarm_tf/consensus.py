@@ -85,7 +85,7 @@ def finite(chunks: Chunks) -> bool:
     """Whether every number is finite."""
     # Minimum and maximum keep a NaN, and are quicker than checking each number.
     ends = [end for chunk in chunks if chunk.size for end in (chunk.min(), chunk.max())]
-    return bool(np.isfinite(ends).all())
+    return bool(np.isfinite(np.array(ends, np.float64)).all())
 
 
 def _why(ranks: list[int]) -> str:

@@ -15,11 +15,10 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf import consensus, files, state
-from swarm_tf.algorithm import Algorithm
+from swarm_tf.algorithm import Algorithm, algorithm_beside
 from swarm_tf.cluster import world
 from swarm_tf.errors import UsageError
 from swarm_tf.options import POSITIVE, checked, rule
-from swarm_tf.training_loop import callback_list
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array, Transport
 from swarm_tf.weights import FlatWeights
@@ -84,14 +83,7 @@ class ConsensusCheckpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the algorithm that trains."""
-        hooks = callback_list()
-        others = [] if hooks is None else hooks.callbacks
-        self._algorithm = next((c for c in others if isinstance(c, Algorithm)), None)
-        if self._algorithm is None:
-            raise UsageError(
-                "ConsensusCheckpoint needs a SwarmCallback, or another of swarm_tf's algorithms, "
-                "beside it in the list of callbacks"
-            )
+        self._algorithm = algorithm_beside("ConsensusCheckpoint")
         self._began_at, self._epochs = self._algorithm.local_step(), 0
         self._watches = self._ended = False
         self._means, self._next_mark = None, 1

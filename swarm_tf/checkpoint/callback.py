@@ -15,14 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from swarm_tf import files, state
-from swarm_tf.algorithm import Algorithm
+from swarm_tf.algorithm import Algorithm, algorithm_beside
 from swarm_tf.checkpoint import agreement, model_state
 from swarm_tf.checkpoint.store import Stage, stages
 from swarm_tf.checkpoint.writer import Writer
 from swarm_tf.cluster import environment, world
 from swarm_tf.errors import UsageError
 from swarm_tf.options import POSITIVE, at_least, checked, one_of
-from swarm_tf.training_loop import callback_list, set_epoch_length
+from swarm_tf.training_loop import set_epoch_length
 from swarm_tf.transport.base import Transport
 
 _log = logging.getLogger("swarm_tf")
@@ -182,14 +182,7 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Restore what was saved, before the ranks join."""
-        hooks = callback_list()
-        others = [] if hooks is None else hooks.callbacks
-        self._algorithm = next((c for c in others if isinstance(c, Algorithm)), None)
-        if self._algorithm is None:
-            raise UsageError(
-                "Checkpoint needs a SwarmCallback, or another of swarm_tf's algorithms, beside it "
-                "in the list of callbacks"
-            )
+        self._algorithm = algorithm_beside("Checkpoint")
         self._began = True
         transport = self._algorithm.transport
         found = self._load(transport)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import numpy.typing as npt
 
-from swarm_tf import files, state
+from swarm_tf import consensus, files, state
 from swarm_tf.checkpoint import layout, model_state
 from swarm_tf.checkpoint.store import Stage, Store, layout_path, remove_other_stages
 from swarm_tf.cluster import environment, world
@@ -102,8 +101,7 @@ class Writer:
         """Whether all weights that are trained are finite."""
         trained = {id(v) for v in self._model.trainable_variables}
         places = [k for k, v in enumerate(model_state.variables(self._model)) if id(v) in trained]
-        ends = [end(values[k]) for k in places if values[k].size for end in (np.min, np.max)]
-        return bool(np.isfinite(np.array(ends, np.float32)).all())
+        return consensus.finite([values[place] for place in places])
 
     def _write_layout(self) -> None:
         """On rank 0, once: how Keras saves the model, for `swarm-tf consensus`."""
