@@ -14,8 +14,8 @@ example is still used once an epoch: `used_by` finds what was used, `epochs` lea
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,21 @@ from swarm_tf.errors import UsageError
 
 Indices = npt.NDArray[np.int64]
 Ranges = npt.NDArray[np.int64]  # [k, 2]: number of the first record, and how many
-Used = Mapping[int, Indices]
-"""The examples that were used in an epoch, by the number of the epoch."""
+Mask = npt.NDArray[np.bool_]  # [examples]
+
+
+@dataclass(frozen=True)
+class Used:
+    """The examples that earlier stages of a run have used.
+
+    Attributes:
+      first: the first epoch that is not used up.
+      masks: by the number of an epoch from `first` on, whether each example was used in it.
+    """
+
+    first: int = 0
+    masks: Mapping[int, Mask] = field(default_factory=dict)
+
 
 # Ranges per rank. More ranges mix better, but to reach a range a rank must read all records before
 # it in its file: with f files it reads (1 + 32 ranks/f)/2 times the bytes if 32 ranks > f.
@@ -35,12 +48,10 @@ _RANGES = 32
 # Each purpose has its own stream of random numbers, so that no two purposes share a seed.
 _COMMON, _CUT, _OWN = range(3)
 
-_NONE: Indices = np.empty(0, np.int64)
 
-
-def iid(examples: int, size: int, seed: int, epoch: int, used: Indices = _NONE) -> list[Indices]:
-    """Equal parts of a permutation that differs in every epoch, without the examples in `used`;
-    sizes differ by at most 1."""
+def iid(examples: int, size: int, seed: int, epoch: int, used: Mask | None = None) -> list[Indices]:
+    """Equal parts of a permutation that differs in every epoch, without the examples that were
+    used; sizes differ by at most 1."""
     order = _rng(seed, _COMMON, epoch).permutation(examples)
     return np.array_split(_without(order, used), size)
 
@@ -85,24 +96,22 @@ def epochs(
     size: int,
     alpha: float,
     seed: int,
-    used: Used = MappingProxyType({}),
+    used: Used = Used(),
 ) -> Iterator[tuple[int, Indices]]:
     """The number of each epoch, and the indices of `rank` in it in the order of use, without end.
 
     Args:
-      used: examples that are left out of some epochs. It begins with the first epoch that is not
-        used up.
+      used: what is left out.
 
     Raises:
       UsageError: if the partition is unknown, alpha <= 0, or there are fewer examples than ranks;
         raised by the call, not when the first epoch is drawn.
     """
     _check(partition, len(labels), size)
-    first = first_epoch(used, len(labels))
     if partition == "iid":
         return (
-            (epoch, iid(len(labels), size, seed, epoch, used.get(epoch, _NONE))[rank])
-            for epoch in count(first)
+            (epoch, iid(len(labels), size, seed, epoch, used.masks.get(epoch))[rank])
+            for epoch in count(used.first)
         )
     if partition == "static":
         part = static(len(labels), size, seed)[rank]
@@ -110,8 +119,8 @@ def epochs(
         check_alpha(alpha)
         part = dirichlet(labels, size, alpha, seed)[rank]
     return (
-        (epoch, _without(_rng(seed, _OWN, rank, epoch).permutation(part), used.get(epoch, _NONE)))
-        for epoch in count(first)
+        (epoch, _without(_rng(seed, _OWN, rank, epoch).permutation(part), used.masks.get(epoch)))
+        for epoch in count(used.first)
     )
 
 
@@ -121,17 +130,12 @@ def check_alpha(alpha: float) -> None:
         raise UsageError(f"data.dirichlet_alpha={alpha} must be above 0; 0.1 is strong skew")
 
 
-def first_epoch(used: Used, examples: int) -> int:
-    """The first epoch of which not all examples are used."""
-    return next(epoch for epoch in count() if len(used.get(epoch, _NONE)) < examples)
-
-
 def used_by(
     stages: Sequence[Sequence[int]],
     examples: int,
     batches: Callable[[int, int, Used], Iterator[Indices]],
-) -> dict[int, Indices]:
-    """The examples that earlier stages of a run have used, in each epoch that they have begun.
+) -> Used:
+    """The examples that earlier stages of a run have used.
 
     Args:
       stages: for each stage, the batches that each of its ranks has used.
@@ -139,16 +143,17 @@ def used_by(
       batches: batches(rank, size, used) are those of a rank in a stage before which `used` was
         used; each index has `examples` times the number of its epoch added.
     """
-    used: dict[int, Indices] = {}
+    used = Used()
     for counts in stages:
-        tagged = [
-            batch
-            for rank, count in enumerate(counts)
-            for batch in itertools.islice(batches(rank, len(counts), used), count)
-        ]
-        epochs, indices = np.divmod(np.concatenate([_NONE, *tagged]), examples)
-        for epoch in np.unique(epochs).tolist():
-            used[epoch] = np.append(used.get(epoch, _NONE), indices[epochs == epoch])
+        masks = {epoch: mask.copy() for epoch, mask in used.masks.items()}
+        for rank, taken in enumerate(counts):
+            for batch in itertools.islice(batches(rank, len(counts), used), taken):
+                epochs, indices = np.divmod(batch, examples)
+                for epoch in np.unique(epochs).tolist():
+                    mask = masks.setdefault(epoch, np.zeros(examples, np.bool_))
+                    mask[indices[epochs == epoch]] = True
+        first = next(e for e in count(used.first) if e not in masks or not masks[e].all())
+        used = Used(first, {epoch: mask for epoch, mask in masks.items() if epoch >= first})
     return used
 
 
@@ -220,8 +225,8 @@ def _check(partition: str, examples: int, size: int) -> None:
         )
 
 
-def _without(indices: Indices, used: Indices) -> Indices:
-    return indices[~np.isin(indices, used)] if len(used) else indices
+def _without(indices: Indices, used: Mask | None) -> Indices:
+    return indices if used is None else indices[~used[indices]]
 
 
 def _without_empty(parts: list[Indices]) -> list[Indices]:

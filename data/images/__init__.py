@@ -85,7 +85,7 @@ def _in_memory(
             first=first,
         )
 
-    _, part = next(epochs(rank, size, {}))  # raises errors of the partition before training
+    _, part = next(epochs(rank, size, Used()))  # raises errors of the partition before training
     return Images(
         train_from=train_from,
         test=pipeline.test(source.test, scale, batch_size),
@@ -109,12 +109,11 @@ def _streamed(
         if config.partition == "dirichlet":
             parts = partition.dirichlet(labels, size, config.dirichlet_alpha, seed)
             keep = np.isin(np.arange(examples), parts[rank])
-        first = partition.first_epoch(used, examples)
         kind = config.partition
         return streaming.Reader(
             source.train,
             lambda: partition.range_epochs(
-                kind, files, rank=rank, size=size, seed=seed, first=first
+                kind, files, rank=rank, size=size, seed=seed, first=used.first
             ),
             key=(seed, rank),
             keep=keep,
@@ -141,6 +140,6 @@ def _streamed(
         classes=source.classes,
         input_shape=(side, side, 3),
         train_examples=examples,
-        shard_examples=reader(rank, size, {}).records(0),
+        shard_examples=reader(rank, size, Used()).records(),
         steps_per_pass=examples / (size * batch_size),
     )

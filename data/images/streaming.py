@@ -57,12 +57,12 @@ class Reader:
           numbers_only: read nothing; all records are empty.
         """
         # A record is dropped if any row of this table that counts in its epoch says so.
-        numbers = [-1, *self.used]
+        numbers = [-1, *self.used.masks]
         dropped = np.zeros((len(numbers), sum(self.split.counts)), np.bool_)
         if self.keep is not None:
             dropped[0] = ~self.keep
-        for row, indices in zip(dropped[1:], self.used.values(), strict=True):
-            row[indices] = True
+        for row, mask in zip(dropped[1:], self.used.masks.values(), strict=True):
+            row[:] = mask
         with tf.device("CPU:0"):
             order_key, _ = _keys(self.key)
             table, rows = tf.constant(dropped), tf.constant(numbers, tf.int64)
@@ -97,18 +97,17 @@ class Reader:
         for epochs, numbers, _ in batches.as_numpy_iterator():
             yield epochs * examples + numbers
 
-    def records(self, epoch: int) -> int:
-        """How many records the rank has in its epoch number `epoch`, counted from its first."""
-        number, ranges = next(itertools.islice(self.epochs(), epoch, None))
-        return self._count(number, ranges)
+    def records(self) -> int:
+        """How many records the rank has in its first epoch."""
+        return self._count(*next(self.epochs()))
 
     def _count(self, epoch: int, ranges: Ranges) -> int:
-        used = self.used.get(epoch)
+        used = self.used.masks.get(epoch)
         if self.keep is None and used is None:
             return int(ranges[:, 1].sum())
-        kept = np.ones(sum(self.split.counts), np.bool_) if self.keep is None else self.keep.copy()
+        kept = np.ones(sum(self.split.counts), np.bool_) if self.keep is None else self.keep
         if used is not None:
-            kept[used] = False
+            kept = kept & ~used
         return sum(int(kept[low : low + length].sum()) for low, length in ranges)
 
     def _position(self, records: int) -> tuple[int, int]:

@@ -140,7 +140,7 @@ def load(
 
         return train.dataset(batches, buckets.widths, rows, first)
 
-    _, part = next(epochs(rank, size, {}))  # raises errors of the partition here
+    _, part = next(epochs(rank, size, Used()))  # raises errors of the partition here
     shard = train.numbers(kept[part])
     trained = train.numbers(kept)
     dropped = len(train.target.lengths) - trained.size
