@@ -79,7 +79,7 @@ def main() -> int:
             weights.variables[rank].assign(weights.variables[rank] * (1 - 1e-3))
             in_time = member.driver.pending_step is None
             began = time.perf_counter()
-            member.boundary(step, lambda: 1 - rank)
+            member.boundary(step, lambda _: 1 - rank)
             if in_time:
                 pauses.append(time.perf_counter() - began)
             time.sleep(_PERIOD)

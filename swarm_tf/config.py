@@ -174,6 +174,13 @@ class TrainConfig:
         "epochs between two evaluations on the test set; in a swarm each rank evaluates its model",
         may_change=True,
     )
+    bleu: bool = option(
+        True,
+        ANY,
+        "at the end, translate the test split with the mean model and compute BLEU",
+        only=TRANSLATION,
+        may_change=True,
+    )
     checkpoint_every: float | None = option(
         10.0,
         POSITIVE,

@@ -173,6 +173,12 @@ class Driver:
             return self._view
 
     @property
+    def busy_seconds(self) -> float:
+        """CPU time of the communication thread so far; 0 where it cannot be read."""
+        thread = self._thread
+        return 0.0 if thread is None else thread.busy_seconds
+
+    @property
     def pending_step(self) -> int | None:
         """The local step whose exchange is not over yet; None when a new one may start."""
         with self._changed:
@@ -184,6 +190,12 @@ class Driver:
         with self._changed:
             requested = () if self._requested is None else (self._requested[0],)
             return requested + self._view.unanswered
+
+    @property
+    def outstanding(self) -> int:
+        """Exchanges that are not over, without those that have waited for too long."""
+        with self._changed:
+            return self._view.outstanding + (self._requested is not None)
 
     def wait(self, timeout: float) -> View | None:
         """Wait until the exchange is over and all commands are carried out.
@@ -296,7 +308,7 @@ class Driver:
 class CommunicationThread(threading.Thread):
     """One thread per transport, for all trainings; it hands each message to its driver.
 
-    It polls, since a blocking receive would spin a core. Between polls it sleeps about a tenth of
+    It polls, since a blocking receive would spin a core. Between polls it sleeps about a quarter of
     the time since the last message, so the delay stays in proportion to how rare messages are.
     """
 
@@ -340,13 +352,20 @@ class CommunicationThread(threading.Thread):
                 del _running[self.transport]
             return not rest
 
+    @property
+    def busy_seconds(self) -> float:
+        """CPU time of this thread so far; 0 where it cannot be read."""
+        if self.ident is None or not self.is_alive() or not hasattr(time, "pthread_getcpuclockid"):
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self.ident))
+
     def run(self) -> None:
         """The event loop."""
         sleep = _SHORTEST_SLEEP
         while self._drivers:
             with self._turn:
                 busy = self.turn()
-            sleep = _SHORTEST_SLEEP if busy else min(sleep * 1.1, _LONGEST_SLEEP)
+            sleep = _SHORTEST_SLEEP if busy else min(sleep * 1.3, _LONGEST_SLEEP)
             if not busy and self._wake.wait(sleep):
                 self._wake.clear()
 

@@ -53,6 +53,13 @@ class ExchangeOverdue:
 
 
 @dataclass(frozen=True)
+class ExchangeLate:
+    """The exchange requested from `partner` takes long: another one starts beside it."""
+
+    partner: int
+
+
+@dataclass(frozen=True)
 class ExchangeServed:
     """This rank has averaged all chunks of an exchange that `partner` requested."""
 
@@ -145,6 +152,7 @@ class RanksAveraged:
 Event: TypeAlias = (
     ExchangeEnded
     | ExchangeOverdue
+    | ExchangeLate
     | ExchangeServed
     | ChunkAveraged
     | PartnersBusy
@@ -164,6 +172,7 @@ class Counters:
 
     exchanges: int = 0  # initiated here and applied
     exchanges_failed: int = 0  # initiated here and given up or refused
+    exchanges_late: int = 0  # initiated here; another one started before the answer came
     exchanges_served: int = 0  # initiated by others, answered here
     bytes_sent: int = 0  # everything: headers, replies, repetitions
     messages_dropped: int = 0  # damaged, or of another model or version
@@ -211,6 +220,8 @@ def _counted(event: Event) -> Counters | None:
             )
         case ExchangeOverdue() | PartnersBusy():
             return Counters(exchanges_failed=1)
+        case ExchangeLate():
+            return Counters(exchanges_late=1)
         case ExchangeServed():
             return Counters(exchanges_served=1)
         case MessageDropped():

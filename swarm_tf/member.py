@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,10 @@ from swarm_tf.transport.base import Transport
 from swarm_tf.weights import FlatWeights
 
 _LONGEST_PAUSE = 0.05
+# Each late answer was computed against an old model: with four exchanges at once a rank was thrown
+# 1.5 times as far off as with two.
+_OUTSTANDING = 2
+_LATE_STEPS, _LATE_TIMES = 16, 4
 _FOLLOW_SECONDS = 1.0
 
 
@@ -33,7 +39,9 @@ class Member:
       transport: to the other ranks.
       codec: for all chunks except those of `weights.exact`.
       mode, seed, timeout_seconds: see `Node`.
-      max_staleness: local steps for which training goes on while an exchange is unanswered.
+      neighbors: ranks to average with, in ascending order; None: all others.
+      max_staleness: local steps after which an unanswered exchange is late, so that another one is
+        started beside it; None: four times as many as the last exchanges took, at least 16.
       fingerprint: 64 bits, the same on all ranks of one swarm.
       record: a directory for the record of what each exchange did; see `Record`.
       on_adopt: called when a neighbour's model was copied, since this rank's weights had become
@@ -47,7 +55,8 @@ class Member:
         codec: Codec,
         mode: str = "nonblocking",
         *,
-        max_staleness: int = 16,
+        neighbors: Sequence[int] | None = None,
+        max_staleness: int | None = None,
         seed: int = 0,
         timeout_seconds: float = 60.0,
         fingerprint: int = 0,
@@ -56,6 +65,8 @@ class Member:
     ) -> None:
         self.weights, self.transport, self.mode = weights, transport, mode
         self.max_staleness, self.timeout = max_staleness, timeout_seconds
+        others = [rank for rank in range(transport.size) if rank != transport.rank]
+        self.neighbors = others if neighbors is None else list(neighbors)
         self._on_adopt, self._noted_not_finite = on_adopt, False
         transport.sessions += 1
         rank, session = transport.rank, transport.sessions
@@ -73,6 +84,7 @@ class Member:
             record=self._record,
         )
         self._step = 0
+        self._steps_of_exchanges: deque[int] = deque(maxlen=15)
         self._followed_at = -math.inf
         self._jitter = np.random.default_rng([seed, rank, 1])
 
@@ -94,10 +106,10 @@ class Member:
         self.transport.gather(b"", "the start of training", world.START_SECONDS)
         self.driver.start()
 
-    def taking_part(self, ranks: Sequence[int]) -> list[int]:
-        """Those of `ranks` whose training has not failed and whose program has not ended."""
-        view = self.driver.view
-        return [rank for rank in ranks if rank not in view.failed and rank not in view.left]
+    @property
+    def busy_seconds(self) -> float:
+        """CPU time of the communication thread so far."""
+        return self.driver.busy_seconds
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this rank's part in the swarm, between two boundaries.
@@ -117,8 +129,13 @@ class Member:
 
     # At a boundary.
 
-    def boundary(self, step: int, choose_partner: Callable[[], int]) -> list[ExchangeEnded]:
+    def boundary(
+        self, step: int, choose_partner: Callable[[list[int]], int]
+    ) -> list[ExchangeEnded]:
         """After local step `step`: apply corrections, publish the model, start an exchange.
+
+        Args:
+          choose_partner: returns one of the given ranks.
 
         Returns:
           this rank's own exchanges that ended since the last boundary.
@@ -137,24 +154,43 @@ class Member:
             self._nonblocking_sync(choose_partner)
         ended = self.driver.take_ended()
         staleness = tuple(step - exchange.step for exchange in ended if not exchange.failure)
+        self._steps_of_exchanges.extend(staleness)
         self.driver.note(BoundaryPassed(time.perf_counter() - began, staleness))
         return ended
 
-    def _nonblocking_sync(self, choose_partner: Callable[[], int]) -> None:
-        pending_step = self.driver.pending_step
-        if pending_step is not None:
-            if self._step - pending_step < self.max_staleness:
-                return
-            self._wait()
+    def _nonblocking_sync(self, choose_partner: Callable[[list[int]], int]) -> None:
         self._apply()
-        self._request(choose_partner())
+        pending_step = self.driver.pending_step
+        if pending_step is not None and self._step - pending_step < self._late_after():
+            return
+        if self.driver.outstanding >= _OUTSTANDING:
+            return
+        unanswered = self.driver.unanswered
+        candidates = [rank for rank in self._taking_part() if rank not in unanswered]
+        if candidates:
+            self._request(choose_partner(candidates))
 
-    def _blocking_sync(self, choose_partner: Callable[[], int]) -> None:
+    def _late_after(self) -> int:
+        """Local steps after which an exchange is late."""
+        if self.max_staleness is not None:
+            return self.max_staleness
+        usual = statistics.median(self._steps_of_exchanges) if self._steps_of_exchanges else 0
+        return max(_LATE_STEPS, round(_LATE_TIMES * usual))
+
+    def _taking_part(self) -> list[int]:
+        """Neighbours whose training has not failed and whose program has not ended.
+
+        All neighbours if there is none: the exchange then fails, and the log says why.
+        """
+        gone = self.driver.view.failed | self.driver.view.left
+        return [rank for rank in self.neighbors if rank not in gone] or self.neighbors
+
+    def _blocking_sync(self, choose_partner: Callable[[list[int]], int]) -> None:
         deadline, pause = time.monotonic() + self.timeout, 0.001
         self._apply()
         while True:
-            self._request(choose_partner())
-            view = self._wait()
+            self._request(choose_partner(self._taking_part()))
+            view = self.wait()
             if view is None or view.settled or view.left:  # `left`: an error at the next boundary
                 break
             if time.monotonic() > deadline:
@@ -172,7 +208,8 @@ class Member:
             self.driver.note(NotFinite(self._step, partner))
         self.driver.request(partner, self._step, adopt=not finite)
 
-    def _wait(self) -> View | None:
+    def wait(self) -> View | None:
+        """Wait until the exchange that was started last is over; None if it is overdue."""
         # The node's own deadline comes first, and its warning names the partner.
         view = self.driver.wait(self.timeout + 1)
         self.driver.check()
@@ -205,13 +242,11 @@ class Member:
         self,
         step: int,
         stop_requested: Callable[[], bool] = lambda: False,
-        neighbors: Sequence[int] = (),
     ) -> list[ExchangeEnded]:
         """Serve until all ranks have finished their steps; then apply the last corrections.
 
         Args:
           stop_requested: whether a signal has asked all ranks to finish; checked while waiting.
-          neighbors: ranks to follow in mode "pull", where no other rank changes this one.
 
         Raises:
           TimeoutError: a rank that is still needed gives no sign of life; names it.
@@ -219,7 +254,7 @@ class Member:
         """
         self._step = step
         self.driver.finish(step, stop=stop_requested())
-        self._wait_for(self._still_training, "finish its steps", stop_requested, neighbors)
+        self._wait_for(self._still_training, "finish its steps", stop_requested)
         self._wait_for(lambda: self.driver.unanswered, "answer", stop_requested)
         view = self.driver.view
         if gone := view.failed | view.left:
@@ -269,7 +304,6 @@ class Member:
         awaited: Callable[[], Sequence[int]],
         what: str,
         stop_requested: Callable[[], bool],
-        neighbors: Sequence[int] = (),
     ) -> None:
         """Wait until `awaited()` is empty, as long as those ranks send messages."""
         began = time.monotonic()
@@ -277,8 +311,8 @@ class Member:
             self.driver.check()
             if stop_requested():
                 self.driver.request_stop()
-            if self.mode == "pull":
-                self._follow([rank for rank in ranks if rank in neighbors])
+            if self.mode == "pull":  # no other rank changes this one
+                self._follow([rank for rank in ranks if rank in self.neighbors])
             now = time.monotonic()
             for rank in ranks:
                 last_seen, step = self.driver.last_seen(rank)

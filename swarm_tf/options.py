@@ -55,6 +55,10 @@ def at_least(low: float) -> Rule:
     return rule(f"{low} or more", lambda value: value >= low)
 
 
+AUTO = "auto"
+WholeOrAuto = typing.Annotated[int | str, AUTO]
+"""The type of an option that is a whole number, or "auto"."""
+
 ANY = rule("any value", lambda value: True, obvious=True)
 POSITIVE = rule("above 0", lambda value: value > 0)
 SHARE = rule("at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -174,7 +178,8 @@ def checked(key: str, value: Any, kind: Any, allowed: Rule = ANY) -> Any:
 
     Args:
       key: the option's name in error messages.
-      kind: int, float, bool, str, a union of one of these with None, or tuple[float, ...].
+      kind: int, float, bool, str, a union of one of these with None, tuple[float, ...], or
+        `WholeOrAuto`.
 
     Raises:
       UsageError: one line that names the key, its value and what is allowed.
@@ -207,6 +212,8 @@ def describe_type(kind: Any) -> str:
     """The text of an error message for an annotated type, such as "a whole number"."""
     if isinstance(kind, UnionType):
         return " or ".join(describe_type(each) for each in typing.get_args(kind))
+    if kind is WholeOrAuto:
+        return f"a whole number or {AUTO}"
     if typing.get_origin(kind) is tuple:
         return "a tuple of numbers such as (0.5, 0.75)"
     names = {
@@ -222,6 +229,8 @@ def describe_type(kind: Any) -> str:
 def _fits(value: Any, kind: Any) -> bool:
     if isinstance(kind, UnionType):
         return any(_fits(value, each) for each in typing.get_args(kind))
+    if kind is WholeOrAuto:
+        return value == AUTO or _fits(value, int)
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(item, float) for item in value)
     if kind is not bool and isinstance(value, bool):

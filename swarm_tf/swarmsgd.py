@@ -28,6 +28,7 @@ examples/swarmsgd_in_numpy.py is the whole algorithm in NumPy.
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +38,12 @@ from swarm_tf import codec as codecs
 from swarm_tf import local_steps as distributions
 from swarm_tf import state, topology
 from swarm_tf.algorithm import Algorithm, AlgorithmConfig
+from swarm_tf.cluster import devices
 from swarm_tf.errors import UsageError
 from swarm_tf.events import Counters, ExchangeEnded
+from swarm_tf.local_steps import Auto, Cost, LocalSteps
 from swarm_tf.member import Member
-from swarm_tf.options import at_least, one_of, option, with_options
+from swarm_tf.options import AUTO, WholeOrAuto, at_least, one_of, option, rule, with_options
 from swarm_tf.partners import POLICIES
 from swarm_tf.protocol.messages import Reason
 from swarm_tf.protocol.node import MODES
@@ -51,8 +54,18 @@ from swarm_tf.topology import GraphOptions
 class SwarmConfig(GraphOptions, AlgorithmConfig):
     """How often, with which ranks and in which format models are averaged."""
 
-    local_steps: int = option(
-        4, at_least(1), "H, local steps (batches) between two exchanges that a rank requests"
+    local_steps: WholeOrAuto = option(
+        4,
+        rule("1 or more, or auto", lambda value: value == AUTO or value >= 1),
+        "H, local steps (batches) between two exchanges that a rank requests; auto: the fewest "
+        "that training hides",
+    )
+    exposed_target: float = option(
+        0.01,
+        rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+        "for local_steps=auto: share of the training time for which averaging may stop training",
+        agreed=False,
+        may_change=True,
     )
     bits: int = option(8, one_of(codecs.BITS), "bits per weight on the wire, for codec=lattice")
     mode: str = option(
@@ -73,13 +86,21 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
     max_staleness: int | None = option(
         None,
         at_least(1),
-        "local steps that training may take while an exchange is unanswered, before it waits; "
-        "None: 4 x local_steps",
+        "local steps after which an unanswered exchange is late: one with another neighbour then "
+        "starts beside it; None: four times as many as exchanges usually take, at least 16",
     )
 
     def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
-        """See `Options`; max_staleness must also be at least local_steps."""
+        """See `Options`; also checks combinations with local_steps."""
         super().check(name, ranks=ranks, seed=seed, common=common)
+        if not isinstance(self.local_steps, int):
+            for key, value in (("mode", "blocking"), ("local_steps_distribution", "geometric")):
+                if getattr(self, key) == value:
+                    raise UsageError(
+                        f"{name}.local_steps=auto cannot be combined with {name}.{key}={value}; "
+                        "give a number of steps, such as 4"
+                    )
+            return
         # With mode=blocking no step is taken during an exchange, so max_staleness has no effect.
         if self.mode == "blocking" or self.max_staleness is None:
             return
@@ -121,10 +142,13 @@ class SwarmCallback(SwarmConfig, Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._max_staleness = self.max_staleness or 4 * self.local_steps
         self.member: Member | None = None
         self._codec = codecs.build(self.codec, self.bits)
-        self._steps = distributions.build(self.local_steps_distribution, self.local_steps)
+        self._steps: LocalSteps
+        if isinstance(self.local_steps, int):
+            self._steps = distributions.build(self.local_steps_distribution, self.local_steps)
+        else:
+            self._steps = Auto(self.exposed_target, devices.cores())
         rank = 0
         self.neighbors: list[int] = []
         if self.transport is not None:
@@ -133,6 +157,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
         self._rng = np.random.default_rng([self.seed, rank, 2])
         self._policy = POLICIES[self.partner_policy](self._rng)
         self._next_exchange_step = 0
+        self._last_boundary: tuple[int, float, float] | None = None  # step, end, busy seconds
 
     def next_boundary(self, step: int) -> int:
         """The first local step after `step` at which `should_exchange` must be called."""
@@ -176,7 +201,8 @@ class SwarmCallback(SwarmConfig, Algorithm):
             self.transport,
             self._codec,
             self.mode,
-            max_staleness=self._max_staleness,
+            neighbors=self.neighbors,
+            max_staleness=self.max_staleness,
             seed=self.seed,
             timeout_seconds=self.timeout_seconds,
             fingerprint=_fingerprint(common),
@@ -209,12 +235,24 @@ class SwarmCallback(SwarmConfig, Algorithm):
         """Exchange, if `should_exchange` returns True."""
         assert self.member is not None
         if self.should_exchange(step):
-            for exchange in self.member.boundary(step, self._choose):
+            began = time.perf_counter()
+            ended = self.member.boundary(step, self._choose)
+            self._observe(step, began)
+            for exchange in ended:
                 self.on_exchange_end(exchange)
 
-    def _choose(self) -> int:
+    def _observe(self, step: int, began: float) -> None:
+        """Let `local_steps=auto` know what the boundary that `began` has cost."""
         assert self.member is not None
-        candidates = self.member.taking_part(self.neighbors) or self.neighbors
+        now, busy = time.perf_counter(), self.member.busy_seconds
+        if self._last_boundary is not None:
+            last_step, ended, busy_before = self._last_boundary
+            self._steps.observe(
+                Cost(step - last_step, began - ended, now - began, busy - busy_before)
+            )
+        self._last_boundary = step, now, busy
+
+    def _choose(self, candidates: list[int]) -> int:
         partner = self.choose_partner(candidates, self._rng)
         if partner not in self.neighbors:
             raise UsageError(
@@ -226,9 +264,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
     def end(self, step: int) -> None:
         """Serve requests until all ranks have finished training."""
         assert self.member is not None
-        for exchange in self.member.finish(
-            step, lambda: super(SwarmCallback, self).stop_requested, self.neighbors
-        ):
+        for exchange in self.member.finish(step, lambda: super(SwarmCallback, self).stop_requested):
             self.on_exchange_end(exchange)
 
     def abandon(self, *, exits: bool = False) -> None:

@@ -56,7 +56,7 @@ def build(config: RunConfig, workdir: str) -> Task:
         the task.
     """
     name = _name(config)
-    for section in ("model", "data"):
+    for section in ("model", "data", "train"):
         check_unused(getattr(config, section), section, name)
     return TASKS[name].build(config, workdir)
 

@@ -45,7 +45,7 @@ def build(config: RunConfig, workdir: str) -> Task:
             token_metrics.accuracy(),
             token_metrics.Perplexity(),
         ],
-        score=Score(translator, loaded),
+        score=Score(translator, loaded) if config.train.bleu else dict,
         files={"vocabulary.model": loaded.vocabulary.serialized_model_proto()},
     )
 

@@ -38,6 +38,49 @@ def test_geometric_follows_the_seed():
     assert (_draws(law, 100, seed=7) != _draws(law, 100, seed=8)).any()
 
 
+def _auto(*, exposed, busy, step=0.01, steps=1, count=15, law=None):
+    law = law or local_steps.Auto(exposed_target=0.01, cores=2.0)
+    for _ in range(count):
+        law.observe(local_steps.Cost(steps, step * steps, exposed, busy))
+    return law
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("exposed", [0.0, 5e-5, 1.5e-4, 1.01e-3, 4e-3])
+@pytest.mark.parametrize("busy", [0.0, 1e-3, 1.3e-2])
+def test_auto_draws_the_fewest_steps_that_keep_both_limits(exposed, busy, steps):
+    law = _auto(exposed=exposed, busy=busy, steps=steps)
+    h = law.draw(np.random.default_rng(0))
+
+    def keeps(h):
+        share = busy / (h * 0.01) / 2.0
+        return (
+            exposed / (h * 0.01) <= 0.01 * 1.000001 and share <= local_steps.BUSY_SHARE * 1.000001
+        )
+
+    assert keeps(h)
+    assert h == 1 or not keeps(h - 1)
+
+
+def test_auto_begins_with_one_step_and_has_a_most():
+    assert set(_draws(local_steps.Auto(0.01, 1.0), 3)) == {1}
+    assert set(_draws(_auto(exposed=9.0, busy=0.0), 3)) == {64}
+
+
+def test_auto_forgets_an_outlier_and_follows_a_new_load():
+    law = _auto(exposed=5e-5, busy=0.0)
+    _auto(exposed=0.5, busy=0.5, step=10.0, count=1, law=law)
+    assert law.draw(np.random.default_rng(0)) == 1
+    _auto(exposed=4e-4, busy=0.0, count=9, law=law)
+    assert law.draw(np.random.default_rng(0)) == 4
+
+
+def test_auto_leaves_the_generator_alone():
+    rng = np.random.default_rng(0)
+    _auto(exposed=1e-3, busy=0.0).draw(rng)
+    assert rng.integers(1 << 30) == np.random.default_rng(0).integers(1 << 30)
+
+
 def test_draws_are_plain_integers():
     for name in local_steps.DISTRIBUTIONS:
         assert type(local_steps.build(name, 3).draw(np.random.default_rng(0))) is int

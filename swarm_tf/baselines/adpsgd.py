@@ -25,8 +25,8 @@ class ADPSGDConfig(GraphOptions):
     max_staleness: int | None = option(
         4,
         at_least(1),
-        "local steps that training may take while an exchange is unanswered, before it waits (T in "
-        "the paper); None: 4",
+        "local steps after which an unanswered exchange is late: one with another neighbour then "
+        "starts beside it; None: four times as many as exchanges usually take, at least 16",
     )
 
 

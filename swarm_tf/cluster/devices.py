@@ -18,9 +18,14 @@ def limit_threads(threads: int) -> None:
     import tensorflow as tf
 
     if threads == 0:
-        threads = max(1, len(os.sched_getaffinity(0)) // environment.local_size())
+        threads = max(1, int(cores()))
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(max(1, threads))
+
+
+def cores() -> float:
+    """This rank's share of the cores of its host; below 1 if there are more ranks than cores."""
+    return len(os.sched_getaffinity(0)) / environment.local_size()
 
 
 def claim_gpu() -> bool:

@@ -181,10 +181,11 @@ def exchange(transport: Transport) -> Iterator[str]:
         return [float(away.sum()), float(np.square(away).sum())]
 
     before = sums()
-    member = Member(FlatWeights([model]), transport, codec.build("lattice", _BITS), max_staleness=1)
+    member = Member(FlatWeights([model]), transport, codec.build("lattice", _BITS))
     member.start()
     for step in range(_ROUNDS):
-        member.boundary(step, lambda: (transport.rank + 1) % transport.size)
+        member.boundary(step, lambda _: (transport.rank + 1) % transport.size)
+        member.wait()
     member.finish(_ROUNDS)
     counters = member.counters
     every = world.gather(

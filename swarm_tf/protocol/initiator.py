@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from swarm_tf.codec import SEEDS, Encoded, Floats
-from swarm_tf.events import ChunkAveraged, Event, ExchangeEnded, ExchangeOverdue, MessageDropped
+from swarm_tf.events import (
+    ChunkAveraged,
+    Event,
+    ExchangeEnded,
+    ExchangeLate,
+    ExchangeOverdue,
+    MessageDropped,
+)
 from swarm_tf.protocol.gate import Gate, State
 from swarm_tf.protocol.membership import Membership
 from swarm_tf.protocol.messages import Kind, Message, Outbox, Reason
@@ -102,7 +109,14 @@ class Initiator:
     # Calls of the node.
 
     def request(self, partner: int, step: int, *, adopt: bool = False) -> None:
-        """Want an exchange; `start` begins it as soon as the gate is free."""
+        """Want an exchange; `start` begins it as soon as the gate is free.
+
+        If the last one is not over, it is late: training does not wait for it any more, but its
+        answer still counts.
+        """
+        if self._current is not None:
+            self._note(ExchangeLate(self._current.partner))
+            self._release(self._current)
         self._wanted = _Wanted(partner, step, adopt)
 
     def withdraw(self) -> None:
@@ -130,6 +144,12 @@ class Initiator:
         """Partners that have not answered yet, late ones included."""
         wanted = () if self._wanted is None else (self._wanted.partner,)
         return (*wanted, *(exchange.partner for exchange in self._exchanges.values()))
+
+    @property
+    def outstanding(self) -> int:
+        """Exchanges that are not over, without those that have waited for too long."""
+        wanted = self._wanted is not None
+        return wanted + sum(not exchange.overdue for exchange in self._exchanges.values())
 
     def crosses(self, partner: int) -> bool:
         """Whether a request of this node to `partner` is on its way, and unanswered."""

@@ -46,6 +46,7 @@ class View:
       settled: (blocking) the node has averaged at this boundary. If not, and it `may_go_on`, the
         partner was busy: request from another one.
       unanswered: partners that have not answered yet, late ones included.
+      outstanding: how many of them may still answer within the timeout.
       done, failed, left, stop_requested, has_announced: see `Membership`.
     """
 
@@ -53,6 +54,7 @@ class View:
     may_go_on: bool = True
     settled: bool = False
     unanswered: tuple[int, ...] = ()
+    outstanding: int = 0
     done: frozenset[int] = frozenset()
     failed: frozenset[int] = frozenset()
     left: frozenset[int] = frozenset()
@@ -251,6 +253,7 @@ class Node:
             may_go_on=pending is None and self.gate.may_leave_boundary,
             settled=self.gate.settled,
             unanswered=initiator.unanswered,
+            outstanding=initiator.outstanding,
             done=membership.done,
             failed=membership.failed,
             left=membership.left,

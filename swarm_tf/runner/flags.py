@@ -8,8 +8,9 @@ import difflib
 import importlib.util
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -17,7 +18,7 @@ from ml_collections.config_flags import config_path
 
 from swarm_tf.config import RunConfig, flatten, to_dict
 from swarm_tf.errors import UsageError
-from swarm_tf.options import describe_type
+from swarm_tf.options import AUTO, WholeOrAuto, describe_type
 from swarm_tf.runner import keys
 
 USAGE = (
@@ -25,6 +26,25 @@ USAGE = (
     "[--config.SECTION.KEY=VALUE ...]"
 )
 RESUME = ("auto", "must", "never")
+
+
+class _OrNone(flags.ArgumentParser):  # type: ignore[misc]
+    """Reads None too, which ml_collections cannot. `options.check` refuses it where it is wrong."""
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument in (None, "None", "none") else self._read(argument)
+
+
+for _type, _read in (
+    (int, flags.IntegerParser().parse),
+    (float, flags.FloatParser().parse),
+    (str, str),
+    (WholeOrAuto, lambda text: AUTO if text == AUTO else int(text)),
+):
+    config_flags.register_flag_parser_for_type(_type, _OrNone(_read))
 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, str, str]:
@@ -124,7 +144,7 @@ def _override(config: RunConfig, argv: list[str]) -> RunConfig:
     except (flags.Error, ValueError) as error:
         line = _line(error, named=False)
         if wrong := re.match(r"flag --config\.([\w.]+)=(.*?): ", line):
-            kind = describe_type(config_path.get_type(wrong[1], config))
+            kind = describe_type(config_path.get_type(wrong[1], config, normalize=False))
             raise UsageError(f"{wrong[1]}={wrong[2]} must be {kind}") from error
         raise UsageError(f"{line}; use {argv[0]} {USAGE}") from error
     if rest:

@@ -243,9 +243,13 @@ class Swarm:
             match int(self.rng.integers(6)):
                 case 0 if noise:
                     self.train(rank, noise)
-                case 1 if self.nodes[rank].view.pending_step is None:
+                case 1:  # a boundary, as in `Member`; an exchange under way may be late
                     self.apply(rank)
-                    self.request(rank)
+                    view = self.nodes[rank].view
+                    late = view.outstanding < 2 and self.rng.random() < 0.3
+                    free = [r for r in self.neighbors[rank] if r not in view.unanswered]
+                    if free and (view.pending_step is None or late):
+                        self.request(rank, int(self.rng.choice(free)))
                 case 2:
                     self.poll(rank)
                 case _ if self.network.in_flight:

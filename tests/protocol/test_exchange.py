@@ -5,7 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from tests.protocol.swarm import ROUNDING, even_models, pair
+from swarm_tf import codec as codecs
+from tests.protocol.swarm import ROUNDING, Swarm, even_models, pair
 
 
 @pytest.mark.parametrize("chunks", [1, 5])
@@ -92,6 +93,28 @@ def test_a_partner_that_has_not_answered_gets_no_second_request():
     assert "rank 1 has not answered" in failed.failure
     swarm.settle()
     assert swarm.count("exchanges") == 1
+
+
+def test_another_exchange_starts_beside_a_late_one_and_both_apply():
+    swarm = Swarm(3, codecs.build("float32"))
+    node = swarm.nodes[0]
+    swarm.request(0, 1)
+    swarm.poll(0)
+    assert (node.view.pending_step, node.view.outstanding) == (0, 1)
+    swarm.steps[0] = 7
+    swarm.request(0, 2)
+    swarm.poll(0)
+    assert (node.view.pending_step, node.view.outstanding) == (7, 2)
+    assert node.view.unanswered == (1, 2)
+    assert node.counters.exchanges_late == 1
+    # The late partner may itself request an exchange meanwhile.
+    swarm.request(1, 0)
+    swarm.poll(1)
+    swarm.settle()
+    assert swarm.drift() < ROUNDING
+    assert (node.counters.exchanges, node.counters.exchanges_failed) == (2, 0)
+    assert sorted(e.partner for e in node.take_ended()) == [1, 2]
+    assert node.view.pending_step is None
 
 
 def test_copies_of_a_request_are_applied_once():

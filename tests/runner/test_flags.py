@@ -58,6 +58,11 @@ def test_without_overrides_the_file_decides(path):
         (["--config.train.epochs=0.5"], "train.epochs", 0.5),
         (["--config.data.data_dir=/data"], "data.data_dir", "/data"),
         (["--config.train.jit_compile"], "train.jit_compile", True),
+        (["--config.swarm.local_steps=auto"], "swarm.local_steps", "auto"),
+        (["--config.swarm.local_steps=2"], "swarm.local_steps", 2),
+        (["--config.train.checkpoint_every=None"], "train.checkpoint_every", None),
+        (["--config.train.max_steps=3", "--config.train.max_steps=None"], "train.max_steps", None),
+        (["--config.data.source=en", "--config.data.source=None"], "data.source", None),
         (["--config.swarm.average_statistics=false"], "swarm.average_statistics", False),
         (["--noconfig.swarm.average_statistics"], "swarm.average_statistics", False),
         (

@@ -163,6 +163,16 @@ def test_an_impossible_value_is_refused_in_one_line(overrides, line):
             2,
             "swarm.max_staleness=16 must be at least swarm.local_steps=32",
         ),
+        (
+            {"swarm__local_steps": "auto", "swarm__mode": "blocking"},
+            2,
+            "swarm.local_steps=auto cannot be combined with swarm.mode=blocking",
+        ),
+        (
+            {"swarm__local_steps": "auto", "swarm__local_steps_distribution": "geometric"},
+            2,
+            "swarm.local_steps=auto cannot be combined with swarm.local_steps_distribution=geo",
+        ),
         ({"optimizer__schedule": "step"}, 1, "needs optimizer.step_boundaries"),
         ({"optimizer__nesterov": True, "optimizer__name": "adam"}, 1, "optimizer.nesterov=True"),
         ({"optimizer__nesterov": True, "optimizer__momentum": 0.0}, 1, "a momentum above 0"),
