@@ -16,7 +16,7 @@ import json
 import shutil
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class Finished:
     accuracy: float | None
     loss: float | None
     passes: float
-    steps_per_exchange: float
+    steps_per_exchange: float | None
     consensus_distance: float | None
     losses: Sequence[Sequence[float]]
 
@@ -166,7 +166,6 @@ def fill(
 def _finished(task: str, method: Method, rate: float, seed: int, workdir: Path) -> Finished:
     run = read(workdir)
     summary = run.summary
-    steps = summary["local_steps_total"] / max(summary["exchanges"], 1)
     return Finished(
         task,
         method.text,
@@ -175,7 +174,7 @@ def _finished(task: str, method: Method, rate: float, seed: int, workdir: Path) 
         accuracy=summary["final"].get("accuracy"),
         loss=summary["final"].get("loss"),
         passes=round(summary["epochs"], 3),
-        steps_per_exchange=round(steps, 2),
+        steps_per_exchange=summary["steps_per_exchange"],
         consensus_distance=summary["consensus_distance"],
         losses=[[round(x, 3), round(y, 4)] for x, y in zip(*run.curve("pass_loss"), strict=True)],
     )
@@ -202,11 +201,16 @@ def table(results: Results, name: str, methods: Sequence[Method], frame: box.Box
             f"{statistics.mean(losses):.4f}",
             number(statistics.stdev(losses) if len(runs) > 1 else None, ".4f"),
             str(len(runs)),
-            f"{statistics.mean(run.steps_per_exchange for run in runs):.1f}",
+            number(_mean(run.steps_per_exchange for run in runs), ".1f"),
             f"{runs[0].rate:g}",
             ", ".join(others),
         )
     return shown
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -174,7 +174,7 @@ class Driver:
 
     @property
     def busy_seconds(self) -> float:
-        """CPU time of the communication thread so far; 0 where it cannot be read."""
+        """CPU time of the communication thread so far."""
         thread = self._thread
         return 0.0 if thread is None else thread.busy_seconds
 
@@ -310,6 +310,9 @@ class CommunicationThread(threading.Thread):
 
     It polls, since a blocking receive would spin a core. Between polls it sleeps about a quarter of
     the time since the last message, so the delay stays in proportion to how rare messages are.
+
+    Attributes:
+      busy_seconds: CPU time that this thread has used so far.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -318,6 +321,7 @@ class CommunicationThread(threading.Thread):
         self._drivers: dict[int, Driver] = {}  # by fingerprint; replaced as a whole
         self._turn = threading.RLock()
         self._wake = threading.Event()
+        self.busy_seconds = 0.0
 
     @classmethod
     def serving(cls, driver: Driver) -> CommunicationThread:
@@ -352,19 +356,13 @@ class CommunicationThread(threading.Thread):
                 del _running[self.transport]
             return not rest
 
-    @property
-    def busy_seconds(self) -> float:
-        """CPU time of this thread so far; 0 where it cannot be read."""
-        if self.ident is None or not self.is_alive() or not hasattr(time, "pthread_getcpuclockid"):
-            return 0.0
-        return time.clock_gettime(time.pthread_getcpuclockid(self.ident))
-
     def run(self) -> None:
         """The event loop."""
         sleep = _SHORTEST_SLEEP
         while self._drivers:
             with self._turn:
                 busy = self.turn()
+            self.busy_seconds = time.thread_time()
             sleep = _SHORTEST_SLEEP if busy else min(sleep * 1.3, _LONGEST_SLEEP)
             if not busy and self._wake.wait(sleep):
                 self._wake.clear()

@@ -196,6 +196,7 @@ class SwarmCallback(SwarmConfig, Algorithm):
         """Join the swarm."""
         assert self.transport is not None
         assert self.weights is not None
+        self._last_boundary = None
         self.member = Member(
             self.weights,
             self.transport,

@@ -199,12 +199,13 @@ class Run:
         return step / self.steps_per_pass
 
     def log(self, step: int, **values: float) -> None:
-        """Write a line to metrics.jsonl, with rank 0's training time and bytes sent so far."""
+        """Write a line to metrics.jsonl, with rank 0's training time and counters so far."""
         self._writer.log(
             step,
             epoch=self.passes(step),
             train_seconds=self.trainer.train_seconds,
             bytes_sent=self.counters.bytes_sent,
+            exchanges=self.counters.exchanges,
             **values,
         )
 
@@ -259,6 +260,7 @@ class Run:
             },
             exchanges=total.exchanges,
             exchanges_failed=total.exchanges_failed,
+            steps_per_exchange=steps / total.exchanges if total.exchanges else math.nan,
             bytes_sent=total.bytes_sent,
             payload_bytes_per_exchange=total.payload_bytes_per_exchange,
             blocks_skipped=total.blocks_skipped,

@@ -23,6 +23,7 @@ class Summary:
     per_rank_accuracy: dict[str, float]  # min and max over the ranks' own models
     exchanges: int
     exchanges_failed: int
+    steps_per_exchange: float  # local steps of a rank per exchange that it started; NaN for none
     bytes_sent: int
     payload_bytes_per_exchange: float
     blocks_skipped: int
@@ -43,9 +44,12 @@ class Summary:
         final, each = self.final.get("accuracy", math.nan), self.per_rank_accuracy
         ranks = f" (mean model; models of the ranks {each['min']:.2%} to {each['max']:.2%})"
         bleu = f"BLEU {self.final['bleu']:.2f}, " if "bleu" in self.final else ""
+        often = ""
+        if not math.isnan(self.steps_per_exchange):
+            often = f"; an exchange every {self.steps_per_exchange:.3g} steps"
         return (
             f"{bleu}accuracy {final:.2%}{ranks if self.ranks > 1 else ''}, "
             f"{self.train_seconds:.1f} s of training, {self.examples_per_second:,.0f} examples/s; "
             f"{self.exposed_fraction:.1%} of that time waiting for exchanges, "
-            f"{self.data_wait_fraction:.1%} for data"
+            f"{self.data_wait_fraction:.1%} for data{often}"
         )

@@ -26,6 +26,7 @@ SUMMARY = Summary(
     per_rank_accuracy={"min": 0.8, "max": 0.9},
     exchanges=100,
     exchanges_failed=1,
+    steps_per_exchange=4.0,
     bytes_sent=10**6,
     payload_bytes_per_exchange=1000.0,
     blocks_skipped=0,
