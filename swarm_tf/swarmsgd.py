@@ -60,13 +60,6 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
         "H, local steps (batches) between two exchanges that a rank requests; auto: the fewest "
         "that training hides",
     )
-    exposed_target: float = option(
-        0.01,
-        rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-        "for local_steps=auto: share of the training time for which averaging may stop training",
-        agreed=False,
-        may_change=True,
-    )
     bits: int = option(8, one_of(codecs.BITS), "bits per weight on the wire, for codec=lattice")
     mode: str = option(
         "nonblocking",
@@ -88,6 +81,13 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
         at_least(1),
         "local steps after which an unanswered exchange is late: one with another neighbour then "
         "starts beside it; None: four times as many as exchanges usually take, at least 16",
+    )
+    exposed_target: float = option(
+        0.01,
+        rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+        "for local_steps=auto: share of the training time for which averaging may stop training",
+        agreed=False,
+        may_change=True,
     )
 
     def check(self, name: str, *, ranks: int, seed: int, common: Any) -> None:
