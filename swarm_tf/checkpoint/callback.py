@@ -229,9 +229,13 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _scale_iterations(self, found: agreement.Found) -> None:
         """Let schedules count passes: with more ranks a pass has fewer steps."""
+        # The saved mean of whole numbers was rounded, so it is not scaled: an optimizer that had
+        # counted each step has still done so, and errors do not add up from stage to stage.
+        before = round(float(np.mean(list(found.steps.values()))))
         for optimizer in state.optimizers(self.model).values():
             for part in state.parts(optimizer):
-                part._iterations.assign(round(int(part._iterations.numpy()) * found.scale))
+                per_step = int(part._iterations.numpy()) / max(before, 1)
+                part._iterations.assign(round(per_step * found.step))
 
     def _begin_stage(self, found: agreement.Found) -> None:
         """Save the mean as the first checkpoint of each rank in the new stage."""

@@ -85,7 +85,8 @@ class Store:
 
     Args:
       directory: of the run's checkpoints; created at the first `write`.
-      keep: files that are kept; `write` removes older ones.
+      keep: files that are kept; `write` removes older ones, and those of later steps: a training
+        that takes a step again has gone back, since some of them could not be read.
     """
 
     def __init__(self, directory: Path, stage: Stage, rank: int, keep: int = 2) -> None:
@@ -118,7 +119,7 @@ class Store:
                 temporary.unlink(missing_ok=True)
             raise
         files.sync_directory(self.path)
-        self._remove_older()
+        self._remove_others(step, path)
         return path
 
     def read(self, step: int) -> dict[str, Any]:
@@ -141,10 +142,12 @@ class Store:
         found = ((_STEP.fullmatch(path.name), path) for path in _children(self.path))
         return [(int(match[1]), path) for match, path in found if match]
 
-    def _remove_older(self) -> None:
-        kept = self.steps()[: self.keep]
-        for step, path in self._files():
-            if step not in kept:
+    def _remove_others(self, step: int, newest: Path) -> None:
+        """Remove what is too old, and what a training that has gone back replaces."""
+        earlier = [other for other in self.steps() if other < step]
+        kept = earlier[: self.keep - 1]
+        for other, path in self._files():
+            if other not in kept and path != newest:
                 with contextlib.suppress(OSError):
                     path.unlink()
 

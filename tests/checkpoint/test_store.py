@@ -66,6 +66,19 @@ def test_the_last_files_are_kept_in_the_order_of_steps_not_of_clocks(tmp_path):
     assert len(list(written.path.iterdir())) == 2
 
 
+def test_a_training_that_went_back_replaces_what_it_takes_again(tmp_path):
+    """Else its new files would be removed as older ones, or an old one of the same step be read."""
+    written = Store(tmp_path, STAGE, 0, keep=3)
+    for step in (10, 60, 70):
+        written.write(step, state(step))
+    written.write(52, state(52))
+    assert written.steps() == [52, 10]
+    for number in range(20):  # whichever digest comes first
+        written.write(60, state(number))
+        assert_same(written.read(60), state(number))
+    assert written.steps() == [60, 52, 10]
+
+
 def test_a_newer_stage_comes_last_and_others_can_be_removed(tmp_path):
     stages = [Stage(1, 4), Stage(2, 16), Stage(10, 2)]
     for stage in stages:

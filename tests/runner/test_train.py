@@ -19,7 +19,8 @@ DIGITS = "--config=configs/digits_resnet.py"
 SUMMARY_KEYS = {
     "algorithm", "ranks", "survivors", "parameters", "local_steps_total", "epochs",
     "wall_seconds", "train_seconds", "examples_per_second", "final", "per_rank_accuracy",
-    "exchanges", "exchanges_failed", "bytes_sent", "payload_bytes_per_exchange",
+    "exchanges", "exchanges_failed", "steps_per_exchange", "bytes_sent",
+    "payload_bytes_per_exchange",
     "blocks_skipped", "exposed_seconds", "exposed_fraction", "step_seconds_median",
     "staleness_mean", "steps_per_second", "consensus_distance", "data_wait_fraction",
     "ended_by",
