@@ -135,7 +135,8 @@ class Member:
         """After local step `step`: apply corrections, publish the model, start an exchange.
 
         Args:
-          choose_partner: returns one of the given ranks.
+          choose_partner: called with neighbours that take part and owe no answer; if it returns one
+            that owes an answer, no exchange starts.
 
         Returns:
           this rank's own exchanges that ended since the last boundary.
@@ -167,8 +168,8 @@ class Member:
             return
         unanswered = self.driver.unanswered
         candidates = [rank for rank in self._taking_part() if rank not in unanswered]
-        if candidates:
-            self._request(choose_partner(candidates))
+        if candidates and (partner := choose_partner(candidates)) not in unanswered:
+            self._request(partner)
 
     def _late_after(self) -> int:
         """Local steps after which an exchange is late."""

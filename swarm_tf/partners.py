@@ -19,7 +19,8 @@ class PartnerPolicy(Protocol):
 
         Args:
           candidates: at least one rank, in ascending order: the neighbours that have not left the
-            swarm. If all have left, all neighbours: the exchange then fails and the log says why.
+            swarm and have answered all earlier requests. If all have left, all neighbours: the
+            exchange then fails and the log says why.
         """
 
 

@@ -178,7 +178,8 @@ class SwarmCallback(SwarmConfig, Algorithm):
         """Chooses the rank to request an exchange from; by default the `partner_policy` does.
 
         Args:
-          neighbors: the neighbours that have not left the swarm; see `PartnerPolicy.choose`.
+          neighbors: those that can be requested now; see `PartnerPolicy.choose`. For any other
+            neighbour, which owes an answer, no exchange starts.
           rng: this rank's random number generator.
         """
         return self._policy.choose(neighbors)

@@ -309,6 +309,26 @@ def test_a_stopped_rank_costs_the_others_no_exchange():
         assert 3 not in partners
 
 
+def test_a_chosen_partner_that_owes_an_answer_is_not_requested_again():
+    network = LocalNetwork(3)
+    receive = network[1].receive
+    network[1].receive = lambda: []
+
+    def action(rank):
+        own = Quadratic(network[rank], max_staleness=1)
+        own.member.start()
+        if rank == 0:
+            for step in range(1, 5):
+                own.member.boundary(step, lambda among: 1)
+                assert own.member.driver.unanswered == (1,)
+            network[1].receive = receive
+        own.member.finish(4)
+        return own.member.counters
+
+    counters = in_threads(3, action)[0]
+    assert (counters.exchanges, counters.exchanges_failed) == (1, 0)
+
+
 def test_corrections_apply_while_an_own_exchange_is_under_way():
     network = LocalNetwork(3)
     receive = network[1].receive
