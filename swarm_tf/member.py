@@ -28,6 +28,7 @@ _LONGEST_PAUSE = 0.05
 # 1.5 times as far off as with two.
 _OUTSTANDING = 2
 _LATE_STEPS, _LATE_TIMES = 16, 4
+_RECENT = 15  # exchanges whose median counts
 _FOLLOW_SECONDS = 1.0
 
 
@@ -84,7 +85,7 @@ class Member:
             record=self._record,
         )
         self._step = 0
-        self._steps_of_exchanges: deque[int] = deque(maxlen=15)
+        self._steps_of_exchanges: deque[int] = deque(maxlen=_RECENT)
         self._followed_at = -math.inf
         self._jitter = np.random.default_rng([seed, rank, 1])
 

@@ -48,6 +48,11 @@ class Found:
         return self.stage.ranks != self.ranks
 
     @property
+    def mean_step(self) -> int:
+        """Of the ranks of the stage whose file was used, rounded."""
+        return round(float(np.mean(list(self.steps.values()))))
+
+    @property
     def scale(self) -> float:
         """By how much a pass has more local steps per rank than before."""
         return self.stage.ranks / self.ranks

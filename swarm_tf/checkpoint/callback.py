@@ -231,10 +231,9 @@ class Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """Let schedules count passes: with more ranks a pass has fewer steps."""
         # The saved mean of whole numbers was rounded, so it is not scaled: an optimizer that had
         # counted each step has still done so, and errors do not add up from stage to stage.
-        before = round(float(np.mean(list(found.steps.values()))))
         for optimizer in state.optimizers(self.model).values():
             for part in state.parts(optimizer):
-                per_step = int(part._iterations.numpy()) / max(before, 1)
+                per_step = int(part._iterations.numpy()) / max(found.mean_step, 1)
                 part._iterations.assign(round(per_step * found.step))
 
     def _begin_stage(self, found: agreement.Found) -> None:

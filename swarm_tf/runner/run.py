@@ -158,8 +158,7 @@ class Run:
         saved = found.state["also"]
         self._stages, self._stage_began_at = saved["stages"], saved["stage_began_at"]
         if found.other_ranks:
-            mean = round(float(np.mean(list(found.steps.values()))))  # of ranks without a file
-            steps = [found.steps.get(rank, mean) for rank in range(found.stage.ranks)]
+            steps = [found.steps.get(rank, found.mean_step) for rank in range(found.stage.ranks)]
             self._stages = [*self._stages, [step - self._stage_began_at for step in steps]]
             self._stage_began_at = found.step
 

@@ -1,33 +1,22 @@
 """The comparison at equal passes tunes each method, and trains nothing twice."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import efficiency, methods
+from benchmarks import efficiency
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained(replace_training):
     """Replaces the training: the loss rises with the distance of the rate from 0.004."""
-    started = []
 
-    def start(ranks, arguments, link):
-        flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments[1:])
-        rate, seed = float(flags["config.optimizer.learning_rate"]), int(flags["config.seed"])
-        started.append((flags["config.algorithm"], rate, seed))
-        workdir = Path(flags["workdir"])
-        workdir.mkdir(parents=True)
+    def write(algorithm, rate, seed, ranks):
         final = {} if rate > 0.007 else {"loss": 1 + abs(rate - 0.004) + seed / 10, "accuracy": 0.5}
         summary = {"final": final, "epochs": 3.0, "steps_per_exchange": 1.5}
-        (workdir / "summary.json").write_text(json.dumps(summary | {"consensus_distance": 0.1}))
-        (workdir / "config.json").write_text("{}")
-        (workdir / "metrics.jsonl").write_text(json.dumps({"epoch": 1.0, "pass_loss": 2.0}) + "\n")
-        return 0, ""
+        return summary | {"consensus_distance": 0.1}, {}, [{"epoch": 1.0, "pass_loss": 2.0}]
 
-    monkeypatch.setattr(methods, "start", start)
-    return started
+    return replace_training(write)
 
 
 def run(tmp_path, *more):

@@ -1,12 +1,10 @@
 """The tuning finds a rate better than its half and double, and repeats it with other seeds."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 
-from benchmarks import methods, tuning
+from benchmarks import tuning
 
 CONFIG = "configs/digits_resnet.py"  # learning rate 0.05
 
@@ -24,28 +22,18 @@ def test_climb_stops_where_all_rates_are_equally_good():
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained(replace_training):
     """Replaces the training: the accuracy falls with the distance of the rate from 0.1."""
-    started = []
 
-    def start(ranks, arguments, link):
-        flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments[1:])
-        rate, seed = float(flags["config.optimizer.learning_rate"]), int(flags["config.seed"])
-        started.append((flags["config.algorithm"], rate, seed))
-        if flags["config.algorithm"] == "broken":
-            return -9, ""
-        workdir = Path(flags["workdir"])
-        workdir.mkdir(parents=True)
+    def write(algorithm, rate, seed, ranks):
+        if algorithm == "broken":
+            return None
         accuracy = None if rate > 0.15 else 0.9 - abs(rate - 0.1) - seed / 100
         summary = {"final": {"accuracy": accuracy}, "epochs": 3.0, "ranks": ranks}
         summary |= {"local_steps_total": 20 * ranks, "bytes_sent": 5_000_000}
-        (workdir / "summary.json").write_text(json.dumps(summary))
-        (workdir / "config.json").write_text(json.dumps({"optimizer": {"learning_rate": rate}}))
-        (workdir / "metrics.jsonl").write_text("")
-        return 0, ""
+        return summary, {"optimizer": {"learning_rate": rate}}, []
 
-    monkeypatch.setattr(methods, "start", start)
-    return started
+    return replace_training(write)
 
 
 def run(tmp_path, algorithms="swarm", *more):
