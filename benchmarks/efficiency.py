@@ -146,7 +146,8 @@ def fill(
     config = f"configs/{task.config}.py"
     recipe = flags.load(config)
     own = [f"data.data_dir={data_dir}"] if task.needs_files else []
-    own += ["train.bleu=False"] if recipe.model.name.startswith("transformer") else []
+    if recipe.model.name.startswith("transformer"):
+        own += ["train.bleu=False", f"data.cache_dir={work / 'tokens'}"]
     rest = [f"--config.{flag}" for flag in (*task.flags, *COMMON, *own)]
 
     def run(rate: float, seed: int) -> Finished:
