@@ -40,6 +40,7 @@ def resnet(
     *,
     blocks: int,
     widths: Sequence[int] = PAPER_WIDTHS,
+    norm: layers.Norm = layers.batch_norm,
 ) -> keras.Model:
     """The network with `blocks` basic blocks a stage and `widths` channels in the stages.
 
@@ -49,16 +50,18 @@ def resnet(
     seeds = random.Random(seed)  # seeded by the system when None
     inputs = keras.Input(input_shape, name="images")
     x = layers.conv(inputs, widths[0], 3, 1, seeds, "conv1")
-    x = keras.layers.ReLU()(layers.norm(x, "bn1"))
+    x = keras.layers.ReLU()(norm(x, "bn1"))
     for name, channels, stride in layers.stages(widths, [blocks] * len(widths)):
-        residual = layers.branch(x, [(channels, 3, stride), (channels, 3, 1)], seeds, name)
+        residual = layers.branch(
+            x, [(channels, 3, stride), (channels, 3, 1)], seeds, name, norm=norm
+        )
         x = keras.layers.Add()([residual, shortcut(x, channels, stride)])
         x = keras.layers.ReLU()(x)
     logits = layers.head(x, classes, layers.he_normal(seeds))
     return keras.Model(inputs, logits, name=f"resnet{2 * blocks * len(widths) + 2}")
 
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {
+_WITH_BATCH_NORM: dict[str, Callable[..., keras.Model]] = {
     # For 8 x 8 digits: an epoch takes seconds on a CPU core. Not in the paper.
     "resnet8": partial(resnet, blocks=1, widths=(12, 24, 48)),
     "resnet20": partial(resnet, blocks=3),
@@ -67,3 +70,4 @@ BUILDERS: dict[str, Callable[..., keras.Model]] = {
     "resnet56": partial(resnet, blocks=9),
     "resnet110": partial(resnet, blocks=18),
 }
+BUILDERS = layers.with_group_norm_too(_WITH_BATCH_NORM)

@@ -38,6 +38,7 @@ def resnet(
     *,
     convolutions: Callable[[int, int], Convolutions],
     blocks: Sequence[int],
+    norm: layers.Norm = layers.batch_norm,
 ) -> keras.Model:
     """The network with `blocks[i]` blocks in stage i, each made of `convolutions`.
 
@@ -50,26 +51,34 @@ def resnet(
     seeds = random.Random(seed)  # seeded by the system when None
     inputs = keras.Input(input_shape, name="images")
     x = layers.conv(inputs, 64, 7, 2, seeds, "conv1", "fan_out")
-    x = keras.layers.ReLU()(layers.norm(x, "bn1"))
+    x = keras.layers.ReLU()(norm(x, "bn1"))
     # No pixel is negative after the ReLU, so padding with zeros never changes a maximum.
     x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))
     for name, width, stride in layers.stages(WIDTHS, blocks):
-        x = _block(x, convolutions(width, stride), stride, seeds, name)
+        x = _block(x, convolutions(width, stride), stride, seeds, name, norm)
     head = keras.initializers.RandomNormal(stddev=0.01, seed=seeds.getrandbits(31))
     depth = sum(blocks) * len(convolutions(1, 1)) + 2
     return keras.Model(inputs, layers.head(x, classes, head), name=f"resnet{depth}")
 
 
-def _block(x: Any, convolutions: Convolutions, stride: int, seeds: random.Random, name: str) -> Any:
-    residual = layers.branch(x, convolutions, seeds, name, "fan_out")
+def _block(
+    x: Any,
+    convolutions: Convolutions,
+    stride: int,
+    seeds: random.Random,
+    name: str,
+    norm: layers.Norm,
+) -> Any:
+    residual = layers.branch(x, convolutions, seeds, name, "fan_out", norm)
     channels = residual.shape[-1]
     if stride > 1 or x.shape[-1] != channels:
         x = layers.conv(x, channels, 1, stride, seeds, f"{name}.downsample.0", "fan_out")
-        x = layers.norm(x, f"{name}.downsample.1")
+        x = norm(x, f"{name}.downsample.1")
     return keras.layers.ReLU()(keras.layers.Add()([residual, x]))
 
 
-BUILDERS: dict[str, Callable[..., keras.Model]] = {
+_WITH_BATCH_NORM: dict[str, Callable[..., keras.Model]] = {
     "resnet18": partial(resnet, convolutions=_basic, blocks=(2, 2, 2, 2)),
     "resnet50": partial(resnet, convolutions=_bottleneck, blocks=(3, 4, 6, 3)),
 }
+BUILDERS = layers.with_group_norm_too(_WITH_BATCH_NORM)

@@ -6,10 +6,22 @@ by name, with kernels transposed from [out, in, height, width] to [height, width
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import keras
+
+CHANNELS_PER_GROUP = 8  # of GroupNorm
+
+
+Builder = Callable[..., keras.Model]
+
+
+class Norm(Protocol):
+    """Adds a normalization: `batch_norm` or `group_norm`."""
+
+    def __call__(self, x: Any, name: str, scale: str = "ones") -> Any: ...
 
 
 def conv(
@@ -21,7 +33,7 @@ def conv(
     name: str,
     fan: str = "fan_in",
 ) -> Any:
-    """A convolution without bias, since the BatchNorm after it has an offset of its own.
+    """A convolution without bias, since the normalization after it has an offset of its own.
 
     Args:
       x: images [batch, height, width, c].
@@ -47,7 +59,7 @@ def conv(
     )(x)
 
 
-def norm(x: Any, name: str, scale: str = "ones") -> Any:
+def batch_norm(x: Any, name: str, scale: str = "ones") -> Any:
     """BatchNorm whose scale starts at "ones" or "zeros"; the shape stays.
 
     The constants are customary for these networks; Keras' own momentum of 0.99 needs more steps
@@ -58,16 +70,30 @@ def norm(x: Any, name: str, scale: str = "ones") -> Any:
     )(x)
 
 
+def group_norm(x: Any, name: str, scale: str = "ones") -> Any:
+    """GroupNorm (Wu and He 2018, arXiv 1803.08494); arguments as for `batch_norm`.
+
+    It has no statistics of the data, so it suits ranks whose data differ: with BatchNorm each rank
+    trains for its own statistics (Hsieh et al. 2020, "The non-IID data quagmire of decentralized
+    machine learning", arXiv 1910.00189).
+    """
+    groups = max(1, x.shape[-1] // CHANNELS_PER_GROUP)
+    return keras.layers.GroupNormalization(
+        groups, epsilon=1e-5, gamma_initializer=scale, name=name
+    )(x)
+
+
 def branch(
     x: Any,
     convolutions: Sequence[tuple[int, int, int]],
     seeds: random.Random,
     name: str,
     fan: str = "fan_in",
+    norm: Norm = batch_norm,
 ) -> Any:
-    """The residual branch of He et al. 2016, figure 5: every convolution with BatchNorm and ReLU.
+    """The residual branch of He et al. 2016, figure 5: every convolution with `norm` and ReLU.
 
-    The last ReLU comes after the sum and is the caller's. The last BatchNorm scale starts at zero,
+    The last ReLU comes after the sum and is the caller's. The last scale of `norm` starts at zero,
     so a block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677, 5.1).
 
     Args:
@@ -109,3 +135,11 @@ def he_normal(seeds: random.Random, fan: str = "fan_in") -> keras.initializers.I
     weights.
     """
     return keras.initializers.VarianceScaling(2.0, fan, seed=seeds.getrandbits(31))
+
+
+def with_group_norm_too(builders: Mapping[str, Builder]) -> dict[str, Builder]:
+    """The builders, and with the suffix `_gn` those of the same networks with GroupNorm."""
+    return {
+        **builders,
+        **{f"{name}_gn": partial(build, norm=group_norm) for name, build in builders.items()},
+    }

@@ -20,26 +20,40 @@ def _norm(x, scale, offset, mean, variance):
     return (x - mean) / np.sqrt(variance + 1e-5) * scale + offset
 
 
+def _group_norm(x, scale, offset):
+    """Wu and He 2018, equations 1 to 4, in groups of eight channels."""
+    batch, height, width, channels = x.shape
+    groups = x.reshape(batch, height * width, channels // 8, 8)
+    mean = groups.mean(axis=(1, 3), keepdims=True)
+    variance = ((groups - mean) ** 2).mean(axis=(1, 3), keepdims=True)
+    return ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + offset
+
+
 def _relu(x):
     return np.maximum(x, 0)
 
 
-def cifar_resnet(weights, x, blocks):
+def cifar_resnet(weights, x, blocks, norm=_norm):
     """He et al. 2016, 4.2, with option A; logits [batch, classes]."""
-    x = _relu(_norm(_conv(x, *weights["conv1"]), *weights["bn1"]))
+    x = _relu(norm(_conv(x, *weights["conv1"]), *weights["bn1"]))
     for stage in (1, 2, 3):
         for block in range(blocks):
             name = f"layer{stage}.{block}"
             stride = 2 if stage > 1 and block == 0 else 1
             y = _conv(x, *weights[f"{name}.conv1"], stride)
-            y = _relu(_norm(y, *weights[f"{name}.bn1"]))
-            y = _norm(_conv(y, *weights[f"{name}.conv2"]), *weights[f"{name}.bn2"])
+            y = _relu(norm(y, *weights[f"{name}.bn1"]))
+            y = norm(_conv(y, *weights[f"{name}.conv2"]), *weights[f"{name}.bn2"])
             kept = x[:, ::stride, ::stride]
             x = y.copy()
             x[..., : kept.shape[-1]] += kept
             x = _relu(x)
     kernel, bias = weights["logits"]
     return x.mean(axis=(1, 2)) @ kernel + bias
+
+
+def cifar_resnet_with_group_norm(weights, x, blocks):
+    """The same with GroupNorm for BatchNorm."""
+    return cifar_resnet(weights, x, blocks, _group_norm)
 
 
 def wide_resnet(weights, x, blocks):

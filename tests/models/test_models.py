@@ -16,6 +16,7 @@ IMAGENET = {"classes": 1000, "input_shape": (None, None, 3)}  # None: any size
 FAMILIES = {
     "resnet8": DIGITS,
     "resnet20": CIFAR,
+    "resnet20_gn": CIFAR,
     "wideresnet28_10": CIFAR,
     "resnet18": IMAGENET,
     "resnet50": IMAGENET,
@@ -70,6 +71,16 @@ def test_number_of_weights_of_larger_networks(name, data, exact):
     assert _trainable(model) == exact
 
 
+@pytest.mark.parametrize("name", ["resnet8", "resnet20", "resnet18"])
+def test_group_norm_changes_no_shape_of_a_trainable_weight(name):
+    with_batch_norm, with_group_norm = (
+        models.build(n, **FAMILIES[name]) for n in (name, f"{name}_gn")
+    )
+    shapes = [v.shape for v in with_batch_norm.trainable_variables]
+    assert [v.shape for v in with_group_norm.trainable_variables] == shapes
+    assert len(with_group_norm.variables) == len(shapes)  # no statistics
+
+
 def test_resnet8_is_small():
     model = models.build("resnet8", **DIGITS)
     assert _trainable(model) == _formula(1, (12, 24, 48), 1, 10) < 50_000
@@ -105,6 +116,9 @@ def _randomised(name, data):
             size = layer.gamma.shape
             spread = [rng.uniform(0.5, 1.5, size), rng.normal(0, 0.3, size)]
             layer.set_weights([*spread, rng.normal(0, 0.3, size), rng.uniform(0.5, 1.5, size)])
+        elif isinstance(layer, keras.layers.GroupNormalization):
+            size = layer.gamma.shape
+            layer.set_weights([rng.uniform(0.5, 1.5, size), rng.normal(0, 0.3, size)])
     return model
 
 
@@ -123,6 +137,7 @@ def _assert_close(actual, expected):
     [
         ("resnet20", numpy_networks.cifar_resnet, 3, (32, 32)),
         ("resnet20", numpy_networks.cifar_resnet, 3, (9, 11)),
+        ("resnet20_gn", numpy_networks.cifar_resnet_with_group_norm, 3, (9, 11)),
         ("wideresnet28_10", numpy_networks.wide_resnet, 4, (9, 11)),
         *(
             pytest.param(*more, marks=pytest.mark.slow)
@@ -208,12 +223,13 @@ def test_a_new_network_computes_only_its_shortcuts():
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("resnet20", "bn2"), ("resnet18", "bn2"), ("resnet50", "bn3")]
+    ("name", "last"),
+    [("resnet20", "bn2"), ("resnet20_gn", "bn2"), ("resnet18", "bn2"), ("resnet50", "bn3")],
 )
 def test_only_the_last_scales_of_branches_start_at_zero(name, last):
     model = models.build(name, classes=10, input_shape=(32, 32, 3))
     for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if isinstance(layer, keras.layers.BatchNormalization | keras.layers.GroupNormalization):
             scale, *_ = layer.get_weights()
             assert (scale == (0 if layer.name.endswith(f".{last}") else 1)).all()
 
