@@ -2,11 +2,11 @@
 
 Assran, Loizou, Ballas, Rabbat 2019, arXiv 1811.10792, algorithm 1 (and 2 with `overlap`).
 
-    x_i <- x_i - optimizer step at z_i = x_i / w_i
+    x_i <- x_i - optimizer step at z_i = x_i / w_i               H local steps; 1 in the paper
     send p x_i and p w_i to each out-neighbour, keep p x_i and p w_i    p = 1 / (1 + out-neighbours)
     x_i <- sum of the kept and the received x;  w_i <- sum of the kept and the received w
 
-The sum of all w is always N. On the directed exponential graph, where rank i sends to
+Within a round z moves by the same steps as x. The sum of all w is always N. On the directed exponential graph, where rank i sends to
 i + 2^(k mod L) in round k, every rank sends to one rank and receives from one.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from swarm_tf import consensus
 from swarm_tf.algorithm import Algorithm
-from swarm_tf.options import ANY, Options, option, with_options
+from swarm_tf.options import ANY, Options, at_least, option, with_options
 from swarm_tf.transport import collectives
 from swarm_tf.transport.base import Array
 
@@ -34,8 +34,9 @@ class SGPConfig(Options):
         False,
         ANY,
         "receive in the next round what is sent in this round, so that the transfer overlaps with "
-        "the step between them (overlap-SGP with tau = 1)",
+        "the steps between them (overlap-SGP with tau = 1)",
     )
+    local_steps: int = option(1, at_least(1), "H, local steps between two rounds")
 
 
 @with_options
@@ -51,6 +52,10 @@ class SGP(SGPConfig, Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weight = 1.0
+
+    def next_boundary(self, step: int) -> int:
+        """Every H steps."""
+        return step + self.local_steps
 
     def out_neighbors(self, rank: int, round: int) -> list[int]:
         """The ranks that `rank` sends to in a round (counted from 0); the same on all ranks."""
@@ -117,7 +122,7 @@ class SGP(SGPConfig, Algorithm):
     def _state(self) -> list[Array]:
         """The chunks of x, then w as float64 [1]."""
         assert self.weights is not None
-        # The step was taken from z and must be added to x: x = w z + (z after the step - z).
+        # The steps were taken from z and must be added to x: x = w z + (z after the steps - z).
         lag = np.float32(self.weight - 1)
         state: list[Array] = consensus.copy(self.weights)
         for x, before in zip(state, self._z, strict=True):

@@ -251,22 +251,30 @@ class Weighing(keras.callbacks.Callback):
         self.own.append(self.sgp.weight)
 
 
+SGP_CASES = [(SGP, False, 1), (SGP, True, 3), (Irregular, False, 3), (Irregular, True, 1)]
+
+
 def sgp():
-    for kind, overlap in [(SGP, False), (SGP, True), (Irregular, False), (Irregular, True)]:
-        callback = kind(overlap=overlap, average_at_end=False)
+    for kind, overlap, local_steps in SGP_CASES:
+        callback = kind(overlap, local_steps, average_at_end=False)
         weighing = Weighing(callback)
         got = trained(callback, weighing)
         reference = Reference()
         x, w = [z.copy() for z in reference.x], [1.0] * SIZE  # biased models and their weights
         under_way = [(np.zeros_like(reference.start), 0.0) for _ in RANKS]
         for step in range(STEPS):
-            x = [a + move for a, move in zip(x, reference.moves(step), strict=True)]
+            moves = reference.moves(step)
+            x = [a + move for a, move in zip(x, moves, strict=True)]
+            reference.x = [a + move for a, move in zip(reference.x, moves, strict=True)]
+            round, rest = divmod(step + 1, local_steps)
+            if rest:
+                continue
             arriving = [(np.zeros_like(reference.start), 0.0) for _ in RANKS]
             for r in RANKS:
                 out = (
                     ([1, 2, 3] if r == 0 else [0])
                     if kind is Irregular
-                    else [(r + (1, 2)[step % 2]) % 4]
+                    else [(r + (1, 2)[(round - 1) % 2]) % 4]
                 )
                 share = 1 / (1 + len(out))
                 x[r], w[r] = share * x[r], share * w[r]
@@ -279,9 +287,11 @@ def sgp():
             reference.x = [a / b for a, b in zip(x, w, strict=True)]
             np.testing.assert_allclose(weighing.own[step], w[RANK], rtol=1e-9)
         if overlap:  # messages in flight arrive at the end
-            reference.x = [(a + b) / (c + d) for a, c, (b, d) in zip(x, w, under_way, strict=True)]
+            x = [a + b for a, (b, _) in zip(x, under_way, strict=True)]
+            w = [a + b for a, (_, b) in zip(w, under_way, strict=True)]
         else:
             np.testing.assert_allclose(weighing.sums, SIZE, rtol=1e-9)
+        reference.x = [a / b for a, b in zip(x, w, strict=True)]
         final = sum(float(a) for a in mpi.gather(repr(callback.weight).encode(), "weights", 60))
         np.testing.assert_allclose(final, SIZE, rtol=1e-9)
         if kind is Irregular:

@@ -20,7 +20,7 @@ OPTIONS = {
     "local_sgd": {"local_steps": 4},
     "diloco": {"local_steps": 4},
     "noloco": {"local_steps": 4},
-    "sgp": {"overlap": True},
+    "sgp": {"overlap": True, "local_steps": 4},
 }
 
 
