@@ -23,19 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from swarm_tf.launch import swarmrun
+from testbed.processes import last_step
 
 
 def command(args, workdir: Path, seed: int, rest: list[str]) -> swarmrun.Job:
     """The job of a run."""
     flags = [f"--config={args.config}", f"--workdir={workdir}", f"--config.seed={seed}", *rest]
     return swarmrun.plan(["-n", str(args.ranks), "train.py", *flags])
-
-
-def last_step(workdir: Path) -> int:
-    """The last step in metrics.jsonl; 0 before the first."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        return int(json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
-    return 0
 
 
 def run(job: swarmrun.Job, output: Path, kill_at: int | None, workdir: Path) -> int | None:

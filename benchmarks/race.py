@@ -1,13 +1,15 @@
 """Which algorithm is faster, at what accuracy? All run the same recipe, one after another.
 
     python -m benchmarks.race --config=configs/digits_resnet.py --ranks=4 --out=race \\
-        --algorithms='swarm,swarm[swarm.bits=4],allreduce' [--bandwidth=100mbit] [--slow-rank=3x]
+        --algorithms='swarm,swarm[swarm.bits=4],allreduce' [--bandwidth=100mbit] [--slow-rank=3x] \\
+        [--stopped-rank=30s]
 
 A method is the name of an algorithm, with its own settings in brackets where it has some; any
 --config.KEY=VALUE goes to all. All make the same passes over the data. --bandwidth puts every rank
-behind a link of its own (network.py); --slow-rank makes the last rank compute slower. Where ranks
-share cores, a rank that computes less leaves more to the others: --config.train.step_seconds=0.1
-makes every rank pause until a step has taken that long, as on a machine of its own.
+behind a link of its own (testbed/network.py); --slow-rank makes the last rank compute slower,
+--stopped-rank stops it for a while. Where ranks share cores, a rank that computes less leaves more
+to the others: --config.train.step_seconds=0.1 makes every rank pause until a step has taken that
+long, as on a machine of its own.
 
 Writes OUT/table.md and OUT/race.png from the files that the runs leave in OUT/METHOD, or with
 --workdirs from finished runs.
@@ -41,8 +43,10 @@ from benchmarks.runs import (
 from swarm_tf import UsageError
 from swarm_tf.config import flatten
 from testbed.network import Network, Unavailable, bits_per_second
+from testbed.processes import stopped_once
 
 WIDTH = 180  # columns of the table
+STOPPED_AFTER = 20  # the step after which a rank is stopped
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,13 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
     workdirs = []
     for method in args.algorithms:
         workdir = args.out / method.directory
-        slow = _slow(args.slow_rank, method.ranks(args.ranks))
-        train(method, args.config, workdir, args.ranks, [*rest, *slow], link)
+        ranks = method.ranks(args.ranks)
+        stopped: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if args.stopped_rank and ranks > 1:
+            stopped = stopped_once(workdir, ranks - 1, args.stopped_rank, STOPPED_AFTER)
+        with stopped:
+            slow = _slow(args.slow_rank, ranks)
+            train(method, args.config, workdir, args.ranks, [*rest, *slow], link)
         workdirs.append(workdir)
     results = finished(workdirs)
     weights = results[0].run.summary["parameters"]
@@ -264,6 +273,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         help="3x: the last rank's steps take three times as long",
     )
     parser.add_argument(
+        "--stopped-rank",
+        type=_seconds,
+        default=0.0,
+        help="30s: the last rank is stopped (SIGSTOP) for so long, once it trains",
+    )
+    parser.add_argument(
         "--target", type=_share, help="accuracy whose time is reported; default: what all reach"
     )
     parser.add_argument(
@@ -285,6 +300,13 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
     return share
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text.removesuffix("s"))
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0s")
+    return seconds
 
 
 def _factor(text: str) -> float:

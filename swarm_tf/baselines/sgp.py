@@ -6,8 +6,9 @@ Assran, Loizou, Ballas, Rabbat 2019, arXiv 1811.10792, algorithm 1 (and 2 with `
     send p x_i and p w_i to each out-neighbour, keep p x_i and p w_i    p = 1 / (1 + out-neighbours)
     x_i <- sum of the kept and the received x;  w_i <- sum of the kept and the received w
 
-Within a round z moves by the same steps as x. The sum of all w is always N. On the directed exponential graph, where rank i sends to
-i + 2^(k mod L) in round k, every rank sends to one rank and receives from one.
+Within a round z moves by the same steps as x. The sum of all w is always N. On the directed
+exponential graph, where rank i sends to i + 2^(k mod L) in round k, every rank sends to one rank
+and receives from one.
 """
 
 from dataclasses import dataclass

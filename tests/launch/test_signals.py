@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.processes import process_of
+
 ROOT = Path(__file__).parents[2]
 SWARMRUN = str(Path(sys.executable).parent / "swarmrun")
 
@@ -83,26 +85,12 @@ def test_a_signal_ends_a_run_in_good_order(start, tmp_path, ranks, algorithm, nu
 @pytest.mark.parametrize("algorithm", [pytest.param("swarm", marks=pytest.mark.slow), "local_sgd"])
 def test_a_signal_to_one_rank_ends_all_ranks(start, tmp_path, algorithm):
     run = start(2, algorithm)
-    os.kill(_process(tmp_path, rank=1), signal.SIGTERM)
+    os.kill(process_of(tmp_path, rank=1), signal.SIGTERM)
     assert run.wait(60) == 128 + signal.SIGTERM
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["ended_by"] == "SIGTERM"
     assert summary["local_steps_total"] < 5000 * 1437 / 32
     assert (tmp_path / "consensus.weights.h5").exists()
-
-
-def _process(workdir, rank):
-    """The id of the process that is this rank of the run."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            environment = (process / "environ").read_bytes().split(b"\0")
-        except OSError:  # the process has ended
-            continue
-        ours = {f"{name}={rank}".encode() for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK")}
-        if f"--workdir={workdir}".encode() in words and ours.intersection(environment):
-            return int(process.name)
-    raise AssertionError(f"no rank {rank}")
 
 
 @pytest.mark.slow

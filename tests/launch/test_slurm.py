@@ -12,6 +12,7 @@ import pytest
 
 from swarm_tf.launch import swarmrun
 from testbed import tfds_standin
+from testbed.processes import last_step
 from testbed.slurm import LoopbackSlurm, Missing, until
 
 ROOT = Path(__file__).parents[2]
@@ -176,14 +177,13 @@ def test_a_job_goes_on_after_three_requeues_and_again_with_fewer_ranks(slurm, su
         began = "going on from"
         until(lambda: log.read_text().count(began) == run, f"run {run} to go on", 100)
         step = int(re.findall(r"going on from .*, step (\d+)", log.read_text())[-1])
-        path = workdir / "metrics.jsonl"
-        until(lambda: last_step(path) > step + 20, "twenty steps more", 100)
+        until(lambda: last_step(workdir) > step + 20, "twenty steps more", 100)
         return step
 
     flags = ["--config.train.max_steps=100000", "--config.train.step_seconds=0.02", *DIGITS]
     job = submit("cifar10", *flags, seeds="3") + "_3"
     until(lambda: trains(workdir), "the first step", 300)
-    until(lambda: last_step(workdir / "metrics.jsonl") > 60, "some steps", 300)
+    until(lambda: last_step(workdir) > 60, "some steps", 300)
     slurm.call("scontrol", "requeue", job)  # as a preemption: SIGTERM
     requeued(slurm, job)
     first = trains_from(1)
@@ -208,11 +208,6 @@ def test_a_job_goes_on_after_three_requeues_and_again_with_fewer_ranks(slurm, su
     assert summary(workdir)["ranks"] == 1
     assert (workdir / "consensus.weights.h5").exists()
     assert json.loads((workdir / "config.json").read_text())["seed"] == 3
-
-
-def last_step(path):
-    lines = path.read_text().splitlines()
-    return json.loads(lines[-1])["step"] if lines else 0
 
 
 @pytest.mark.matrix
