@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +22,7 @@ from swarm_tf.protocol.gate import Gate, State
 from swarm_tf.protocol.membership import Membership
 from swarm_tf.protocol.messages import Kind, Message, Outbox, Reason
 from swarm_tf.protocol.replica import Replica
-
-_WINDOW = 3  # chunks of one exchange in flight: one is encoded, one travels, one is decoded
+from swarm_tf.protocol.window import Stamp, Window
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,28 @@ class _Wanted:
     adopt: bool
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A chunk that is not answered yet.
+
+    Attributes:
+      own: the own side, to read the reply against and to send again; None in an adoption, which has
+        no own side.
+      size: bytes that travel, there or back.
+      stamp: when it was sent.
+    """
+
+    own: Encoded | None
+    size: int
+    stamp: Stamp
+
+
 @dataclass
 class _Exchange:
     """An exchange that is not over.
 
     Attributes:
-      in_flight: the own side of chunks by number, to read the replies against and to send again;
-        None in an adoption, which has no own side.
+      in_flight: chunks that are not answered, by number.
       to_send: numbers of the chunks that are not sent yet.
       answered: chunks answered so far.
       cancelled: the number at which the initiator stopped, since its model is not finite.
@@ -59,7 +73,7 @@ class _Exchange:
     last_reply_at: float
     repeated_at: float
     to_send: deque[int]
-    in_flight: dict[int, Encoded | None] = field(default_factory=dict)
+    in_flight: dict[int, _Sent] = field(default_factory=dict)
     answered: int = 0
     cancelled: int | None = None
     model: dict[int, Floats] = field(default_factory=dict)
@@ -104,6 +118,7 @@ class Initiator:
         self._wanted: _Wanted | None = None
         self._current: _Exchange | None = None
         self._exchanges: dict[int, _Exchange] = {}
+        self._windows: defaultdict[int, Window] = defaultdict(Window)  # by partner
         self._adopted: list[Floats] | None = None
 
     # Calls of the node.
@@ -209,9 +224,15 @@ class Initiator:
         """The next chunks, as far as the window allows."""
         out: Outbox = []
         # A blocking partner may refuse: until it has answered, one chunk is enough.
-        window = 1 if self._gate.blocking and not exchange.answered else _WINDOW
-        while exchange.to_send and len(exchange.in_flight) < window:
-            number = exchange.to_send.popleft()
+        alone = self._gate.blocking and not exchange.answered
+        window = self._windows[exchange.partner]
+        while exchange.to_send and not (alone and exchange.in_flight):
+            in_flight = sum(sent.size for sent in exchange.in_flight.values())
+            number = exchange.to_send[0]
+            size = self._replica.payload_bytes(number, exact=exchange.adopt)
+            if not window.allows(in_flight, size):
+                break
+            exchange.to_send.popleft()
             own = (
                 None
                 if exchange.adopt
@@ -227,12 +248,12 @@ class Initiator:
                 exchange.to_send.clear()
             if own is not None and not self._replica.one_sided:
                 exchange.payload_bytes += own.payload_bytes
-            exchange.in_flight[number] = own
+            exchange.in_flight[number] = _Sent(own, size, window.send(in_flight, now))
             out.append((exchange.partner, self._message(exchange, number)))
         return out
 
     def _message(self, exchange: _Exchange, number: int) -> Message:
-        own = exchange.in_flight[number]
+        own = exchange.in_flight[number].own
         if own is None:
             return Message(Kind.ADOPT, self.rank, exchange.id, number)
         if number == exchange.cancelled:
@@ -247,7 +268,7 @@ class Initiator:
         reply, accepted, number = message.encoded, message.accepted, message.chunk
         if exchange is None or reply is None or accepted is None:
             return []  # a second copy, or an answer to no request
-        own = exchange.in_flight[number]
+        own = exchange.in_flight[number].own
         if own is None:
             return self._on_model_chunk(exchange, number, reply, now)
         if own.codec != reply.codec or not self._replica.readable(number, reply):
@@ -319,7 +340,9 @@ class Initiator:
 
     def _chunk_answered(self, exchange: _Exchange, number: int, now: float) -> None:
         """One chunk is answered; end the exchange if it was the last one."""
-        del exchange.in_flight[number]
+        sent = exchange.in_flight.pop(number)
+        if exchange.repeated_at <= sent.stamp.at:  # otherwise either copy may have been answered
+            self._windows[exchange.partner].answer(sent.stamp, sent.size, now)
         all_sent = exchange.failure or not exchange.to_send
         if all_sent and not exchange.in_flight:
             self._end(exchange, now)
