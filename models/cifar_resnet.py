@@ -40,7 +40,7 @@ def resnet(
     *,
     blocks: int,
     widths: Sequence[int] = PAPER_WIDTHS,
-    norm: layers.Norm = layers.batch_norm,
+    normalization: layers.Normalization = layers.BATCH_NORM,
 ) -> keras.Model:
     """The network with `blocks` basic blocks a stage and `widths` channels in the stages.
 
@@ -49,12 +49,11 @@ def resnet(
     """
     seeds = random.Random(seed)  # seeded by the system when None
     inputs = keras.Input(input_shape, name="images")
-    x = layers.conv(inputs, widths[0], 3, 1, seeds, "conv1")
-    x = keras.layers.ReLU()(norm(x, "bn1"))
+    x = layers.conv(inputs, widths[0], 3, 1, seeds, "conv1", normalization=normalization)
+    x = keras.layers.ReLU()(layers.norm(x, "bn1", normalization=normalization))
     for name, channels, stride in layers.stages(widths, [blocks] * len(widths)):
-        residual = layers.branch(
-            x, [(channels, 3, stride), (channels, 3, 1)], seeds, name, norm=norm
-        )
+        convolutions = [(channels, 3, stride), (channels, 3, 1)]
+        residual = layers.branch(x, convolutions, seeds, name, normalization=normalization)
         x = keras.layers.Add()([residual, shortcut(x, channels, stride)])
         x = keras.layers.ReLU()(x)
     logits = layers.head(x, classes, layers.he_normal(seeds))

@@ -38,7 +38,7 @@ def resnet(
     *,
     convolutions: Callable[[int, int], Convolutions],
     blocks: Sequence[int],
-    norm: layers.Norm = layers.batch_norm,
+    normalization: layers.Normalization = layers.BATCH_NORM,
 ) -> keras.Model:
     """The network with `blocks[i]` blocks in stage i, each made of `convolutions`.
 
@@ -50,12 +50,12 @@ def resnet(
     """
     seeds = random.Random(seed)  # seeded by the system when None
     inputs = keras.Input(input_shape, name="images")
-    x = layers.conv(inputs, 64, 7, 2, seeds, "conv1", "fan_out")
-    x = keras.layers.ReLU()(norm(x, "bn1"))
+    x = layers.conv(inputs, 64, 7, 2, seeds, "conv1", "fan_out", normalization)
+    x = keras.layers.ReLU()(layers.norm(x, "bn1", normalization=normalization))
     # No pixel is negative after the ReLU, so padding with zeros never changes a maximum.
     x = keras.layers.MaxPooling2D(3, 2)(keras.layers.ZeroPadding2D(1)(x))
     for name, width, stride in layers.stages(WIDTHS, blocks):
-        x = _block(x, convolutions(width, stride), stride, seeds, name, norm)
+        x = _block(x, convolutions(width, stride), stride, seeds, name, normalization)
     head = keras.initializers.RandomNormal(stddev=0.01, seed=seeds.getrandbits(31))
     depth = sum(blocks) * len(convolutions(1, 1)) + 2
     return keras.Model(inputs, layers.head(x, classes, head), name=f"resnet{depth}")
@@ -67,13 +67,14 @@ def _block(
     stride: int,
     seeds: random.Random,
     name: str,
-    norm: layers.Norm,
+    normalization: layers.Normalization,
 ) -> Any:
-    residual = layers.branch(x, convolutions, seeds, name, "fan_out", norm)
+    residual = layers.branch(x, convolutions, seeds, name, "fan_out", normalization)
     channels = residual.shape[-1]
     if stride > 1 or x.shape[-1] != channels:
-        x = layers.conv(x, channels, 1, stride, seeds, f"{name}.downsample.0", "fan_out")
-        x = norm(x, f"{name}.downsample.1")
+        shortcut = f"{name}.downsample"
+        x = layers.conv(x, channels, 1, stride, seeds, f"{shortcut}.0", "fan_out", normalization)
+        x = layers.norm(x, f"{shortcut}.1", normalization=normalization)
     return keras.layers.ReLU()(keras.layers.Add()([residual, x]))
 
 

@@ -5,23 +5,67 @@ weights have torchvision's names (its `fc` is `logits` here): weights can be cop
 by name, with kernels transposed from [out, in, height, width] to [height, width, in, out].
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 
-CHANNELS_PER_GROUP = 8  # of GroupNorm
+GROUPS, FEWEST_CHANNELS = 32, 4  # of GroupNorm: most groups, and least channels in a group
 
 
 Builder = Callable[..., keras.Model]
 
 
-class Norm(Protocol):
-    """Adds a normalization: `batch_norm` or `group_norm`."""
+class StandardizedConv2D(keras.layers.Conv2D):  # type: ignore[misc]
+    """A convolution whose filters are shifted and scaled to mean 0 and variance 1 / fan-in.
 
-    def __call__(self, x: Any, name: str, scale: str = "ones") -> Any: ...
+    Qiao et al. 2019, "Micro-batch training with batch-channel normalization and weight
+    standardization", arXiv 1903.10520, equation 3.
+    """
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        """See `keras.layers.Conv2D`."""
+        fan_in = math.prod(kernel.shape[:-1])
+        mean, variance = keras.ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
+        scale = keras.ops.rsqrt(keras.ops.maximum(fan_in * variance, 1e-4))
+        return super().convolution_op(inputs, (kernel - mean) * scale)
+
+
+def _batch_norm(channels: int, **options: Any) -> keras.layers.Layer:
+    # A momentum customary for these networks; Keras' 0.99 needs more steps than a short run has.
+    return keras.layers.BatchNormalization(momentum=0.9, **options)
+
+
+def _group_norm(channels: int, **options: Any) -> keras.layers.Layer:
+    return keras.layers.GroupNormalization(min(GROUPS, channels // FEWEST_CHANNELS), **options)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What makes the layers of one kind of network.
+
+    Attributes:
+      convolution: the class of its convolutions.
+      layer: from the number of channels and further options to the layer after a convolution.
+    """
+
+    convolution: type[keras.layers.Conv2D]
+    layer: Callable[..., keras.layers.Layer]
+
+
+BATCH_NORM = Normalization(keras.layers.Conv2D, _batch_norm)
+GROUP_NORM = Normalization(StandardizedConv2D, _group_norm)
+"""GroupNorm (Wu and He 2018, arXiv 1803.08494) and weight standardization, which belong together
+(Qiao et al.).
+
+They know no statistics of the data, so they suit ranks whose data differ: with BatchNorm each rank
+trains for its own statistics (Hsieh et al. 2020, "The non-IID data quagmire of decentralized
+machine learning", arXiv 1910.00189).
+"""
 
 
 def conv(
@@ -32,6 +76,7 @@ def conv(
     seeds: random.Random,
     name: str,
     fan: str = "fan_in",
+    normalization: Normalization = BATCH_NORM,
 ) -> Any:
     """A convolution without bias, since the normalization after it has an offset of its own.
 
@@ -48,7 +93,7 @@ def conv(
         padding = "valid"
         if size > 1:
             x = keras.layers.ZeroPadding2D(size // 2)(x)
-    return keras.layers.Conv2D(
+    return normalization.convolution(
         channels,
         size,
         stride,
@@ -59,28 +104,9 @@ def conv(
     )(x)
 
 
-def batch_norm(x: Any, name: str, scale: str = "ones") -> Any:
-    """BatchNorm whose scale starts at "ones" or "zeros"; the shape stays.
-
-    The constants are customary for these networks; Keras' own momentum of 0.99 needs more steps
-    than a short run has.
-    """
-    return keras.layers.BatchNormalization(
-        momentum=0.9, epsilon=1e-5, gamma_initializer=scale, name=name
-    )(x)
-
-
-def group_norm(x: Any, name: str, scale: str = "ones") -> Any:
-    """GroupNorm (Wu and He 2018, arXiv 1803.08494); arguments as for `batch_norm`.
-
-    It has no statistics of the data, so it suits ranks whose data differ: with BatchNorm each rank
-    trains for its own statistics (Hsieh et al. 2020, "The non-IID data quagmire of decentralized
-    machine learning", arXiv 1910.00189).
-    """
-    groups = max(1, x.shape[-1] // CHANNELS_PER_GROUP)
-    return keras.layers.GroupNormalization(
-        groups, epsilon=1e-5, gamma_initializer=scale, name=name
-    )(x)
+def norm(x: Any, name: str, scale: str = "ones", normalization: Normalization = BATCH_NORM) -> Any:
+    """A normalization whose scale starts at "ones" or "zeros"; the shape stays."""
+    return normalization.layer(x.shape[-1], gamma_initializer=scale, epsilon=1e-5, name=name)(x)
 
 
 def branch(
@@ -89,11 +115,11 @@ def branch(
     seeds: random.Random,
     name: str,
     fan: str = "fan_in",
-    norm: Norm = batch_norm,
+    normalization: Normalization = BATCH_NORM,
 ) -> Any:
-    """The residual branch of He et al. 2016, figure 5: every convolution with `norm` and ReLU.
+    """The residual branch of He et al. 2016, figure 5: every convolution normalized, and with ReLU.
 
-    The last ReLU comes after the sum and is the caller's. The last scale of `norm` starts at zero,
+    The last ReLU comes after the sum and is the caller's. The last normalization's scale is zero,
     so a block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677, 5.1).
 
     Args:
@@ -102,8 +128,8 @@ def branch(
     """
     for number, (channels, size, stride) in enumerate(convolutions, 1):
         last = number == len(convolutions)
-        x = conv(x, channels, size, stride, seeds, f"{name}.conv{number}", fan)
-        x = norm(x, f"{name}.bn{number}", scale="zeros" if last else "ones")
+        x = conv(x, channels, size, stride, seeds, f"{name}.conv{number}", fan, normalization)
+        x = norm(x, f"{name}.bn{number}", "zeros" if last else "ones", normalization)
         if not last:
             x = keras.layers.ReLU()(x)
     return x
@@ -141,5 +167,8 @@ def with_group_norm_too(builders: Mapping[str, Builder]) -> dict[str, Builder]:
     """The builders, and with the suffix `_gn` those of the same networks with GroupNorm."""
     return {
         **builders,
-        **{f"{name}_gn": partial(build, norm=group_norm) for name, build in builders.items()},
+        **{
+            f"{name}_gn": partial(build, normalization=GROUP_NORM)
+            for name, build in builders.items()
+        },
     }

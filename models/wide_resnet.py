@@ -38,16 +38,16 @@ def wide_resnet(
     widths = [factor * channels for channels in (16, 32, 64)]
     for name, channels, stride in layers.stages(widths, [blocks] * len(widths)):
         x = _block(x, channels, stride, seeds, name)
-    x = keras.layers.ReLU()(layers.batch_norm(x, "bn1"))
+    x = keras.layers.ReLU()(layers.norm(x, "bn1"))
     logits = layers.head(x, classes, layers.he_normal(seeds))
     depth = 2 * blocks * len(widths) + 4
     return keras.Model(inputs, logits, name=f"wideresnet{depth}_{factor}")
 
 
 def _block(x: Any, channels: int, stride: int, seeds: random.Random, name: str) -> Any:
-    activated = keras.layers.ReLU()(layers.batch_norm(x, f"{name}.bn1"))
+    activated = keras.layers.ReLU()(layers.norm(x, f"{name}.bn1"))
     residual = layers.conv(activated, channels, 3, stride, seeds, f"{name}.conv1")
-    residual = keras.layers.ReLU()(layers.batch_norm(residual, f"{name}.bn2"))
+    residual = keras.layers.ReLU()(layers.norm(residual, f"{name}.bn2"))
     residual = layers.conv(residual, channels, 3, 1, seeds, f"{name}.conv2")
     if x.shape[-1] != channels:
         # From the activated x, as in the authors' code: both paths then see normalized inputs.

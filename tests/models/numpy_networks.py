@@ -21,9 +21,9 @@ def _norm(x, scale, offset, mean, variance):
 
 
 def _group_norm(x, scale, offset):
-    """Wu and He 2018, equations 1 to 4, in groups of eight channels."""
+    """Wu and He 2018, equations 1 to 4, in groups of four channels."""
     batch, height, width, channels = x.shape
-    groups = x.reshape(batch, height * width, channels // 8, 8)
+    groups = x.reshape(batch, height * width, channels // 4, 4)
     mean = groups.mean(axis=(1, 3), keepdims=True)
     variance = ((groups - mean) ** 2).mean(axis=(1, 3), keepdims=True)
     return ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * scale + offset
@@ -51,8 +51,17 @@ def cifar_resnet(weights, x, blocks, norm=_norm):
     return x.mean(axis=(1, 2)) @ kernel + bias
 
 
+def _standardized(arrays):
+    """A kernel [height, width, in, out] with mean 0 and variance 1 / fan-in for each filter."""
+    (kernel,) = arrays
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    flat = (flat - flat.mean(axis=0)) / flat.std(axis=0) / np.sqrt(len(flat))
+    return [flat.reshape(kernel.shape)]
+
+
 def cifar_resnet_with_group_norm(weights, x, blocks):
-    """The same with GroupNorm for BatchNorm."""
+    """The same with GroupNorm for BatchNorm, and standardized kernels (Qiao et al. 2019)."""
+    weights = weights | {name: _standardized(w) for name, w in weights.items() if "conv" in name}
     return cifar_resnet(weights, x, blocks, _group_norm)
 
 
