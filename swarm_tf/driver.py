@@ -35,7 +35,7 @@ from swarm_tf.protocol.node import Node, View
 from swarm_tf.transport.base import Transport
 
 _SHORTEST_SLEEP = 0.0001
-_LONGEST_SLEEP = 0.01
+_LONGEST_SLEEP, _LONGEST_IN_TRANSFER = 0.01, 0.002
 _log = logging.getLogger("swarm_tf")
 
 
@@ -363,7 +363,9 @@ class CommunicationThread(threading.Thread):
             with self._turn:
                 busy = self.turn()
             self.busy_seconds = time.thread_time()
-            sleep = _SHORTEST_SLEEP if busy else min(sleep * 1.3, _LONGEST_SLEEP)
+            # MPI moves the rest of a large message only while it is polled.
+            longest = _LONGEST_IN_TRANSFER if self.transport.in_transfer else _LONGEST_SLEEP
+            sleep = _SHORTEST_SLEEP if busy else min(sleep * 1.3, longest)
             if not busy and self._wake.wait(sleep):
                 self._wake.clear()
 

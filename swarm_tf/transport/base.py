@@ -54,6 +54,11 @@ class Transport(ABC):
     def send(self, to: int, head: bytes, payload: Bytes) -> None:
         """Start to send a message; returns at once. The payload may not change afterwards."""
 
+    @property
+    def in_transfer(self) -> bool:
+        """Whether a message is on its way that needs `receive` to be called for it to move."""
+        return False
+
     @abstractmethod
     def receive(self) -> list[tuple[int, bytes, Bytes]]:
         """(source, head, payload) of the messages that are complete by now; never waits.

@@ -65,6 +65,10 @@ class MPITransport(Transport):
         if payload.size:
             self._sending.append((self._messages.Isend(payload, to, _PAYLOAD), to, payload))
 
+    @property
+    def in_transfer(self) -> bool:
+        return bool(self._sending or self._heads or self._receiving)
+
     def receive(self) -> list[tuple[int, bytes, Bytes]]:
         mpi, complete = self._mpi, []
         status = mpi.Status()
