@@ -11,9 +11,9 @@ import numpy as np
 
 from swarm_tf.errors import UsageError
 
-BUSY_SHARE = 0.2
+BUSY_SHARE = 0.1
 """Share of a rank's cores that its communication thread may keep busy, with `Auto`."""
-_LAST = 15  # boundaries whose median counts: an outlier changes nothing, a new load does soon
+_LAST = 15  # boundaries that count: an outlier changes nothing, a new load does soon
 _MOST = 64
 
 
@@ -86,6 +86,9 @@ class Auto:
     its time, and the communication thread may keep `BUSY_SHARE` of the rank's cores busy. (An
     exchange starts at a boundary only if the last one is over, so a slow link limits it too.)
 
+    Of the last boundaries the shortest one counts: a longer one has waited for a core that other
+    processes use, and as many of them would wait if they were fewer and longer.
+
     Args:
       exposed_target: share of the training time.
       cores: of this rank.
@@ -100,7 +103,7 @@ class Auto:
         if not self._costs:
             return 1
         step = statistics.median(cost.seconds / cost.steps for cost in self._costs)
-        exposed = statistics.median(cost.exposed_seconds for cost in self._costs)
+        exposed = min(cost.exposed_seconds for cost in self._costs)
         busy = statistics.median(cost.busy_seconds for cost in self._costs)
         needed = max(exposed / self._target, busy / (BUSY_SHARE * self._cores))
         return max(1, min(_MOST, math.ceil(needed / max(step, 1e-9))))

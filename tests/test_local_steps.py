@@ -71,7 +71,7 @@ def test_auto_forgets_an_outlier_and_follows_a_new_load():
     law = _auto(exposed=5e-5, busy=0.0)
     _auto(exposed=0.5, busy=0.5, step=10.0, count=1, law=law)
     assert law.draw(np.random.default_rng(0)) == 1
-    _auto(exposed=4e-4, busy=0.0, count=9, law=law)
+    _auto(exposed=4e-4, busy=0.0, count=15, law=law)
     assert law.draw(np.random.default_rng(0)) == 4
 
 

@@ -91,7 +91,7 @@ class Codec(ABC):
     A subclass sets the constants below and implements `encode` and `_read`. Both sides of an
     exchange must find exactly opposite corrections, in float32. Beware of a*b - c*d: XLA may fuse
     it so that one product is not rounded. Differences of integers, or of halves of floats, are
-    safe. Functions that XLA compiles are methods named `..._kernel`; see `kernels`.
+    safe. Functions that XLA compiles are a `kernels.Kernel` each.
 
     Attributes:
       name: as in `codec=NAME`; each class has its own.

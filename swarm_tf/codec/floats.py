@@ -20,6 +20,7 @@ from swarm_tf.codec.kernels import (
     BLOCK,
     Bools,
     Floats,
+    Kernel,
     block_sums,
     blocks_of,
     checksum_weights,
@@ -58,8 +59,8 @@ class Float(Codec):
     def __init__(self) -> None:
         self.dtype = self.format.dtype
         self.words, self.row_length = 1, BLOCK
-        self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
-        self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
+        self._encode = Kernel(self._encode_kernel)
+        self._decode = Kernel(self._decode_kernel)
 
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         length = int(terms[0].shape[0])

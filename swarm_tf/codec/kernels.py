@@ -6,7 +6,8 @@ All of it is TensorFlow, compiled with XLA within the kernel that uses it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +25,49 @@ _LANES = 32  # measured: XLA vectorises folds of up to 64 lanes
 FLOAT32_DIGITS = 2.0**-22
 """A lattice step below this share of a block's largest magnitude is lost in float32's rounding."""
 
-# TensorFlow warns of functions that are compiled for several shapes in a row, as every kernel is.
-# The filter knows kernels by their names: methods `..._kernel` of a codec.
-tf.get_logger().addFilter(lambda record: "_kernel of <swarm_tf.codec" not in record.getMessage())
-
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint32]
+
+
+class Kernel:
+    """A function of arrays that XLA compiles, once for each form of its arguments.
+
+    tf.function does the same, but finds out the form of its arguments with so much Python that a
+    call costs several times what a kernel for a hundred thousand weights does; and it warns of
+    functions that are compiled for several shapes in a row, as kernels are.
+
+    Args:
+      function: its arguments are arrays, tensors, tuples of them, or None.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[tf.Tensor]]) -> None:
+        self._function = tf.function(function, jit_compile=True, autograph=False)
+        self._compiled: dict[tuple[object, ...], Callable[..., Sequence[tf.Tensor]]] = {}
+
+    def __call__(self, *arguments: Any) -> Sequence[tf.Tensor]:
+        tensors = [_tensors(argument) for argument in arguments]
+        form = tuple(_form(argument) for argument in tensors)
+        compiled = self._compiled.get(form)
+        if compiled is None:
+            compiled = self._compiled[form] = self._function.get_concrete_function(*tensors)
+        return compiled(*tensors)
+
+
+def _tensors(argument: Any) -> Any:
+    if argument is None:
+        return None
+    if isinstance(argument, tuple):
+        return tuple(_tensors(one) for one in argument)
+    return tf.convert_to_tensor(argument)
+
+
+def _form(argument: Any) -> object:
+    if argument is None:
+        return None
+    if isinstance(argument, tuple):
+        return tuple(_form(one) for one in argument)
+    return tuple(argument.shape), argument.dtype
 
 
 def blocks_of(length: int) -> int:

@@ -32,6 +32,7 @@ from swarm_tf.codec.kernels import (
     FLOAT32_DIGITS,
     Bools,
     Floats,
+    Kernel,
     block_sums,
     blocks_of,
     checksum_weights,
@@ -65,8 +66,8 @@ class Lattice(Codec):
         self.dtype = tf.uint16 if bits == 16 else tf.uint8
         self.row_length = BLOCK * min(bits, 8) // 8
         self.words = 2 if bits > 8 else 1  # an error is a multiple of 2^b: 32 - b bits a word
-        self._encode = tf.function(self._encode_kernel, jit_compile=True, autograph=False)
-        self._decode = tf.function(self._decode_kernel, jit_compile=True, autograph=False)
+        self._encode = Kernel(self._encode_kernel)
+        self._decode = Kernel(self._decode_kernel)
 
     @classmethod
     def build(cls, bits: int) -> Codec:
