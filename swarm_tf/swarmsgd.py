@@ -85,7 +85,8 @@ class SwarmConfig(GraphOptions, AlgorithmConfig):
     exposed_target: float = option(
         0.01,
         rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-        "for local_steps=auto: share of the training time for which averaging may stop training",
+        "for local_steps=auto: share of the training time for which averaging may stop training, "
+        "not counting the time that it waits for a core",
         agreed=False,
         may_change=True,
     )

@@ -294,7 +294,7 @@ class Initiator:
             exchange.blocks_skipped += int((~averaged.accepted).sum())
         elif not exchange.failure:
             exchange.to_send.append(exact_retry)
-        exchange.answered += 1
+        self._measure(exchange, number, now)
         self._chunk_answered(exchange, number, now)
         if self._current is exchange:
             self._gate.pair(exchange.partner)
@@ -308,7 +308,7 @@ class Initiator:
             return []
         exchange.last_reply_at = now
         exchange.model[chunk] = model
-        exchange.answered += 1
+        self._measure(exchange, chunk, now)
         self._chunk_answered(exchange, chunk, now)
         return [] if exchange.failure else self._send_more(exchange, now)
 
@@ -338,11 +338,16 @@ class Initiator:
             return None
         return exchange if message.chunk in exchange.in_flight else None
 
-    def _chunk_answered(self, exchange: _Exchange, number: int, now: float) -> None:
-        """One chunk is answered; end the exchange if it was the last one."""
-        sent = exchange.in_flight.pop(number)
+    def _measure(self, exchange: _Exchange, number: int, now: float) -> None:
+        """Count a chunk that the partner has averaged or sent, and let the window know its time."""
+        exchange.answered += 1
+        sent = exchange.in_flight[number]
         if exchange.repeated_at <= sent.stamp.at:  # otherwise either copy may have been answered
             self._windows[exchange.partner].answer(sent.stamp, sent.size, now)
+
+    def _chunk_answered(self, exchange: _Exchange, number: int, now: float) -> None:
+        """One chunk is answered; end the exchange if it was the last one."""
+        del exchange.in_flight[number]
         all_sent = exchange.failure or not exchange.to_send
         if all_sent and not exchange.in_flight:
             self._end(exchange, now)
