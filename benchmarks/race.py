@@ -43,7 +43,7 @@ from benchmarks.runs import (
 from swarm_tf import UsageError
 from swarm_tf.config import flatten
 from testbed.network import Network, Unavailable, bits_per_second
-from testbed.processes import stopped_once
+from testbed.processes import NotStopped, stopped_once
 
 WIDTH = 180  # columns of the table
 STOPPED_AFTER = 20  # the step after which a rank is stopped
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(args, results, args.alone)
         with link or contextlib.nullcontext():
             return _race(args, rest, link)
-    except (Unavailable, UsageError) as error:
+    except (Unavailable, UsageError, NotStopped) as error:
         print(error, file=sys.stderr)
         return 2
     except Failed as error:
@@ -304,8 +304,8 @@ def _share(text: str) -> float:
 
 def _seconds(text: str) -> float:
     seconds = float(text.removesuffix("s"))
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0s")
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be above 0s, and finite")
     return seconds
 
 

@@ -14,23 +14,25 @@ from typing import Any
 
 import keras
 
-GROUPS, FEWEST_CHANNELS = 32, 4  # of GroupNorm: most groups, and least channels in a group
-
+GROUPS, FEWEST_CHANNELS = 32, 4  # of GroupNorm: most groups, and fewest channels in a group
 
 Builder = Callable[..., keras.Model]
 
 
+@keras.saving.register_keras_serializable(package="models")
 class StandardizedConv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """A convolution whose filters are shifted and scaled to mean 0 and variance 1 / fan-in.
 
-    Qiao et al. 2019, "Micro-batch training with batch-channel normalization and weight
-    standardization", arXiv 1903.10520, equation 3.
+    Weight standardization (Qiao et al. 2019, arXiv 1903.10520), scaled as by Brock, De, Smith 2021,
+    "Characterizing signal propagation to close the performance gap in unnormalized ResNets",
+    arXiv 2101.08692.
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """See `keras.layers.Conv2D`."""
         fan_in = math.prod(kernel.shape[:-1])
         mean, variance = keras.ops.moments(kernel, axes=(0, 1, 2), keepdims=True)
+        # A filter of equal weights is not divided by zero.
         scale = keras.ops.rsqrt(keras.ops.maximum(fan_in * variance, 1e-4))
         return super().convolution_op(inputs, (kernel - mean) * scale)
 
@@ -41,12 +43,14 @@ def _batch_norm(channels: int, **options: Any) -> keras.layers.Layer:
 
 
 def _group_norm(channels: int, **options: Any) -> keras.layers.Layer:
-    return keras.layers.GroupNormalization(min(GROUPS, channels // FEWEST_CHANNELS), **options)
+    groups = (g for g in range(GROUPS, 1, -1) if channels % g == 0)
+    fitting = (g for g in groups if channels // g >= FEWEST_CHANNELS)
+    return keras.layers.GroupNormalization(next(fitting, 1), **options)
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What makes the layers of one kind of network.
+    """How a network is normalized, which its convolutions are part of.
 
     Attributes:
       convolution: the class of its convolutions.
@@ -62,7 +66,7 @@ GROUP_NORM = Normalization(StandardizedConv2D, _group_norm)
 """GroupNorm (Wu and He 2018, arXiv 1803.08494) and weight standardization, which belong together
 (Qiao et al.).
 
-They know no statistics of the data, so they suit ranks whose data differ: with BatchNorm each rank
+They keep no statistics of the data, so they suit ranks whose data differ: with BatchNorm each rank
 trains for its own statistics (Hsieh et al. 2020, "The non-IID data quagmire of decentralized
 machine learning", arXiv 1910.00189).
 """
@@ -119,7 +123,7 @@ def branch(
 ) -> Any:
     """The residual branch of He et al. 2016, figure 5: every convolution normalized, and with ReLU.
 
-    The last ReLU comes after the sum and is the caller's. The last normalization's scale is zero,
+    The last ReLU comes after the sum and is the caller's. The last scale starts at zero,
     so a block starts as its shortcut (Goyal et al. 2017, arXiv 1706.02677, 5.1).
 
     Args:

@@ -11,6 +11,10 @@ from pathlib import Path
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
+class NotStopped(RuntimeError):
+    """A rank could not be stopped, or not for long enough."""
+
+
 def process_of(workdir: Path, rank: int) -> int:
     """The id of the process that is this rank of the run of train.py with this workdir.
 
@@ -36,45 +40,51 @@ def last_step(workdir: Path) -> int:
     return 0
 
 
-def _file_number(path: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        return path.stat().st_ino
-    return None
-
-
 @contextlib.contextmanager
 def stopped_once(workdir: Path, rank: int, seconds: float, after_step: int) -> Iterator[None]:
     """Within the block, stops a rank (SIGSTOP) for `seconds`, once `after_step` has been logged.
 
     Raises:
-      RuntimeError: the block has ended, and the rank had not been stopped for that long.
+      NotStopped: the block has ended, and the rank had not been stopped for that long.
     """
-    over, stopped = threading.Event(), threading.Event()
-    earlier_run = _file_number(workdir / "metrics.jsonl")
+    over = threading.Event()
+    failure: list[BaseException | None] = [None]
+    at_entry = _progress(workdir)
 
     def stop() -> None:
-        while (
-            _file_number(workdir / "metrics.jsonl") == earlier_run
-            or last_step(workdir) < after_step
-        ):
+        while (now := _progress(workdir)) == at_entry or now[1] < after_step:
             if over.wait(0.2):
-                return
+                raise RuntimeError("it was over before")
         process = process_of(workdir, rank)
         os.kill(process, signal.SIGSTOP)
         try:
-            if not over.wait(seconds):
-                stopped.set()
+            if over.wait(seconds):
+                raise RuntimeError("it was over before that time")
         finally:
-            os.kill(process, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
-    thread = threading.Thread(target=stop)
+    def run() -> None:
+        try:
+            stop()
+        except BaseException as error:
+            failure[0] = error
+
+    thread = threading.Thread(target=run)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
-    if not stopped.is_set():
-        raise RuntimeError(
-            f"the run was over before rank {rank} had been stopped for {seconds:g} s"
-        )
+    if failure[0] is not None:
+        raise NotStopped(
+            f"rank {rank} of the run in {workdir} was not stopped for {seconds:g} s: {failure[0]}"
+        ) from failure[0]
+
+
+def _progress(workdir: Path) -> tuple[int | None, int]:
+    """The number of the file metrics.jsonl, and its last step: they differ from run to run."""
+    with contextlib.suppress(OSError):
+        return (workdir / "metrics.jsonl").stat().st_ino, last_step(workdir)
+    return None, 0

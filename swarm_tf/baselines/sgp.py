@@ -2,13 +2,13 @@
 
 Assran, Loizou, Ballas, Rabbat 2019, arXiv 1811.10792, algorithm 1 (and 2 with `overlap`).
 
-    x_i <- x_i - optimizer step at z_i = x_i / w_i               H local steps; 1 in the paper
+    z_i <- x_i / w_i
+    x_i, z_i <- both moved by the optimizer step at z_i          H local steps; 1 in the paper
     send p x_i and p w_i to each out-neighbour, keep p x_i and p w_i    p = 1 / (1 + out-neighbours)
     x_i <- sum of the kept and the received x;  w_i <- sum of the kept and the received w
 
-Within a round z moves by the same steps as x. The sum of all w is always N. On the directed
-exponential graph, where rank i sends to i + 2^(k mod L) in round k, every rank sends to one rank
-and receives from one.
+The sum of all w is always N. On the directed exponential graph, where rank i sends to
+i + 2^(k mod L) in round k, every rank sends to one rank and receives from one.
 """
 
 from dataclasses import dataclass

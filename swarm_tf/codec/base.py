@@ -123,10 +123,6 @@ class Codec(ABC):
         """What keeps the state of one chunk of `length` weights."""
         return Channel([self], length)
 
-    def payload_bytes(self, length: int) -> int:
-        """Bytes of the payload of so many weights on the wire."""
-        return blocks_of(length) * self.row_length * int(self.dtype.size)
-
     @abstractmethod
     def encode(self, terms: Sequence[tf.Tensor], seed: int, scales: Floats) -> Encoded:
         """Encode the sum of `terms`; an empty one, of length 0, too.

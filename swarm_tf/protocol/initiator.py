@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,8 @@ from swarm_tf.protocol.gate import Gate, State
 from swarm_tf.protocol.membership import Membership
 from swarm_tf.protocol.messages import Kind, Message, Outbox, Reason
 from swarm_tf.protocol.replica import Replica
-from swarm_tf.protocol.window import Stamp, Window
+
+_WINDOW = 3  # chunks of one exchange in flight: one is encoded, one travels, one is decoded
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,13 @@ class _Wanted:
     adopt: bool
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """A chunk that is not answered yet.
-
-    Attributes:
-      own: the own side, to read the reply against and to send again; None in an adoption, which has
-        no own side.
-      size: bytes that travel, there or back.
-      stamp: when it was sent.
-    """
-
-    own: Encoded | None
-    size: int
-    stamp: Stamp
-
-
 @dataclass
 class _Exchange:
     """An exchange that is not over.
 
     Attributes:
-      in_flight: chunks that are not answered, by number.
+      in_flight: the own side of chunks by number, to read the replies against and to send again;
+        None in an adoption, which has no own side.
       to_send: numbers of the chunks that are not sent yet.
       answered: chunks answered so far.
       cancelled: the number at which the initiator stopped, since its model is not finite.
@@ -73,7 +59,7 @@ class _Exchange:
     last_reply_at: float
     repeated_at: float
     to_send: deque[int]
-    in_flight: dict[int, _Sent] = field(default_factory=dict)
+    in_flight: dict[int, Encoded | None] = field(default_factory=dict)
     answered: int = 0
     cancelled: int | None = None
     model: dict[int, Floats] = field(default_factory=dict)
@@ -118,7 +104,6 @@ class Initiator:
         self._wanted: _Wanted | None = None
         self._current: _Exchange | None = None
         self._exchanges: dict[int, _Exchange] = {}
-        self._windows: defaultdict[int, Window] = defaultdict(Window)  # by partner
         self._adopted: list[Floats] | None = None
 
     # Calls of the node.
@@ -224,15 +209,9 @@ class Initiator:
         """The next chunks, as far as the window allows."""
         out: Outbox = []
         # A blocking partner may refuse: until it has answered, one chunk is enough.
-        alone = self._gate.blocking and not exchange.answered
-        window = self._windows[exchange.partner]
-        while exchange.to_send and not (alone and exchange.in_flight):
-            in_flight = sum(sent.size for sent in exchange.in_flight.values())
-            number = exchange.to_send[0]
-            size = self._replica.payload_bytes(number, exact=exchange.adopt)
-            if not window.allows(in_flight, size):
-                break
-            exchange.to_send.popleft()
+        window = 1 if self._gate.blocking and not exchange.answered else _WINDOW
+        while exchange.to_send and len(exchange.in_flight) < window:
+            number = exchange.to_send.popleft()
             own = (
                 None
                 if exchange.adopt
@@ -248,12 +227,12 @@ class Initiator:
                 exchange.to_send.clear()
             if own is not None and not self._replica.one_sided:
                 exchange.payload_bytes += own.payload_bytes
-            exchange.in_flight[number] = _Sent(own, size, window.send(in_flight, now))
+            exchange.in_flight[number] = own
             out.append((exchange.partner, self._message(exchange, number)))
         return out
 
     def _message(self, exchange: _Exchange, number: int) -> Message:
-        own = exchange.in_flight[number].own
+        own = exchange.in_flight[number]
         if own is None:
             return Message(Kind.ADOPT, self.rank, exchange.id, number)
         if number == exchange.cancelled:
@@ -268,7 +247,7 @@ class Initiator:
         reply, accepted, number = message.encoded, message.accepted, message.chunk
         if exchange is None or reply is None or accepted is None:
             return []  # a second copy, or an answer to no request
-        own = exchange.in_flight[number].own
+        own = exchange.in_flight[number]
         if own is None:
             return self._on_model_chunk(exchange, number, reply, now)
         if own.codec != reply.codec or not self._replica.readable(number, reply):
@@ -294,7 +273,7 @@ class Initiator:
             exchange.blocks_skipped += int((~averaged.accepted).sum())
         elif not exchange.failure:
             exchange.to_send.append(exact_retry)
-        self._measure(exchange, number, now)
+        exchange.answered += 1
         self._chunk_answered(exchange, number, now)
         if self._current is exchange:
             self._gate.pair(exchange.partner)
@@ -308,7 +287,7 @@ class Initiator:
             return []
         exchange.last_reply_at = now
         exchange.model[chunk] = model
-        self._measure(exchange, chunk, now)
+        exchange.answered += 1
         self._chunk_answered(exchange, chunk, now)
         return [] if exchange.failure else self._send_more(exchange, now)
 
@@ -337,13 +316,6 @@ class Initiator:
         if exchange is None or exchange.partner != message.sender:
             return None
         return exchange if message.chunk in exchange.in_flight else None
-
-    def _measure(self, exchange: _Exchange, number: int, now: float) -> None:
-        """Count a chunk that the partner has averaged or sent, and let the window know its time."""
-        exchange.answered += 1
-        sent = exchange.in_flight[number]
-        if exchange.repeated_at <= sent.stamp.at:  # otherwise either copy may have been answered
-            self._windows[exchange.partner].answer(sent.stamp, sent.size, now)
 
     def _chunk_answered(self, exchange: _Exchange, number: int, now: float) -> None:
         """One chunk is answered; end the exchange if it was the last one."""

@@ -116,13 +116,6 @@ class Replica:
         attempt, chunk = self._place(number)
         return self._checked(self.channels[chunk].offer(self.terms(chunk), seed, attempt))
 
-    def payload_bytes(self, number: int, *, exact: bool = False) -> int:
-        """Bytes that chunk `number` takes on the wire, or its float32 copy if `exact`."""
-        attempt, chunk = self._place(number)
-        channel = self.channels[chunk]
-        codec = float32() if exact else channel.codecs[attempt]
-        return codec.payload_bytes(channel.length)
-
     def answer(self, number: int, offer: Encoded) -> tuple[Encoded, Averaged] | Reason:
         """The responder's side of chunk `number`, averaged; or why not."""
         attempt, chunk = self._place(number)

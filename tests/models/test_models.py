@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from models import cifar_resnet
+from models import cifar_resnet, layers
 from swarm_tf.errors import UsageError
 from tests.models import numpy_networks
 
@@ -79,6 +79,24 @@ def test_group_norm_changes_no_shape_of_a_trainable_weight(name):
     shapes = [v.shape for v in with_batch_norm.trainable_variables]
     assert [v.shape for v in with_group_norm.trainable_variables] == shapes
     assert len(with_group_norm.variables) == len(shapes)  # no statistics
+
+
+def test_a_network_with_group_norm_is_saved_and_loaded(tmp_path):
+    model = models.build("resnet8_gn", **DIGITS, seed=0)
+    model.save(tmp_path / "model.keras")
+    images = _images(2, 8, 8, 1)
+    np.testing.assert_array_equal(
+        keras.saving.load_model(tmp_path / "model.keras")(images), model(images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(1, 1), (6, 1), (12, 3), (18, 3), (64, 16), (144, 24), (512, 32)]
+)
+def test_groups_divide_the_channels(channels, groups):
+    layer = layers.GROUP_NORM.layer(channels)
+    assert layer.groups == groups
+    assert layer(np.zeros((1, 2, 2, channels), np.float32)).shape == (1, 2, 2, channels)
 
 
 def test_resnet8_is_small():

@@ -117,27 +117,6 @@ def test_another_exchange_starts_beside_a_late_one_and_both_apply():
     assert node.view.pending_step is None
 
 
-def test_more_chunks_travel_at_once_if_the_round_trip_is_long():
-    """A message takes 0.05 s; of 30 chunks three travel at once at first, in the end all."""
-    swarm, seconds = pair(chunks=30), []
-    for _ in range(10):
-        swarm.request(0, 1)
-        swarm.poll(0)
-        while arriving := swarm.network.in_flight:
-            swarm.now += 0.05
-            answers = []
-            for message in arriving:
-                swarm.network.in_flight = [message]
-                swarm.deliver()
-                answers += swarm.network.in_flight
-            swarm.network.in_flight = answers
-        (exchange,) = swarm.nodes[0].take_ended()
-        seconds.append(exchange.seconds)
-    assert seconds[0] > 0.35
-    assert seconds[-1] == pytest.approx(0.1)
-    assert swarm.drift() < ROUNDING
-
-
 def test_copies_of_a_request_are_applied_once():
     swarm = pair(repeat_seconds=1.0)
     a, b = even_models(swarm)
