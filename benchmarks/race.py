@@ -213,11 +213,11 @@ def _race(args: argparse.Namespace, rest: Sequence[str], link: Network | None) -
     for method in args.algorithms:
         workdir = args.out / method.directory
         ranks = method.ranks(args.ranks)
+        slow = _slow(args.slow_rank, ranks)
         stopped: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if args.stopped_rank and ranks > 1:
             stopped = stopped_once(workdir, ranks - 1, args.stopped_rank, STOPPED_AFTER)
         with stopped:
-            slow = _slow(args.slow_rank, ranks)
             train(method, args.config, workdir, args.ranks, [*rest, *slow], link)
         workdirs.append(workdir)
     results = finished(workdirs)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -48,7 +49,6 @@ def stopped_once(workdir: Path, rank: int, seconds: float, after_step: int) -> I
       NotStopped: the block has ended, and the rank had not been stopped for that long.
     """
     over = threading.Event()
-    failure: list[BaseException | None] = [None]
     at_entry = _progress(workdir)
 
     def stop() -> None:
@@ -64,23 +64,16 @@ def stopped_once(workdir: Path, rank: int, seconds: float, after_step: int) -> I
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGCONT)
 
-    def run() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        stopping = thread.submit(stop)
         try:
-            stop()
-        except BaseException as error:
-            failure[0] = error
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    if failure[0] is not None:
+            yield
+        finally:
+            over.set()
+    if error := stopping.exception():
         raise NotStopped(
-            f"rank {rank} of the run in {workdir} was not stopped for {seconds:g} s: {failure[0]}"
-        ) from failure[0]
+            f"rank {rank} of the run in {workdir} was not stopped for {seconds:g} s: {error}"
+        ) from error
 
 
 def _progress(workdir: Path) -> tuple[int | None, int]:

@@ -46,28 +46,21 @@ class Kernel:
         self._compiled: dict[tuple[object, ...], Callable[..., Sequence[tf.Tensor]]] = {}
 
     def __call__(self, *arguments: Any) -> Sequence[tf.Tensor]:
-        tensors = [_tensors(argument) for argument in arguments]
-        form = tuple(_form(argument) for argument in tensors)
+        tensors = _for_each(tf.convert_to_tensor, arguments)
+        form = _for_each(lambda tensor: (tuple(tensor.shape), tensor.dtype), tensors)
         compiled = self._compiled.get(form)
         if compiled is None:
             compiled = self._compiled[form] = self._function.get_concrete_function(*tensors)
         return compiled(*tensors)
 
 
-def _tensors(argument: Any) -> Any:
-    if argument is None:
+def _for_each(function: Callable[[Any], object], arguments: Any) -> Any:
+    """`function` of each leaf of nested tuples; None stays."""
+    if arguments is None:
         return None
-    if isinstance(argument, tuple):
-        return tuple(_tensors(one) for one in argument)
-    return tf.convert_to_tensor(argument)
-
-
-def _form(argument: Any) -> object:
-    if argument is None:
-        return None
-    if isinstance(argument, tuple):
-        return tuple(_form(one) for one in argument)
-    return tuple(argument.shape), argument.dtype
+    if isinstance(arguments, tuple):
+        return tuple(_for_each(function, one) for one in arguments)
+    return function(arguments)
 
 
 def blocks_of(length: int) -> int:
